@@ -36,6 +36,11 @@ class Config(BaseModel):
         source = str(path) if path is not None else "--set"
         return cls.parse(override(data, overrides), source)
 
+    @classmethod
+    def load_text(cls, text: str, source: str) -> Self:
+        """Validate a YAML text, such as the config saved with a run."""
+        return cls.parse(yaml.safe_load(text), source)
+
     def to_yaml(self) -> str:
         """The resolved config as YAML, every default written out."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)

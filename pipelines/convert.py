@@ -1,0 +1,140 @@
+"""``tadvae convert``: many ``.h5ad`` files → one cell store, as Ray tasks.
+
+Two rounds of independent tasks (see :mod:`tadvae.store.writer`): every chunk of source rows is spilled
+sorted by target shard, then every shard is collected. On a disk all is built in ``STORE.partial`` beside
+the store, which takes the store's place at the end; on an object store it is built in place, and the
+manifest, written last, makes it a store. An interrupted conversion of the same spec goes on where it was.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import ray
+
+from pipelines.cluster import ray_session
+from pipelines.progress import Steps
+from tadvae.errors import UserError
+from tadvae.filesystem import Location
+from tadvae.preprocess import Moments
+from tadvae.store.conversion import StorePlan, finish_store, plan_store
+from tadvae.store.manifest import MANIFEST, Manifest
+from tadvae.store.spec import load_spec
+from tadvae.store.writer import (
+    LARGEST_UINT16,
+    DatasetPlan,
+    read_spilled_moments,
+    spill_chunk,
+    write_shard,
+)
+
+
+def convert(spec_path: str, out: str, tasks_at_once: int | None = None) -> Manifest:
+    """Convert what ``spec_path`` lists into a store at ``out`` (a path or URL).
+
+    Raises
+    ------
+    UserError
+        For bad input; then nothing is left at ``out`` or beside it.
+    """
+    store = Location.of(out)
+    if (store if store.is_local else store / MANIFEST).exists():
+        raise UserError(f"{store}: already exists; name another folder with --out, or delete this one first.")
+    spec = load_spec(spec_path)
+    plan = plan_store(spec)
+    partial = store.sibling(".partial") if store.is_local else store
+    _start_or_continue(partial, plan)
+    try:
+        with ray_session():
+            manifest = _run(plan, partial, tasks_at_once)
+    except UserError:
+        partial.delete()
+        raise
+    _publish(partial, store)
+    return manifest
+
+
+def _run(plan: StorePlan, partial: Location, tasks_at_once: int | None) -> Manifest:
+    chunks = [
+        [(span, partial / f"spill/{dataset.spec.name}/chunk-{i:05d}") for i, span in enumerate(spans)]
+        for dataset in plan.datasets
+        for spans in [dataset.chunks(plan.spec.layout.chunk_rows)]
+    ]
+    references = [ray.put(dataset) for dataset in plan.datasets]
+    calls = [
+        (_spill, (references[d], start, stop, place))
+        for d in range(len(chunks))
+        for (start, stop), place in chunks[d]
+        if read_spilled_moments(place) is None
+    ]
+    _run_tasks("reading cells", calls, tasks_at_once)
+
+    moments, calls = [], []
+    for d, dataset in enumerate(plan.datasets):
+        places = [place for _, place in chunks[d]]
+        parts = [part for part in map(read_spilled_moments, places) if part is not None]
+        moments.append(Moments.sum([part for part, _ in parts], dataset.n_vocabulary))
+        narrow = dataset.spec.values == "counts" and max(top for _, top in parts) <= LARGEST_UINT16
+        folder = partial / f"cells/dataset={dataset.spec.name}"
+        folder.make_folder()
+        for shard in range(len(dataset.layout.shard_rows)):
+            out = folder / f"part-{shard:05d}.parquet"
+            calls.append((_collect, (references[d], shard, places, out, narrow)))
+    results = iter(_run_tasks("writing shards", calls, tasks_at_once))
+    shards = [[next(results) for _ in dataset.layout.shard_rows] for dataset in plan.datasets]
+    return finish_store(plan, moments, shards, partial)
+
+
+@ray.remote(num_cpus=1, max_retries=3)
+def _spill(plan: DatasetPlan, start: int, stop: int, place: Location) -> None:
+    spill_chunk(plan, start, stop, place)
+
+
+@ray.remote(num_cpus=1, max_retries=3)
+def _collect(plan: DatasetPlan, shard: int, chunks: list[Location], out: Location, narrow: bool) -> Any:
+    return write_shard(plan, shard, chunks, out, narrow_counts=narrow)
+
+
+def _run_tasks(what: str, calls: Sequence[tuple[Any, tuple]], at_once: int | None) -> list[Any]:
+    """Run remote calls, a bounded number at once; results in the order of the calls.
+
+    The first bad input ends them all: its UserError is raised as it was in the task.
+    """
+    at_once = at_once or max(2 * int(ray.cluster_resources().get("CPU", 1)), 2)
+    results: dict[int, Any] = {}
+    running: dict[Any, int] = {}
+    waiting = iter(enumerate(calls))
+    with Steps(what, len(calls)) as steps:
+        while len(results) < len(calls):
+            while len(running) < at_once and (item := next(waiting, None)) is not None:
+                number, (function, arguments) = item
+                running[function.remote(*arguments)] = number
+            (done,), _ = ray.wait(list(running), num_returns=1)
+            try:
+                results[running.pop(done)] = ray.get(done)
+            except ray.exceptions.RayTaskError as error:
+                for other in running:
+                    ray.cancel(other, force=True)
+                cause = error.cause
+                raise cause if isinstance(cause, UserError) else error from None
+            steps.advance()
+    return [results[i] for i in range(len(calls))]
+
+
+def _start_or_continue(partial: Location, plan: StorePlan) -> None:
+    """Keep what an interrupted conversion of the same input left; drop anything else."""
+    mark = partial / "conversion.txt"
+    if mark.exists() and mark.read_text() == plan.fingerprint():
+        return
+    partial.delete()
+    partial.make_folder()
+    for dataset in plan.datasets:
+        (partial / f"spill/{dataset.spec.name}").make_folder()
+    mark.write_text(plan.fingerprint())
+
+
+def _publish(partial: Location, store: Location) -> None:
+    """Turn the finished ``.partial`` folder into the store."""
+    (partial / "spill").delete()
+    (partial / "conversion.txt").delete()
+    if partial != store:
+        store.filesystem.move(partial.path, store.path)

@@ -1,0 +1,114 @@
+"""Progress for people: a bar on a terminal, plain lines in a log."""
+
+import json
+import sys
+import threading
+import time
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from tadvae.filesystem import Location
+
+console = Console(stderr=True)
+
+
+class Steps:
+    """Counts finished pieces of work.
+
+    On a terminal it draws a bar on standard error; elsewhere it writes a line at most every few seconds,
+    and the last one.
+    """
+
+    def __init__(self, what: str, total: int, every_seconds: float = 5.0) -> None:
+        self.what, self.total, self.done = what, total, 0
+        self._every, self._last = every_seconds, time.monotonic()
+        self._bar: Progress | None = None
+        self._task: TaskID | None = None
+
+    def __enter__(self) -> Self:
+        if console.is_terminal and self.total:
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+                console=console,
+            )
+            self._bar.start()
+            self._task = self._bar.add_task(self.what, total=self.total)
+        return self
+
+    def advance(self, n: int = 1, note: str = "") -> None:
+        """Count ``n`` more pieces; ``note`` is shown beside them."""
+        self.done += n
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, advance=n, description=f"{self.what} {note}".rstrip())
+            return
+        now = time.monotonic()
+        if now - self._last >= self._every or self.done == self.total:
+            self._last = now
+            print(f"{self.what}: {self.done}/{self.total} {note}".rstrip(), file=sys.stderr, flush=True)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+
+class StepLog:
+    """Shows a run's log as it grows, from the driver.
+
+    The workers write the log to the run's folder (they may be on other machines); a thread here reads new
+    pieces and shows the last step of each.
+    """
+
+    def __init__(self, run: Location, n_steps: int, epochs: int, every_seconds: float = 1.0) -> None:
+        self._log = run / "log"
+        self._epochs = epochs
+        self._every = every_seconds
+        self._steps = Steps("training", n_steps)
+        self._stop = threading.Event()
+        self._seen: set[str] = set()
+        self._thread = threading.Thread(target=self._follow, name="step-log", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._steps.__enter__()
+        self._thread.start()
+        return self
+
+    def _follow(self) -> None:
+        while not self._stop.wait(self._every):
+            self._show()
+
+    def _show(self) -> None:
+        for name in self._log.names():
+            if name in self._seen or not name.endswith(".jsonl"):
+                continue
+            self._seen.add(name)
+            records = read_log_piece(self._log / name)
+            last = records[-1]
+            seconds = sum(record["seconds"] for record in records)
+            wait = sum(record["wait"] for record in records) / max(seconds, 1e-9)
+            note = (
+                f"epoch {last['epoch'] + 1}/{self._epochs} loss {last['loss']:.4f} "
+                f"reconstruction {last['reconstruction']:.4f} mmd {last['mmd']:.4f} "
+                f"{sum(r['cells'] for r in records) / max(seconds, 1e-9):,.0f} cells/s wait {wait:.0%}"
+            )
+            self._steps.advance(len(records), note)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._show()
+        self._steps.__exit__(kind, error, trace)
+
+
+def read_log_piece(place: Location) -> list[dict[str, Any]]:
+    """Records of one ``steps-*.jsonl``."""
+    return [json.loads(line) for line in place.read_text().splitlines()]

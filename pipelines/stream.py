@@ -1,0 +1,144 @@
+"""Ray Data streams the store into a training worker: planned reads → rows → packed batches.
+
+Each worker streams the reads of its own plan, in order, so what a worker sees is a function of
+``(seed, epoch, rank, world_size)`` and not of scheduling; see ``docs/decisions.md``. Reading, selection and
+normalisation run as Ray Data tasks wherever there are CPUs; the worker only puts batches together.
+"""
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+import ray.data
+
+from tadvae.batch import Cells
+from tadvae.prepare import CellReader
+from tadvae.store.decode import flat_column
+from tadvae.store.plan import Window
+
+READ_END = -1
+"""Bag id of the row that ends a read: an empty read leaves a trace, however Ray cuts its blocks."""
+READS_PER_EXECUTION = 4096
+OBJECT_STORE_BYTES = 512 * 2**20
+"""Most that one worker's stream may hold in the object store."""
+
+
+def stream_reads(reader: CellReader, windows: list[Window]) -> Iterator[tuple[np.ndarray, Cells]]:
+    """Read what the windows plan, through Ray Data, in order.
+
+    Yields
+    ------
+    For every read of every window: the bag id of each row, and the cells.
+    """
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    shared = ray.put(reader)
+    reads = [read for window in windows for read in window.reads]
+
+    def read_rows(rows: pa.Table) -> pa.Table:
+        source: CellReader = ray.get(shared)
+        parts = []
+        for shard, group, bag_ids in zip(
+            *(rows[name].to_pylist() for name in rows.column_names), strict=True
+        ):
+            parts.append(_rows(*source.read(shard, group, np.asarray(bag_ids, np.int64))))
+        return pa.concat_tables(parts)
+
+    for start in range(0, len(reads), READS_PER_EXECUTION):
+        blocks = [
+            pa.table({"shard": [shard], "row_group": [group], "bags": pa.array([bag_ids.tolist()])})
+            for shard, group, bag_ids in reads[start : start + READS_PER_EXECUTION]
+        ]
+        dataset = ray.data.from_arrow(blocks).map_batches(read_rows, batch_size=None, batch_format="pyarrow")
+        dataset.context.enable_progress_bars = False
+        options = dataset.context.execution_options
+        options.preserve_order = True
+        options.verbose_progress = False
+        options.resource_limits = options.resource_limits.copy(object_store_memory=OBJECT_STORE_BYTES)
+        yield from _split_reads(
+            dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2)
+        )
+
+
+def _rows(bag_of_row: np.ndarray, cells: Cells) -> pa.Table:
+    """A read as Arrow rows, with the row that ends it."""
+    offsets = pa.array(np.append(cells.offsets, cells.offsets[-1]).astype(np.int32))
+    return pa.table(
+        {
+            "bag": np.append(bag_of_row, READ_END).astype(np.int64),
+            "total_counts": np.append(cells.total_counts, 0.0),
+            "gene_ids": pa.ListArray.from_arrays(offsets, pa.array(cells.gene_ids.astype(np.int32))),
+            "values": pa.ListArray.from_arrays(offsets, pa.array(cells.values)),
+        }
+    )
+
+
+def _split_reads(tables: Iterator[pa.Table]) -> Iterator[tuple[np.ndarray, Cells]]:
+    """Cut the stream of rows at the rows that end a read."""
+    bags: list[np.ndarray] = []
+    parts: list[Cells] = []
+    for table in tables:
+        bag = table["bag"].to_numpy()
+        gene_ids, offsets = flat_column(table, "gene_ids")
+        values, _ = flat_column(table, "values")
+        cells = Cells(gene_ids, values, offsets, table["total_counts"].to_numpy())
+        start = 0
+        for end in np.flatnonzero(bag == READ_END).tolist():
+            yield np.concatenate([*bags, bag[start:end]]), Cells.concat([*parts, cells[start:end]])
+            bags, parts, start = [], [], end + 1
+        if start < len(bag):
+            bags.append(bag[start:])
+            parts.append(cells[start:])
+
+
+@dataclass
+class Prefetcher:
+    """Runs an iterator in a thread, a few items ahead, and measures how long the taker waits."""
+
+    make: Callable[[], Iterator[Any]]
+    ahead: int = 2
+    waited: float = 0.0
+    """Seconds spent waiting so far."""
+
+    def __iter__(self) -> Iterator[Any]:
+        items: queue.Queue[tuple[str, Any]] = queue.Queue(self.ahead)
+        stop = threading.Event()
+
+        def put(item: tuple[str, Any]) -> None:
+            while not stop.is_set():
+                try:
+                    return items.put(item, timeout=0.2)
+                except queue.Full:
+                    continue
+
+        def work() -> None:
+            try:
+                for item in self.make():
+                    put(("item", item))
+                    if stop.is_set():
+                        return
+                put(("end", None))
+            except BaseException as error:  # noqa: BLE001 - it is raised again in the taker's thread
+                put(("error", error))
+
+        thread = threading.Thread(target=work, name="prefetch", daemon=True)
+        thread.start()
+        try:
+            while True:
+                start = time.perf_counter()
+                kind, item = items.get()
+                self.waited += time.perf_counter() - start
+                if kind == "end":
+                    return
+                if kind == "error":
+                    raise item
+                yield item
+        finally:
+            stop.set()
+            thread.join(timeout=10)

@@ -1,0 +1,388 @@
+"""``tadvae train``: Ray Train runs the training loop on every worker, Ray Data feeds it.
+
+A run is a folder::
+
+    RUN/config.yaml run.json split.parquet   what was asked for, resolved
+    RUN/model/                               vocabulary, and at the end the weights
+    RUN/log/steps-*.jsonl                    one line a step
+    RUN/checkpoints/                         Ray Train's storage
+"""
+
+import io
+import json
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import ray
+import ray.train
+import ray.train.torch
+import torch
+import torch.distributed as dist
+from ray.train.v2.api.exceptions import TrainingFailedError
+
+from pipelines.cluster import ray_session
+from pipelines.progress import StepLog
+from pipelines.stream import Prefetcher, stream_reads
+from tadvae import __version__
+from tadvae.assemble import BatchAssembler
+from tadvae.checkpoint import WEIGHTS, Position, load_checkpoint, save_checkpoint
+from tadvae.errors import UserError
+from tadvae.evaluation.splits import split_groups
+from tadvae.experiment import ExperimentConfig
+from tadvae.filesystem import Location
+from tadvae.module import ModelBatch, TADVAEModule, pack
+from tadvae.pathways.gmt import read_pathways
+from tadvae.pathways.membership import membership
+from tadvae.prepare import (
+    CellReader,
+    build_vocabulary,
+    context_rows,
+    interventions,
+    load_controls,
+    make_views,
+    resolver,
+    training_bags,
+    views_of,
+)
+from tadvae.store.plan import epoch_windows, rank_bags, steps_per_epoch
+from tadvae.store.reader import Store
+from tadvae.vocabulary import Vocabulary
+
+CHECKPOINTS = "checkpoints"
+
+
+def train(
+    store_path: str,
+    out: str,
+    config: ExperimentConfig | None,
+    *,
+    workers: int = 1,
+    gpu: bool = False,
+    resume: bool = False,
+) -> Location:
+    """Train one model on a whole store; returns the run's folder.
+
+    Parameters
+    ----------
+    config
+        None to resume: a run goes on with the config that it began with.
+
+    Raises
+    ------
+    UserError
+        For bad input, and where workers fail more often than the run survives.
+    """
+    run = Location.of(out)
+    store = Store.open(store_path)
+    if resume:
+        config = _config_to_resume(run, store)
+    elif run.exists() and run.names():
+        raise UserError(
+            f"{run}: already holds a run; name another folder with --out, or go on with it by --resume."
+        )
+    config = config or ExperimentConfig()
+    with ray_session(min_cpus=workers + 1, gpus=workers if gpu else 0):
+        if not resume:
+            _begin(run, store, store_path, config, workers, gpu)
+        trainer = ray.train.torch.TorchTrainer(
+            train_worker,
+            train_loop_config={"run": str(out), "store": str(store_path)},
+            scaling_config=ray.train.ScalingConfig(num_workers=workers, use_gpu=gpu),
+            run_config=ray.train.RunConfig(
+                name=CHECKPOINTS,
+                storage_path=run.path,
+                storage_filesystem=run.filesystem,
+                failure_config=ray.train.FailureConfig(max_failures=config.train.max_failures),
+                checkpoint_config=ray.train.CheckpointConfig(num_to_keep=config.train.keep_checkpoints),
+            ),
+        )
+        n_steps = config.train.epochs * json.loads((run / "run.json").read_text())["steps_per_epoch"]
+        with StepLog(run, n_steps, config.train.epochs):
+            try:
+                result = trainer.fit()
+            except TrainingFailedError as error:
+                raise (_user_error_in(error) or error) from None
+    if result.checkpoint is None:
+        raise UserError(f"{run}: the run ended without a checkpoint; see the messages above.")
+    with result.checkpoint.as_directory() as folder:
+        (run / "model" / WEIGHTS).write_bytes((Path(folder) / WEIGHTS).read_bytes())
+    return run
+
+
+def train_worker(settings: dict[str, Any]) -> None:
+    """What every worker runs: the whole of training, top to bottom."""
+    run = Location.of(settings["run"])
+    config = ExperimentConfig.load_text((run / "config.yaml").read_text(), str(run / "config.yaml"))
+    context = ray.train.get_context()
+    rank, world_size = context.get_world_rank(), context.get_world_size()
+    device = ray.train.torch.get_device()
+
+    # data: the split decides the bags, the vocabulary everything else
+    store = Store.open(settings["store"])
+    vocabulary = Vocabulary.load(run / "model")
+    groups = pd.read_parquet(io.BytesIO((run / "split.parquet").read_bytes()))
+    bags = training_bags(store, groups, config.split, config.stream.control_bags)
+    reader = CellReader(store, views_of(store, vocabulary), config.split)
+    control_bags = training_bags(store, groups, config.split)
+    controls = load_controls(reader, control_bags, config.stream.max_controls)
+    assembler = BatchAssembler(store.bags, controls, store.control, config.stream.bags_per_batch, config.seed)
+    rows, targets = context_rows(store, vocabulary), interventions(store, vocabulary)
+
+    # model: every rank starts from the same weights
+    torch.manual_seed(config.seed)
+    module = TADVAEModule(config.model, config.loss, vocabulary)
+    model = ray.train.torch.prepare_model(module)
+    optimizer = torch.optim.Adam(module.parameters(), lr=config.train.learning_rate)
+    start = Position(
+        world_size=world_size, bags_per_batch=config.stream.bags_per_batch, vocabulary=vocabulary.hash
+    )
+    start = _restore(start, module, optimizer)
+
+    n_steps = _agree(steps_per_epoch(len(bags), config.stream, world_size), "steps of an epoch", device)
+    every = config.train.checkpoint_every or n_steps
+    position, records = start, []
+    for epoch in range(start.epoch, config.train.epochs):
+        done = position.step  # only the first epoch after a resume has steps behind it
+        batches = Prefetcher(
+            lambda epoch=epoch, done=done: _packed_batches(
+                assembler,
+                reader,
+                bags,
+                config,
+                epoch,
+                rank,
+                world_size,
+                done,
+                vocabulary,
+                rows,
+                targets,
+                device,
+            )
+        )
+        clock, waited = time.perf_counter(), 0.0
+        for batch, n_cells, n_tokens in batches:
+            noise = torch.Generator().manual_seed(_noise_seed(config.seed, rank, position.global_step))
+            loss, terms = model(batch, epoch + position.step / n_steps, noise)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            if config.train.clip_norm is not None:
+                torch.nn.utils.clip_grad_norm_(module.parameters(), config.train.clip_norm)
+            optimizer.step()
+
+            now = time.perf_counter()
+            means = _mean_over_ranks(torch.stack([*terms.values()]).detach(), world_size)
+            records.append(
+                {
+                    "step": position.global_step,
+                    "epoch": epoch,
+                    **dict(zip(terms, means.tolist(), strict=True)),
+                    "cells": n_cells,
+                    "tokens": n_tokens,
+                    "seconds": now - clock,
+                    "wait": batches.waited - waited,
+                }
+            )
+            clock, waited = now, batches.waited
+            position = replace(position, step=position.step + 1, global_step=position.global_step + 1)
+            if position.step % every == 0 and position.step < n_steps:
+                _report(run, rank, module, optimizer, position, records)
+                records = []
+        if position.step != n_steps:
+            raise RuntimeError(f"rank {rank} saw {position.step} steps of epoch {epoch}, not {n_steps}")
+        position = replace(position, epoch=epoch + 1, step=0)
+        _report(run, rank, module, optimizer, position, records)
+        records = []
+
+
+def _packed_batches(
+    assembler: BatchAssembler,
+    reader: CellReader,
+    bags: pd.DataFrame,
+    config: ExperimentConfig,
+    epoch: int,
+    rank: int,
+    world_size: int,
+    done: int,
+    vocabulary: Vocabulary,
+    rows: dict[tuple[int, int], int],
+    targets: list[list[tuple[int, int]]],
+    device: torch.device,
+) -> Iterator[tuple[ModelBatch, int, int]]:
+    """Batches of one epoch of this rank from step ``done`` on, with their cells and tokens."""
+    windows = epoch_windows(
+        bags,
+        config.stream,
+        seed=config.seed,
+        epoch=epoch,
+        rank=rank,
+        world_size=world_size,
+        skip=done * config.stream.bags_per_batch,
+    )
+    for batch in assembler.batches(windows, stream_reads(reader, windows), epoch):
+        yield pack(batch, vocabulary, rows, targets, device), batch.n_cells, batch.n_tokens
+
+
+def _begin(
+    run: Location, store: Store, store_path: str, config: ExperimentConfig, workers: int, gpu: bool
+) -> None:
+    """Check everything, then write the run's folder."""
+    if config.pathways.file is None:
+        raise UserError("no pathways: name a GMT file with --set pathways.file=FILE.gmt, or in the config.")
+    sets = read_pathways(Path(config.pathways.file))
+    groups = split_groups(store, config.split)
+    bags = training_bags(store, groups, config.split)
+    views = make_views(store, bags, config.split, config.preprocess, ray_map)
+    reader = CellReader(store, views, config.split)
+    controls = load_controls(reader, bags, config.stream.max_controls, ray_map)
+    _require_controls(store, bags, set(controls))
+    mask = membership(
+        sets,
+        store.genes["gene"].tolist(),
+        resolver(store),
+        [view.genes for view in views],
+        config.pathways.min_measured,
+    )
+    vocabulary = build_vocabulary(store, groups, views, controls, mask, config.pathways.min_measured)
+    TADVAEModule(config.model, config.loss, vocabulary)  # a config that cannot be built fails here
+    bags = training_bags(store, groups, config.split, config.stream.control_bags)
+    _, repeated = rank_bags(bags, config.seed, 0, 0, workers)
+
+    run.make_folder()
+    (run / "model").make_folder()
+    (run / "log").make_folder()
+    vocabulary.save(run / "model")
+    for folder in (run, run / "model"):
+        (folder / "config.yaml").write_text(config.to_yaml())
+    buffer = io.BytesIO()
+    groups.to_parquet(buffer, index=False)
+    (run / "split.parquet").write_bytes(buffer.getvalue())
+    about = {
+        "tadvae_version": __version__,
+        "store": str(Location.of(store_path)) if "://" not in store_path else store_path,
+        "vocabulary_hash": vocabulary.hash,
+        "workers": workers,
+        "gpu": gpu,
+        "bags": len(bags),
+        "steps_per_epoch": steps_per_epoch(len(bags), config.stream, workers),
+        "bags_repeated_per_epoch": repeated,
+        "pathways": str(mask.coverage),
+    }
+    (run / "run.json").write_text(json.dumps(about, indent=1))
+
+
+def _require_controls(store: Store, bags: pd.DataFrame, found: set[tuple[int, int]]) -> None:
+    perturbed = bags[bags["perturbation"] != store.control]
+    for dataset, context in sorted(set(zip(perturbed["dataset"], perturbed["context"], strict=True)) - found):
+        name, where = store.manifest.datasets[dataset].name, store.manifest.contexts[context]
+        raise UserError(
+            f"dataset '{name}', context '{where}': perturbed cells but no control cells to compare with; "
+            "convert with a coarser context, or without these cells."
+        )
+
+
+def _config_to_resume(run: Location, store: Store) -> ExperimentConfig:
+    place = run / "config.yaml"
+    if not place.exists() or not (run / "run.json").exists():
+        raise UserError(f"{run}: no run to resume (it has no config.yaml); start one without --resume.")
+    began = json.loads((run / "run.json").read_text())["vocabulary_hash"]
+    if began != store.manifest.vocabulary_hash:
+        raise UserError(
+            f"{run}: this run began with a store of another gene vocabulary ({began}, this one has "
+            f"{store.manifest.vocabulary_hash}); resume with the store it began with."
+        )
+    return ExperimentConfig.load_text(place.read_text(), str(place))
+
+
+def _restore(start: Position, module: TADVAEModule, optimizer: torch.optim.Optimizer) -> Position:
+    """Go on from Ray Train's last checkpoint, if there is one."""
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is None:
+        return start
+    with checkpoint.as_directory() as folder:
+        saved = load_checkpoint(Path(folder), module, optimizer, start.vocabulary)
+    if (saved.world_size, saved.bags_per_batch) == (start.world_size, start.bags_per_batch):
+        print(f"resumed at epoch {saved.epoch}, step {saved.step}", flush=True)
+        return saved
+    print(
+        f"resumed with {start.world_size} instead of {saved.world_size} workers: epoch {saved.epoch} starts "
+        f"again, {saved.step} of its steps are repeated",
+        flush=True,
+    )
+    return replace(start, epoch=saved.epoch, global_step=saved.global_step)
+
+
+def _report(
+    run: Location,
+    rank: int,
+    module: TADVAEModule,
+    optimizer: torch.optim.Optimizer,
+    position: Position,
+    records: list[dict[str, Any]],
+) -> None:
+    """Checkpoint and log, a barrier for all ranks; rank 0 writes.
+
+    The log goes in pieces named by their first step: a step that is made again after a failure replaces
+    its old line instead of doubling it.
+    """
+    metrics = {
+        "epoch": position.epoch,
+        "global_step": position.global_step,
+        **(records[-1] if records else {}),
+    }
+    if rank:
+        ray.train.report(metrics)
+        return
+    if records:
+        lines = "".join(json.dumps(record) + "\n" for record in records)
+        (run / f"log/steps-{records[0]['step']:09d}.jsonl").write_text(lines)
+    with tempfile.TemporaryDirectory() as folder:
+        save_checkpoint(Path(folder), module, optimizer, position)
+        ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
+
+
+def _agree(value: int, what: str, device: torch.device) -> int:
+    """The value, if all ranks have the same: they will wait for each other that often."""
+    if dist.is_initialized():
+        low, high = torch.tensor([value], device=device), torch.tensor([value], device=device)
+        dist.all_reduce(low, dist.ReduceOp.MIN)
+        dist.all_reduce(high, dist.ReduceOp.MAX)
+        if low.item() != high.item():
+            raise RuntimeError(f"ranks disagree on {what}: {low.item()} to {high.item()}")
+    return value
+
+
+def _mean_over_ranks(values: torch.Tensor, world_size: int) -> torch.Tensor:
+    if dist.is_initialized() and world_size > 1:
+        dist.all_reduce(values)
+        values /= world_size
+    return values
+
+
+def _noise_seed(seed: int, rank: int, step: int) -> int:
+    """One 63-bit seed for every (seed, rank, step)."""
+    return int(np.random.SeedSequence([seed, rank, step]).generate_state(1, np.uint64)[0] >> 1)
+
+
+@ray.remote(num_cpus=1)
+def _call(function: Callable[..., Any], *arguments: Any) -> Any:
+    return function(*arguments)
+
+
+def ray_map(function: Callable[..., Any], arguments: Sequence[tuple]) -> list[Any]:
+    """A :data:`tadvae.prepare.Mapper` of Ray tasks."""
+    try:
+        return ray.get([_call.remote(function, *each) for each in arguments])
+    except ray.exceptions.RayTaskError as error:
+        raise (error.cause if isinstance(error.cause, UserError) else error) from None
+
+
+def _user_error_in(error: BaseException) -> UserError | None:
+    """The sentence of a worker's UserError; Ray Train hands over only its text."""
+    _, marker, sentence = str(error).rpartition("tadvae.errors.UserError: ")
+    return UserError(sentence.splitlines()[0]) if marker else None

@@ -1,0 +1,86 @@
+"""Reads of whole windows → batches of bags with matched controls."""
+
+from collections.abc import Iterable, Iterator, Mapping
+
+import numpy as np
+import pandas as pd
+
+from tadvae.batch import Bag, Batch, Cells
+from tadvae.store.plan import Window
+
+
+class BatchAssembler:
+    """Puts bags in their order and gives each its controls.
+
+    Parameters
+    ----------
+    bags
+        The store's bag table.
+    controls
+        Control cells of every (dataset, context).
+    control_perturbation
+        Store index of the control.
+    bags_per_batch
+    seed
+        Together with the epoch and the bag's id it decides the bag's controls, on whichever rank.
+    """
+
+    def __init__(
+        self,
+        bags: pd.DataFrame,
+        controls: Mapping[tuple[int, int], Cells],
+        control_perturbation: int,
+        bags_per_batch: int,
+        seed: int,
+    ) -> None:
+        self._dataset = bags["dataset"].to_numpy()
+        self._context = bags["context"].to_numpy()
+        self._perturbation = bags["perturbation"].to_numpy()
+        self._controls = controls
+        self._control = control_perturbation
+        self._per_batch = bags_per_batch
+        self._seed = seed
+
+    def batches(
+        self, windows: Iterable[Window], reads: Iterator[tuple[np.ndarray, Cells]], epoch: int
+    ) -> Iterator[Batch]:
+        """Batches of one epoch; the last may have fewer bags.
+
+        Parameters
+        ----------
+        windows
+            As planned.
+        reads
+            For every read of every window, in order: bag id of each row, and the cells. A bag whose cells
+            are all held out is in none of them and is left out.
+        """
+        pending: list[Bag] = []
+        for window in windows:
+            found: dict[int, Cells] = {}
+            for _ in window.reads:
+                bag_of_row, cells = next(reads)
+                starts = np.flatnonzero(np.diff(bag_of_row, prepend=-1))
+                for a, b in zip(starts, np.append(starts[1:], len(bag_of_row)), strict=True):
+                    found[int(bag_of_row[a])] = cells[int(a) : int(b)]
+            for bag in window.order.tolist():
+                if bag in found:
+                    pending.append(self._bag(bag, found[bag], epoch))
+                if len(pending) == self._per_batch:
+                    yield self._batch(pending)
+                    pending = []
+        if pending:
+            yield self._batch(pending)
+
+    def _bag(self, bag: int, cells: Cells, epoch: int) -> Bag:
+        dataset, context = int(self._dataset[bag]), int(self._context[bag])
+        perturbation = int(self._perturbation[bag])
+        controls = None
+        if perturbation != self._control:
+            pool = self._controls[dataset, context]
+            rng = np.random.default_rng([self._seed, epoch, 2, bag])
+            controls = pool.take(rng.choice(len(pool), len(cells), replace=len(cells) > len(pool)))
+        return Bag(bag, dataset, context, perturbation, cells, controls)
+
+    @staticmethod
+    def _batch(bags: list[Bag]) -> Batch:
+        return Batch(sorted(bags, key=lambda bag: (bag.dataset, bag.context, bag.bag)))

@@ -1,0 +1,139 @@
+"""Packed batches: ragged cells without padding, grouped in bags.
+
+A batch is plain arrays. ``Cells`` holds any number of cells end to end; ``Batch`` pairs bags of perturbed
+cells with control cells of the same dataset and context.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Cells:
+    """B ragged cells of T tokens in all (numpy; the model sees :class:`PackedCells`).
+
+    Attributes
+    ----------
+    gene_ids
+        Vocabulary indices, sorted within a cell, shape (T,).
+    values
+        Log-normalised expression, float32, shape (T,).
+    offsets
+        Where each cell starts, int64, shape (B + 1,).
+    total_counts
+        Library size of each cell, shape (B,).
+    """
+
+    gene_ids: np.ndarray
+    values: np.ndarray
+    offsets: np.ndarray
+    total_counts: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, span: slice) -> "Cells":
+        start, stop, _ = span.indices(len(self))
+        a, b = self.offsets[start], self.offsets[stop]
+        return Cells(
+            self.gene_ids[a:b],
+            self.values[a:b],
+            self.offsets[start : stop + 1] - a,
+            self.total_counts[start:stop],
+        )
+
+    def take(self, rows: np.ndarray) -> "Cells":
+        """The cells ``rows``, in that order, repeats allowed."""
+        n_tokens = np.diff(self.offsets)[rows]
+        offsets = np.concatenate([[0], np.cumsum(n_tokens)])
+        token = np.arange(offsets[-1]) + np.repeat(self.offsets[rows] - offsets[:-1], n_tokens)
+        return Cells(self.gene_ids[token], self.values[token], offsets, self.total_counts[rows])
+
+    @classmethod
+    def concat(cls, parts: Sequence["Cells"]) -> "Cells":
+        """Cells of all parts, end to end."""
+        if not parts:
+            return cls(np.empty(0, np.int64), np.empty(0, np.float32), np.zeros(1, np.int64), np.empty(0))
+        n_tokens = np.concatenate([np.diff(part.offsets) for part in parts])
+        return cls(
+            np.concatenate([part.gene_ids for part in parts]),
+            np.concatenate([part.values for part in parts]),
+            np.concatenate([[0], np.cumsum(n_tokens)]),
+            np.concatenate([part.total_counts for part in parts]),
+        )
+
+    def dense(self, genes: np.ndarray) -> np.ndarray:
+        """Values on a sorted gene list that holds all of the cells' genes, float32, shape (B, G)."""
+        result = np.zeros((len(self), len(genes)), np.float32)
+        row = np.repeat(np.arange(len(self)), np.diff(self.offsets))
+        result[row, np.searchsorted(genes, self.gene_ids)] = self.values
+        return result
+
+
+@dataclass(frozen=True)
+class PackedCells:
+    """:class:`Cells` as tensors.
+
+    Attributes
+    ----------
+    gene_ids : (T,) int64
+    values : (T,) float32
+    cell : (T,) int64
+        The cell of each token.
+    n_cells
+        B.
+    """
+
+    gene_ids: Tensor
+    values: Tensor
+    cell: Tensor
+    n_cells: int
+
+    @classmethod
+    def of(cls, cells: Cells, device: torch.device | str = "cpu") -> Self:
+        """Copy to a device."""
+        row = np.repeat(np.arange(len(cells)), np.diff(cells.offsets))
+        return cls(
+            torch.from_numpy(cells.gene_ids.astype(np.int64)).to(device),
+            torch.from_numpy(cells.values.astype(np.float32)).to(device),
+            torch.from_numpy(row).to(device),
+            len(cells),
+        )
+
+
+@dataclass(frozen=True)
+class Bag:
+    """Cells of one (dataset, context, perturbation), with as many matched controls.
+
+    A bag of control cells has no controls of its own: it is only encoded and reconstructed.
+    """
+
+    bag: int
+    dataset: int
+    context: int
+    perturbation: int
+    cells: Cells
+    controls: Cells | None
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Bags of one training step, sorted by dataset and context."""
+
+    bags: list[Bag]
+
+    @property
+    def n_cells(self) -> int:
+        """Cells in all bags, controls not counted."""
+        return sum(len(bag.cells) for bag in self.bags)
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens of all cells and controls."""
+        parts = [part for bag in self.bags for part in (bag.cells, bag.controls) if part is not None]
+        return sum(len(part.values) for part in parts)

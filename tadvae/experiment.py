@@ -1,0 +1,47 @@
+"""One run's whole configuration: what ``tadvae train --config`` reads and saves, resolved."""
+
+from pydantic import Field
+
+from tadvae.config import Config
+from tadvae.evaluation.splits import SplitConfig
+from tadvae.module import ModelConfig
+from tadvae.nn.losses import LossConfig
+from tadvae.pathways.membership import MIN_MEASURED
+from tadvae.preprocess import PreprocessConfig
+from tadvae.store.plan import StreamConfig
+
+
+class PathwaysConfig(Config):
+    """Where pathways come from."""
+
+    file: str | None = None
+    """A GMT file, or a two-column table."""
+    min_measured: int = Field(MIN_MEASURED, ge=1)
+    """Measured genes that make a pathway available in a dataset."""
+
+
+class TrainConfig(Config):
+    """Optimisation and checkpoints."""
+
+    epochs: int = Field(30, ge=1)
+    learning_rate: float = Field(1e-3, gt=0)
+    clip_norm: float | None = Field(1.0, gt=0)
+    """Largest norm of the gradient; None: no clipping."""
+    checkpoint_every: int | None = Field(None, ge=1)
+    """Steps between checkpoints; None: at the end of every epoch."""
+    keep_checkpoints: int = Field(2, ge=1)
+    max_failures: int = Field(3, ge=0)
+    """Failures of workers that a run survives, each time from its last checkpoint."""
+
+
+class ExperimentConfig(Config):
+    """All settings of a run."""
+
+    seed: int = 0
+    preprocess: PreprocessConfig = PreprocessConfig()
+    pathways: PathwaysConfig = PathwaysConfig()
+    split: SplitConfig = SplitConfig()
+    stream: StreamConfig = StreamConfig()
+    model: ModelConfig = ModelConfig()
+    loss: LossConfig = LossConfig()
+    train: TrainConfig = TrainConfig()

@@ -1,0 +1,133 @@
+"""Paths and URLs: one pyarrow filesystem for local disks, S3 and GCS."""
+
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from pyarrow import fs as pafs
+
+from tadvae.errors import UserError
+
+
+@dataclass(frozen=True)
+class Location:
+    """A folder or file on some filesystem: ``Location.of("s3://bucket/run") / "model"``."""
+
+    filesystem: pafs.FileSystem
+    path: str
+
+    @classmethod
+    def of(cls, place: "str | os.PathLike[str] | Location") -> "Location":
+        """Resolve a local path or a ``scheme://`` URL; an unusable URL is a UserError."""
+        if isinstance(place, Location):
+            return place
+        text = os.fspath(place)
+        if "://" not in text:
+            return cls(pafs.LocalFileSystem(), str(Path(text).expanduser().absolute()))
+        try:
+            filesystem, path = pafs.FileSystem.from_uri(text)
+        except (ValueError, OSError) as error:
+            raise UserError(
+                f"{text}: not a usable storage URL ({error}); expected a path, s3://… or gs://…."
+            ) from None
+        return cls(filesystem, path)
+
+    def __truediv__(self, name: str) -> "Location":
+        return Location(self.filesystem, f"{self.path.rstrip('/')}/{name}")
+
+    def __str__(self) -> str:
+        return self.path if self.is_local else f"{self.filesystem.type_name}://{self.path}"
+
+    @property
+    def is_local(self) -> bool:
+        """Whether this is a path on this machine."""
+        return isinstance(self.filesystem, pafs.LocalFileSystem)
+
+    @property
+    def name(self) -> str:
+        """The last part of the path."""
+        return self.path.rstrip("/").rsplit("/", 1)[-1]
+
+    def sibling(self, suffix: str) -> "Location":
+        """The location beside this one, ``suffix`` added to its name."""
+        return Location(self.filesystem, self.path.rstrip("/") + suffix)
+
+    def exists(self) -> bool:
+        """Whether a file or folder is there; storage that does not answer is a UserError."""
+        with self.reachable():
+            return self.filesystem.get_file_info(self.path).type != pafs.FileType.NotFound
+
+    def size(self) -> int | None:
+        """The file's size in bytes, None where there is no such file."""
+        with self.reachable():
+            info = self.filesystem.get_file_info(self.path)
+        return info.size if info.type == pafs.FileType.File else None
+
+    def names(self) -> list[str]:
+        """Sorted names in this folder; an absent folder has none."""
+        with self.reachable():
+            selector = pafs.FileSelector(self.path, allow_not_found=True)
+            return sorted(info.base_name for info in self.filesystem.get_file_info(selector))
+
+    def make_folder(self) -> None:
+        """Create the folder and its parents."""
+        with self.reachable():
+            self.filesystem.create_dir(self.path, recursive=True)
+
+    def read_bytes(self) -> bytes:
+        """The file's whole content."""
+        with self.filesystem.open_input_stream(self.path) as stream:
+            return stream.read()
+
+    def read_text(self) -> str:
+        """The file's whole content as UTF-8 text."""
+        return self.read_bytes().decode("utf-8")
+
+    def write_bytes(self, data: bytes) -> None:
+        """Write the file whole or not at all."""
+        with self.replacing() as partial, partial.filesystem.open_output_stream(partial.path) as stream:
+            stream.write(data)
+
+    def write_text(self, text: str) -> None:
+        """Write the UTF-8 file whole or not at all."""
+        self.write_bytes(text.encode("utf-8"))
+
+    @contextmanager
+    def replacing(self) -> Iterator["Location"]:
+        """Yield a temporary location; it takes this one's place when the block ends well.
+
+        An object store shows an object only once it is complete, so there the block writes in place.
+        """
+        if not self.is_local:
+            yield self
+            return
+        partial = self.sibling(f".{uuid.uuid4().hex[:8]}.tmp")
+        Path(self.path).parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield partial
+            os.replace(partial.path, self.path)
+        finally:
+            Path(partial.path).unlink(missing_ok=True)
+
+    def delete(self) -> None:
+        """Remove the file, or the folder with all in it; an absent one is no error."""
+        kind = self.filesystem.get_file_info(self.path).type
+        if kind == pafs.FileType.Directory:
+            self.filesystem.delete_dir(self.path)
+        elif kind == pafs.FileType.File:
+            self.filesystem.delete_file(self.path)
+
+    @contextmanager
+    def reachable(self) -> Iterator[None]:
+        """Turn a storage failure inside the block into one clear sentence."""
+        try:
+            yield
+        except OSError as error:
+            reason = str(error).splitlines()[0][:200]
+            raise UserError(
+                f"{self}: the storage cannot be used ({reason}); check the path or URL, "
+                "the credentials and the network."
+            ) from None

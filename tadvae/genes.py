@@ -1,0 +1,398 @@
+"""Gene identifiers brought to one key: Ensembl id, official symbol, alias.
+
+Screens name their genes differently: Ensembl ids with or without a version, official symbols, retired
+symbols, symbols made unique by scanpy. A model over many screens needs one key per gene. A missed match
+costs one gene in one screen; a wrong one mixes two genes unseen, so every doubtful match is refused.
+"""
+
+import functools
+import re
+import zlib
+from collections.abc import Iterable, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tadvae.errors import UserError
+
+# Any species' Ensembl gene id. GENCODE adds a version, and marks the Y chromosome's copy of a gene that X
+# has too; that copy stands in for the gene only where the gene is absent, as an alternate id does.
+_ENSEMBL = re.compile(r"(ENS[A-Z]*G\d{11})(?:\.\d+)?(_PAR_Y)?")
+
+_MADE_UNIQUE = re.compile(r"(.+)-[1-9]\d?")  # scanpy's make_unique: TBCE, TBCE-1, TBCE-2
+_BLANK = frozenset({"", "nan", "NaN", "None", "<NA>", "NA"})  # what casts and text files leave of nothing
+
+# Stimuli, reporters and constructs that screens name as perturbations, and that were once an alias of
+# an unrelated gene (LPS of IRF6, TCR of a T-cell receptor pseudogene).
+_NOT_TARGETS = frozenset({"BFP", "IFN", "KO", "LPS", "NA", "NT", "PBS", "PHA", "RFP", "SEB", "TCR", "TPA"})
+
+_MIN_FOREIGN = 20  # the spelling of fewer names says nothing about the organism
+
+_DIRECT, _ALTERNATE, _OTHER_CASE, _ALIAS, _SUFFIX, _VAR_SYMBOL = range(6)
+
+
+class _Match(NamedTuple):
+    """What a name was found to be; a lower rank is stronger evidence."""
+
+    how: str
+    rank: int
+    key: str
+    gene: int | None  # row of the reference; None for an Ensembl id that it does not hold
+
+
+class GeneReference:
+    """What is known of an organism's genes: Ensembl ids, symbols and aliases.
+
+    Parameters
+    ----------
+    name
+        Shown in messages.
+    table
+        Columns ``symbol`` and ``ensembl_id`` (either may be empty in a row), and, optionally, the lists
+        ``aliases`` and ``ensembl_alternates``. ``None``: nothing is known, and every identifier is taken
+        as it is.
+    """
+
+    def __init__(self, name: str, table: pd.DataFrame | None) -> None:
+        self.name = name
+        self.as_given = table is None
+        genes = [] if table is None else _merge_rows(name, table)
+        self._ids = [gene.ensembl_id for gene in genes]
+        self._symbols = [gene.symbol for gene in genes]
+        rows = range(len(genes))
+        self._by_id = {key: row for row, key in enumerate(self._ids) if key}
+        self._prefixes = {found[1][:-11] for key in self._by_id if (found := _ENSEMBL.fullmatch(key))}
+        self._by_alternate = _unambiguous(
+            (other, row) for row in rows for other in genes[row].alternates if other not in self._by_id
+        )
+        symbols = [(symbol, row) for row, symbol in enumerate(self._symbols) if symbol]
+        self._by_symbol = _unambiguous(symbols)
+        self._by_upper = _unambiguous((symbol.upper(), row) for symbol, row in symbols)
+        # An alias that is another gene's symbol, if in another case (Met of RNMT), names that other gene.
+        taken = {symbol.upper() for symbol, _ in symbols}
+        self._by_alias = _unambiguous(
+            (alias, row)
+            for row in rows
+            for alias in genes[row].aliases
+            if (upper := alias.upper()) not in taken or self._by_upper.get(upper) == row
+        )
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    @classmethod
+    def load(cls, source: str | Path) -> "GeneReference":
+        """Return the packaged ``"human"`` reference, ``"none"``, or the user's own table.
+
+        A table is Parquet, or text with a header: tab-separated, or comma-separated if its name holds
+        ``.csv``. Text separates the entries of ``aliases`` by ``|``. Repeated rows of one gene, as
+        BioMart exports them, are merged.
+        """
+        if source in ("human", "none"):
+            return _packaged(str(source))
+        return cls(str(source), _read_table(Path(source)))
+
+    def symbol(self, gene: str) -> str | None:
+        """Return the official symbol of a gene key, None where the reference has none."""
+        row = self._by_id.get(gene, self._by_symbol.get(gene))
+        return None if row is None else self._symbols[row] or None
+
+    def _match(self, row: int, how: str, rank: int) -> _Match:
+        return _Match(how, rank, self._ids[row] or self._symbols[row], row)
+
+    def _find_exact(self, name: str) -> _Match | None:
+        """Find an official name: Ensembl id (any version, or an alternate) or symbol."""
+        if (row := self._by_id.get(name)) is not None:
+            return self._match(row, "ensembl", _DIRECT)
+        if (row := self._by_symbol.get(name)) is not None:
+            return self._match(row, "symbol", _DIRECT)
+        own = _own_key(name)
+        if (row := self._by_id.get(own)) is not None:
+            return self._match(row, "ensembl", _DIRECT)
+        plain = own.removesuffix("_PAR_Y")
+        if (row := self._by_alternate.get(plain, self._by_id.get(plain))) is not None:
+            return self._match(row, "ensembl_alternate", _ALTERNATE)
+        if plain[:-11] in self._prefixes and _ENSEMBL.fullmatch(plain):
+            return _Match("ensembl", _DIRECT, own, None)
+        return None
+
+    def _find_alias(self, name: str) -> _Match | None:
+        row = self._by_alias.get(name)
+        return None if row is None else self._match(row, "alias", _ALIAS)
+
+    def _find(self, name: str) -> _Match | None:
+        """Find a name by the strongest evidence there is."""
+        if match := self._find_exact(name):
+            return match
+        if (row := self._by_upper.get(name.upper())) is not None:
+            return self._match(row, "symbol", _OTHER_CASE)
+        return self._find_alias(name)
+
+    def _find_suffixed(self, name: str, panel: set[str]) -> _Match | None:
+        """Find what scanpy's make_unique has changed, unless the unchanged name is in the panel."""
+        found = _MADE_UNIQUE.fullmatch(name)
+        if not found or _own_key(found[1]) in panel:
+            return None
+        match = self._find_exact(found[1])
+        return match._replace(rank=_SUFFIX) if match and match.gene is not None else None
+
+
+def harmonise(
+    names: Sequence[str],
+    reference: GeneReference,
+    *,
+    where: str,
+    symbols: Sequence[str] | None = None,
+    max_unknown: float = 0.5,
+) -> pd.DataFrame:
+    """Bring one panel's gene names to the reference's keys.
+
+    Parameters
+    ----------
+    names
+        The panel's gene names, such as ``adata.var_names``.
+    reference
+        What is known of the organism's genes.
+    where
+        The file or column that the names come from, for messages.
+    symbols
+        A second column of names (``adata.var["gene_symbols"]``), read where the first says nothing.
+    max_unknown
+        The greatest share of unknown names to accept.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row per name, in order. ``source``: the name as given. ``gene``: the key, unique in the table:
+        the primary Ensembl id, for a gene without one its official symbol, for an unknown name the name
+        (an Ensembl id without its version). ``ensembl_id`` and ``symbol``: a string or None. ``how``:
+        ``ensembl``, ``ensembl_alternate``, ``symbol``, ``alias``, ``var_symbol``, ``unknown``, or, under
+        the reference "none", ``as_given``.
+
+    Raises
+    ------
+    UserError
+        On an empty name, on a gene that occurs twice, and if too many names are unknown.
+
+    Notes
+    -----
+    Ensembl ids and official symbols are direct matches. An indirect match (an alternate id, another case,
+    an alias, a name without scanpy's suffix, the second column) never makes a duplicate: where its gene is
+    in the panel already, or two of them meet, the weaker (both, if equally strong) keeps its own name and
+    is unknown. The order of the names has no influence on the result.
+    """
+    if symbols is not None and len(symbols) != len(names):
+        raise ValueError(f"{len(names)} names, but {len(symbols)} symbols")
+    texts = [_text(name) for name in names]
+    if "" in texts:
+        raise UserError(f"{where}: gene number {texts.index('') + 1} has no name; name or drop that column.")
+    second = [_text(symbol) for symbol in symbols] if symbols is not None else [""] * len(texts)
+    second = ["" if text in _BLANK else text for text in second]
+
+    own = texts if reference.as_given else [_own_key(text) for text in texts]
+    matches: list[_Match | None] = [None] * len(texts)
+    if not reference.as_given:
+        matches = _without_collisions(_find_all(reference, texts, own, second), own)
+        _check_known(matches, texts, reference, where, max_unknown)
+    keys = [match.key if match else key for match, key in zip(matches, own, strict=True)]
+    _check_duplicates(keys, texts, where)
+
+    unknown = "as_given" if reference.as_given else "unknown"
+    return pd.DataFrame(
+        {
+            "source": list(names),
+            "gene": keys,
+            "ensembl_id": [_ensembl_id(reference, *pair) for pair in zip(matches, keys, strict=True)],
+            "symbol": [_symbol(reference, *pair) for pair in zip(matches, second, strict=True)],
+            "how": [match.how if match else unknown for match in matches],
+        },
+        dtype=object,
+    )
+
+
+def canonical_targets(names: Sequence[str], reference: GeneReference) -> list[str | None]:
+    """Return the gene key of each perturbation target, None for what is no gene (a drug, a stimulus).
+
+    Only an Ensembl id, an official symbol in its own case or an unambiguous alias is a gene here. Under
+    the reference "none" every name is.
+    """
+    if reference.as_given:
+        return [_text(name) or None for name in names]
+    matches = [
+        reference._find_exact(name) or (reference._find_alias(name) if name not in _NOT_TARGETS else None)
+        for name in map(_text, names)
+    ]
+    return [match.key if match else None for match in matches]
+
+
+def _find_all(
+    reference: GeneReference, texts: list[str], own: list[str], second: list[str]
+) -> list[_Match | None]:
+    """Find every name by itself, else without its suffix, else by the second column."""
+    panel = set(own)
+    matches: list[_Match | None] = []
+    for text, symbol in zip(texts, second, strict=True):
+        match = reference._find(text) or reference._find_suffixed(text, panel)
+        if match is None and symbol and (found := reference._find(symbol)):
+            match = found._replace(how="var_symbol", rank=_VAR_SYMBOL)
+        matches.append(match)
+    return matches
+
+
+def _without_collisions(matches: list[_Match | None], own: list[str]) -> list[_Match | None]:
+    """Return the matches without the indirect ones whose gene a stronger one has taken."""
+    # A name is taken even where it is itself indirect: it may come to stand for itself.
+    taken = set(own) | {match.key for match in matches if match and match.rank == _DIRECT}
+    ranks: dict[str, list[int]] = {}
+    for match in matches:
+        if match and match.rank != _DIRECT:
+            ranks.setdefault(match.key, []).append(match.rank)
+    # Two of equal strength say nothing about which of them the gene is.
+    winner = {
+        key: min(found) for key, found in ranks.items() if key not in taken and found.count(min(found)) == 1
+    }
+    return [match if match and match.rank in (_DIRECT, winner.get(match.key)) else None for match in matches]
+
+
+def _check_known(
+    matches: list[_Match | None], texts: list[str], reference: GeneReference, where: str, max_unknown: float
+) -> None:
+    """Refuse a panel of another organism, or a column that holds no gene names."""
+    mend = (
+        f"expected Ensembl ids or symbols of the gene reference {reference.name}; give the right column of"
+        " var in the dataset's spec, or `genes: {reference: none}` to take names as they are."
+    )
+    pairs = list(zip(matches, texts, strict=True))
+    # Most mouse symbols are the human ones in title case, so the match by case would map a mouse panel.
+    other_case = [text for match, text in pairs if match and match.rank == _OTHER_CASE]
+    foreign = [text for text in other_case if text == text.capitalize()]
+    direct = sum(match is not None and match.rank == _DIRECT for match in matches)
+    if len(foreign) >= max(_MIN_FOREIGN, direct):
+        raise UserError(
+            f"{where}: {len(foreign)} of {len(texts)} gene names are spelt as in mouse or rat (for example"
+            f" {', '.join(foreign[:3])}); put the names into upper case if they are human; {mend}"
+        )
+    unknown = [text for match, text in pairs if match is None]
+    if len(unknown) > max_unknown * len(texts):
+        raise UserError(
+            f"{where}: {len(unknown) / len(texts):.0%} of {len(texts)} gene names are unknown (for example"
+            f" {', '.join(unknown[:3])}), more than {max_unknown:.0%}; {mend}"
+        )
+
+
+def _check_duplicates(keys: list[str], texts: list[str], where: str) -> None:
+    """Refuse a gene that occurs twice."""
+    groups: dict[str, list[str]] = {}
+    for key, text in zip(keys, texts, strict=True):
+        groups.setdefault(key, []).append(text)
+    if repeated := sorted((key, sorted(group)) for key, group in groups.items() if len(group) > 1):
+        shown = "; ".join(f"{key} as {' and '.join(group[:3])}" for key, group in repeated[:5])
+        raise UserError(
+            f"{where}: duplicate genes after harmonisation, {len(repeated)} in all ({shown}); sum or drop the"
+            " duplicated columns, e.g. adata = adata[:, ~adata.var_names.duplicated()]."
+        )
+
+
+def _ensembl_id(reference: GeneReference, match: _Match | None, key: str) -> str | None:
+    if match and match.gene is not None:
+        return reference._ids[match.gene] or None
+    found = _ENSEMBL.fullmatch(key)
+    return found[1] if found and not found[2] else None
+
+
+def _symbol(reference: GeneReference, match: _Match | None, second: str) -> str | None:
+    official = reference._symbols[match.gene] if match and match.gene is not None else ""
+    return official or (second if match or reference.as_given else None) or None
+
+
+def _own_key(name: str) -> str:
+    """Return the key of a name that stands for itself: an Ensembl id loses its version."""
+    found = _ENSEMBL.fullmatch(name)
+    return found[1] + (found[2] or "") if found else name
+
+
+def _text(name: Any) -> str:
+    """Return a cell of a table as text, a missing value as an empty one."""
+    missing = name is None or name is pd.NA or name != name
+    return "" if missing else str(name).strip()
+
+
+def _unambiguous(pairs: Iterable[tuple[str, int]]) -> dict[str, int]:
+    """Return name -> row without the names of several rows."""
+    index: dict[str, int] = {}
+    several = {name for name, row in pairs if index.setdefault(name, row) != row}
+    return {name: row for name, row in index.items() if name not in several}
+
+
+class _Gene(NamedTuple):
+    ensembl_id: str
+    symbol: str
+    alternates: list[str]
+    aliases: list[str]
+
+
+def _merge_rows(name: str, table: pd.DataFrame) -> list[_Gene]:
+    """Return the table's genes, repeated rows of a gene merged."""
+    if not {"symbol", "ensembl_id"} <= set(table.columns):
+        raise UserError(
+            f"{name}: expected a gene table with the columns symbol and ensembl_id, found"
+            f" {', '.join(map(str, table.columns))}; rename its columns."
+        )
+    columns = ("ensembl_id", "symbol", "aliases", "ensembl_alternates")
+    values = [table.get(column, [None] * len(table)) for column in columns]
+    genes: dict[tuple[str, str], _Gene] = {}
+    symbols: dict[str, str] = {}
+    for ensembl_id, official, aliases, alternates in zip(*values, strict=True):
+        key, symbol = _own_key(_text(ensembl_id)), _text(official)
+        if key and symbols.setdefault(key, symbol) != symbol:
+            raise UserError(
+                f"{name}: the gene table gives {key} two symbols, {symbols[key]!r} and {symbol!r}; keep one"
+                " and write the other as an alias."
+            )
+        if key or symbol:
+            gene = genes.setdefault((key, symbol), _Gene(key, symbol, [], []))
+            gene.aliases.extend(_entries(aliases))
+            gene.alternates.extend(_entries(alternates))
+    if not genes:
+        raise UserError(f"{name}: the gene table has no genes; give one row per gene.")
+    return list(genes.values())
+
+
+def _entries(value: Any) -> Iterable[str]:
+    """Return the entries of a list column, which is text with ``|`` in a text file."""
+    if not isinstance(value, list | tuple | np.ndarray):
+        value = _text(value).split("|")
+    return [text for entry in value if (text := _text(entry))]
+
+
+@functools.cache
+def _packaged(name: str) -> GeneReference:
+    if name == "none":
+        return GeneReference(name, None)
+    path = resources.files("tadvae").joinpath("data", f"genes_{name}.parquet")
+    with path.open("rb") as file:
+        return GeneReference(name, _read_parquet(file))
+
+
+def _read_parquet(source: Path | IO[bytes]) -> pd.DataFrame:
+    # Python lists are faster than pandas' conversion of list columns, and keep missing values as None.
+    return pd.DataFrame(pq.read_table(source).to_pydict(), dtype=object)
+
+
+def _read_table(path: Path) -> pd.DataFrame:
+    try:
+        if path.suffix == ".parquet":
+            return _read_parquet(path)
+        separator = "," if ".csv" in path.suffixes else "\t"
+        # No default missing values: NA may be a symbol. No index: a row too long would shift the columns.
+        return pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False, index_col=False)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such gene table; give human, none or an existing file.") from None
+    except (OSError, ValueError, EOFError, pa.ArrowException, zlib.error) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{path}: cannot be read as a gene table ({reason}); give Parquet or TSV.") from None

@@ -1,0 +1,204 @@
+"""The network and its training loss: tokens → activities → factors → causal layer → genes."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from tadvae.batch import Batch, Cells, PackedCells
+from tadvae.config import Config
+from tadvae.nn.causal import CausalConfig, CausalLayer, Intervention
+from tadvae.nn.decoder import DecoderConfig, GeneDecoder
+from tadvae.nn.edges import EdgeTable
+from tadvae.nn.latent import FactorLoadings, sample
+from tadvae.nn.losses import LossConfig, kl_divergence, median_bandwidths, mmd, published_bandwidths
+from tadvae.nn.masking import PathwayConfig, pathway_layer
+from tadvae.vocabulary import Vocabulary
+
+
+class ModelConfig(Config):
+    """The model's parts."""
+
+    pathway: PathwayConfig = PathwayConfig()
+    causal: CausalConfig = CausalConfig()
+    decoder: DecoderConfig = DecoderConfig()
+
+
+@dataclass(frozen=True)
+class ModelBag:
+    """One bag of a step, as the network needs it.
+
+    Attributes
+    ----------
+    dataset, context
+        Model indices; ``context`` is the row of the control profile.
+    rows
+        The bag's slice of the encoded cells.
+    encoded : (n, G)
+        The encoded cells (controls, or the bag itself) on the dataset's genes.
+    observed : (m, G) or None
+        The perturbed cells; None for a bag of controls.
+    """
+
+    dataset: int
+    context: int
+    rows: slice
+    encoded: Tensor
+    observed: Tensor | None
+
+
+@dataclass(frozen=True)
+class ModelBatch:
+    """A :class:`~tadvae.batch.Batch` as tensors."""
+
+    cells: PackedCells
+    dataset: Tensor  # (B,)
+    bags: list[ModelBag]
+    intervention: Intervention
+
+
+class TADVAEModule(nn.Module):
+    """Parameters and equations; :class:`tadvae.model.TADVAE` is the door for users.
+
+    ``forward`` returns the loss of a batch, so that DDP sees every use of a parameter.
+    """
+
+    available: Tensor
+
+    def __init__(self, config: ModelConfig, loss: LossConfig, vocabulary: Vocabulary) -> None:
+        super().__init__()
+        self.config, self.loss_config = config, loss
+        n_genes = vocabulary.n_genes
+        self.pathway = pathway_layer(config.pathway, EdgeTable(vocabulary.membership, n_genes), n_genes)
+        self.factors = FactorLoadings(vocabulary.membership.n_pathways, config.causal.n_factors)
+        self.decoder = GeneDecoder(config.decoder, config.causal.n_factors, n_genes)
+        self.causal = CausalLayer(
+            config.causal,
+            target_gene=torch.tensor([t.gene for t in vocabulary.targets], dtype=torch.int64),
+            signs=torch.tensor(vocabulary.signs),
+            n_datasets=len(vocabulary.datasets),
+            d_gene=config.decoder.d_gene,
+        )
+        self.register_buffer("available", torch.from_numpy(vocabulary.available), persistent=False)
+        for i, dataset in enumerate(vocabulary.datasets):
+            self.register_buffer(f"genes_{i}", torch.from_numpy(dataset.genes), persistent=False)
+        for i, context in enumerate(vocabulary.contexts):
+            self.register_buffer(f"profile_{i}", torch.from_numpy(context.profile), persistent=False)
+
+    def encode(self, cells: PackedCells, available: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Activities (B, P), latent means and log variances (B, K); ``available`` is (B, P)."""
+        activity = self.pathway(cells)
+        return activity, *self.factors(activity, available)
+
+    def decode(self, hidden: Tensor, genes: Tensor, profile: Tensor) -> Tensor:
+        """Values on a gene list from h(u), shape (B, G); ``profile`` is the control profile (G,)."""
+        values = self.decoder(hidden, genes)
+        return values + profile if self.config.decoder.decode == "residual" else values
+
+    def counterfactual(
+        self, before: Tensor, after: Tensor, cells: Tensor, genes: Tensor, profile: Tensor
+    ) -> Tensor:
+        """Values of cells had they been perturbed, shape (n, G), from h(u) before and after."""
+        if self.config.decoder.counterfactual == "abduction":
+            return cells + self.decoder.change(after - before, genes)
+        return self.decode(after, genes, profile)
+
+    def forward(
+        self, batch: ModelBatch, epoch: float, generator: torch.Generator | None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss of one batch and its terms.
+
+        Parameters
+        ----------
+        epoch
+            Fractional epoch, for the schedules.
+        generator
+            Source of the reparameterisation noise.
+        """
+        loss = self.loss_config
+        _, mean, log_variance = self.encode(batch.cells, self.available[batch.dataset])
+        z = sample(mean, log_variance, generator)  # (B, K)
+        shifts = self.causal.shifts(batch.intervention, self.decoder.gene, loss.temperature.at(epoch))
+        zero = z.new_zeros(())
+        reconstruction, discrepancy, matching, n_mmd, n_match = zero, zero, zero, 0, 0
+        for i, bag in enumerate(batch.bags):
+            genes, profile = getattr(self, f"genes_{bag.dataset}"), getattr(self, f"profile_{bag.context}")
+            before = self.decoder.hidden(self.causal(z[bag.rows]))  # (n, d)
+            decoded = self.decode(before, genes, profile)  # (n, G)
+            reconstruction = reconstruction + ((decoded - bag.encoded) ** 2).mean()
+            if bag.observed is None:
+                continue
+            after = self.decoder.hidden(self.causal(z[bag.rows] + shifts[i]))  # (n, d)
+            predicted = self.counterfactual(before, after, bag.encoded, genes, profile)  # (n, G)
+            matching = matching + ((predicted.mean(0) - bag.observed.mean(0)) ** 2).mean()
+            n_match += 1
+            if min(len(predicted), len(bag.observed)) > 1:
+                discrepancy = discrepancy + self._mmd(predicted, bag.observed)
+                n_mmd += 1
+        terms = {
+            "reconstruction": reconstruction / len(batch.bags),
+            "mmd": discrepancy / max(n_mmd, 1),
+            "mean_match": matching / max(n_match, 1),
+            "kl": kl_divergence(mean, log_variance),
+            "sparsity": self.causal.adjacency().abs().sum(),
+        }
+        total = (
+            terms["reconstruction"]
+            + loss.alpha.at(epoch) * terms["mmd"]
+            + loss.mean_match * terms["mean_match"]
+            + loss.beta.at(epoch) * terms["kl"]
+            + loss.sparsity * terms["sparsity"]
+        )
+        return total, {"loss": total, **terms}
+
+    def _mmd(self, predicted: Tensor, observed: Tensor) -> Tensor:
+        if self.loss_config.mmd == "biased":
+            bandwidths = published_bandwidths(self.loss_config.sigma).to(observed.device)
+            return mmd(predicted, observed, bandwidths, unbiased=False)
+        return mmd(predicted, observed, median_bandwidths(observed), unbiased=True)
+
+
+def pack(
+    batch: Batch,
+    vocabulary: Vocabulary,
+    context_row: dict[tuple[int, int], int],
+    interventions: list[list[tuple[int, int]]],
+    device: torch.device | str = "cpu",
+) -> ModelBatch:
+    """Put a batch of a store into the model's terms.
+
+    Parameters
+    ----------
+    context_row
+        Row of the model's contexts by the store's (dataset, context).
+    interventions
+        (target, modality) model indices by the store's perturbation index.
+    """
+    parts: list[Cells] = []
+    bags, dataset, start = [], [], 0
+    target, modality, of_dataset, of_bag = [], [], [], []
+    for i, bag in enumerate(batch.bags):
+        genes = vocabulary.datasets[bag.dataset].genes
+        encoded = bag.cells if bag.controls is None else bag.controls
+        observed = None if bag.controls is None else torch.from_numpy(bag.cells.dense(genes)).to(device)
+        rows = slice(start, start + len(encoded))
+        start = rows.stop
+        parts.append(encoded)
+        dataset.append(np.full(len(encoded), bag.dataset))
+        dense = torch.from_numpy(encoded.dense(genes)).to(device)
+        bags.append(ModelBag(bag.dataset, context_row[bag.dataset, bag.context], rows, dense, observed))
+        for t, m in interventions[bag.perturbation]:
+            target.append(t)
+            modality.append(m)
+            of_dataset.append(bag.dataset)
+            of_bag.append(i)
+    index = [
+        torch.tensor(x, dtype=torch.int64, device=device) for x in (target, modality, of_dataset, of_bag)
+    ]
+    return ModelBatch(
+        cells=PackedCells.of(Cells.concat(parts), device),
+        dataset=torch.from_numpy(np.concatenate(dataset)).to(device),
+        bags=bags,
+        intervention=Intervention(*index, n_bags=len(bags)),
+    )

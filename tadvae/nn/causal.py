@@ -1,0 +1,126 @@
+"""The causal layer: factors act on each other along a directed acyclic graph, perturbations on factors.
+
+Source: Zhang et al. 2023 (discrepancy VAE), equations in REFERENCES A1; targets by gene embedding and
+shifts by modality and dataset are ours (DESIGN §5.6).
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from tadvae.config import Config
+
+
+class CausalConfig(Config):
+    """Latent factors and how perturbations reach them."""
+
+    n_factors: int = Field(32, ge=1)
+    """K."""
+    targets: Literal["identity", "gene"] = "identity"
+    """Targets as one-hot codes (published), or by an embedding of the target gene."""
+    hidden: int = Field(128, ge=1)
+    graph_init: float = Field(0.1, ge=0)
+    """Standard deviation of G at the start (published: 0.1)."""
+
+
+@dataclass(frozen=True)
+class Intervention:
+    """Perturbations of n bags, their targets end to end.
+
+    Attributes
+    ----------
+    target, modality : (n_targets,) int64
+    bag : (n_targets,) int64
+        The bag each target belongs to.
+    dataset : (n_targets,) int64
+    n_bags
+        n; a bag without targets is not perturbed.
+    """
+
+    target: Tensor
+    modality: Tensor
+    dataset: Tensor
+    bag: Tensor
+    n_bags: int
+
+
+class CausalLayer(nn.Module):
+    """``u = (z + Σ_i b_i s_i)(I − triu(G, 1))⁻¹``, with ``b = softmax(temperature · f(target))``.
+
+    The shift is ``s = sign(modality) · exp(modality + dataset) · s_target``, so that one target can act
+    through datasets that activate it and datasets that silence it.
+    """
+
+    sign: Tensor
+    target_gene: Tensor
+
+    def __init__(
+        self, config: CausalConfig, target_gene: Tensor, signs: Tensor, n_datasets: int, d_gene: int
+    ) -> None:
+        super().__init__()
+        K, n_targets = config.n_factors, len(target_gene)
+        self.config = config
+        self.graph = nn.Parameter(torch.randn(K, K) * config.graph_init)
+        width = n_targets if config.targets == "identity" else d_gene
+        self.assign = nn.Sequential(
+            nn.Linear(width, config.hidden), nn.LeakyReLU(0.2), nn.Linear(config.hidden, K)
+        )
+        if config.targets == "identity":
+            self.size = nn.Parameter(torch.ones(n_targets))
+        else:
+            self.own = nn.Parameter(torch.zeros(n_targets, width))
+            self.size_of_code = nn.Linear(width, 1)
+            nn.init.ones_(self.size_of_code.bias)
+        self.modality = nn.Parameter(torch.zeros(len(signs)))
+        self.dataset = nn.Parameter(torch.zeros(n_datasets))
+        self.register_buffer("target_gene", target_gene, persistent=False)
+        self.register_buffer("sign", torch.where(signs == 0, 1, signs).float(), persistent=False)
+
+    @property
+    def n_targets(self) -> int:
+        """Number of targets with a name in the vocabulary."""
+        return len(self.target_gene)
+
+    def adjacency(self) -> Tensor:
+        """The strictly upper triangular graph: entry (i, j) is the effect of factor i on factor j."""
+        return torch.triu(self.graph, diagonal=1)
+
+    def codes(self, target: Tensor, gene_embedding: Tensor) -> Tensor:
+        """What f sees of each target, shape (n, width).
+
+        Indices of ``n_targets`` and above stand for genes of the vocabulary that no screen targeted; they
+        need ``targets="gene"``, whose code is the gene's embedding plus a target's own correction.
+        """
+        if self.config.targets == "identity":
+            return nn.functional.one_hot(target, self.n_targets).to(gene_embedding.dtype)
+        named = target < self.n_targets
+        inside = target.clamp(max=self.n_targets - 1)
+        gene = torch.where(named, self.target_gene[inside], target - self.n_targets)
+        code = gene_embedding[gene.clamp(min=0)] * (gene >= 0)[:, None]
+        return code + self.own[inside] * named[:, None]
+
+    def assignment(self, codes: Tensor, temperature: float) -> Tensor:
+        """b: on which factor each target acts, shape (n, K)."""
+        return torch.softmax(temperature * self.assign(codes), dim=-1)
+
+    def shifts(self, intervention: Intervention, gene_embedding: Tensor, temperature: float) -> Tensor:
+        """Σ_i b_i s_i of every bag, shape (n_bags, K)."""
+        codes = self.codes(intervention.target, gene_embedding)
+        if self.config.targets == "identity":
+            size = self.size[intervention.target]
+        else:
+            size = self.size_of_code(codes).squeeze(-1)
+        scale = torch.exp(self.modality[intervention.modality] + self.dataset[intervention.dataset])
+        size = self.sign[intervention.modality] * scale * size  # (n_targets,)
+        rows = self.assignment(codes, temperature) * size[:, None]  # (n_targets, K)
+        return rows.new_zeros(intervention.n_bags, rows.shape[1]).index_add(0, intervention.bag, rows)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Solve ``u (I − G) = z`` for row vectors, shape (B, K)."""
+        identity = torch.eye(z.shape[1], device=z.device, dtype=z.dtype)
+        return torch.linalg.solve_triangular(
+            identity - self.adjacency(), z, upper=True, left=False, unitriangular=True
+        )

@@ -1,0 +1,296 @@
+"""Which genes of the vocabulary belong to which pathway: the mask ``M``, kept as its edges.
+
+The mask ``M ∈ {0,1}^{P×G}`` of the seed's attention (T-AD-VAE, "Masking in Attention Scores") is some
+0.2% full for GO, so it is kept as a sorted edge list over the *global* gene vocabulary, once for all
+datasets. What a dataset can say about a pathway depends on its measured panel: a pathway with fewer
+than ``min_measured`` measured genes is unavailable there (SENA and the seed ask for five).
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from tadvae.errors import UserError
+from tadvae.pathways.gmt import PathwaySets
+
+MIN_MEASURED = 5
+"""Measured genes a pathway needs to be available: "at least five genes" (T-AD-VAE, "Pathways")."""
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """How well pathway sets match the measured genes.
+
+    Attributes
+    ----------
+    n_sets, n_kept
+        Pathways in the file, and those with ``min_measured`` or more measured genes.
+    n_identifiers, n_identifiers_matched
+        Different gene identifiers in the file, and those that are measured genes.
+    n_genes_matched
+        Measured genes that belong to at least one kept pathway.
+    n_edges
+        (pathway, gene) pairs kept.
+    min_measured
+        The threshold used.
+    dropped
+        Identifiers of the pathways left out.
+    """
+
+    n_sets: int
+    n_kept: int
+    n_identifiers: int
+    n_identifiers_matched: int
+    n_genes_matched: int
+    n_edges: int
+    min_measured: int
+    dropped: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return (
+            f"{self.n_kept} of {self.n_sets} pathways have {self.min_measured} or more measured genes; "
+            f"{self.n_identifiers_matched} of {self.n_identifiers} gene identifiers are measured; "
+            f"{self.n_genes_matched} genes in {self.n_edges} memberships"
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Membership:
+    """Edges of the pathway mask over a vocabulary of ``n_genes`` genes.
+
+    Parameters
+    ----------
+    pathway_ids, names
+        Identifier and readable name of each of the P pathways.
+    pathway, gene
+        Edge ends, ``(E,)`` int64 each: positions of pathway and gene, sorted by (pathway, gene),
+        without repeats.
+    n_genes
+        Size G of the vocabulary.
+    coverage
+        What the builder kept and dropped; ``None`` for a membership made otherwise.
+
+    Raises
+    ------
+    ValueError
+        If the edges are unsorted, repeated, out of range or of another type.
+    """
+
+    pathway_ids: list[str]
+    names: list[str]
+    pathway: np.ndarray  # (E,)
+    gene: np.ndarray  # (E,)
+    n_genes: int
+    coverage: Coverage | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.names) != len(self.pathway_ids):
+            raise ValueError(f"{len(self.pathway_ids)} pathway ids, {len(self.names)} names")
+        if self.pathway.ndim != 1 or self.pathway.shape != self.gene.shape:
+            raise ValueError(f"edge arrays of shapes {self.pathway.shape} and {self.gene.shape}")
+        for name, ends, limit in (
+            ("pathway", self.pathway, self.n_pathways),
+            ("gene", self.gene, self.n_genes),
+        ):
+            if ends.dtype != np.int64:
+                raise ValueError(f"{name}: expected int64, found {ends.dtype}")
+            if ends.size and (ends.min() < 0 or ends.max() >= limit):
+                raise ValueError(f"{name}: expected values in [0, {limit})")
+        if np.any(np.diff(self.pathway * self.n_genes + self.gene) <= 0):
+            raise ValueError("edges are not sorted by (pathway, gene) without repeats")
+
+    @property
+    def n_pathways(self) -> int:
+        """Number P of pathways."""
+        return len(self.pathway_ids)
+
+    def __len__(self) -> int:
+        return self.n_pathways
+
+    def size(self, panel: np.ndarray | None = None) -> np.ndarray:
+        """Count the genes of each pathway, ``(P,)`` int64: all, or those of a panel.
+
+        Parameters
+        ----------
+        panel
+            Positions of the measured genes in the vocabulary, ``(n,)`` integers; ``None``: all genes.
+
+        Raises
+        ------
+        ValueError
+            If ``panel`` is not a vector of positions in the vocabulary.
+        """
+        ends = self.pathway if panel is None else self.pathway[self._measured(panel)[self.gene]]
+        return np.bincount(ends, minlength=self.n_pathways)
+
+    def availability(self, panel: np.ndarray, min_measured: int = MIN_MEASURED) -> np.ndarray:
+        """Tell which pathways have ``min_measured`` or more genes in ``panel``, ``(P,)`` bool.
+
+        Raises
+        ------
+        ValueError
+            If ``panel`` is not a vector of positions in the vocabulary.
+        """
+        return self.size(panel) >= min_measured
+
+    def restrict(self, pathways: np.ndarray | None = None, panel: np.ndarray | None = None) -> "Membership":
+        """Keep some pathways, or only the edges to the genes of a panel, or both.
+
+        Parameters
+        ----------
+        pathways
+            Pathways to keep, renumbered: a ``(P,)`` bool mask, or positions in the order wanted.
+        panel
+            Positions of the genes whose edges stay, ``(n,)`` integers. Genes keep their positions and
+            pathways left without genes stay, with size 0.
+
+        Raises
+        ------
+        ValueError
+            If ``pathways`` repeats a position or is out of range, or ``panel`` is no vector of positions.
+        """
+        keep = np.arange(self.n_pathways) if pathways is None else np.asarray(pathways)
+        if keep.dtype == bool:
+            if keep.shape != (self.n_pathways,):
+                raise ValueError(
+                    f"pathways: expected a mask of shape ({self.n_pathways},), found {keep.shape}"
+                )
+            keep = np.flatnonzero(keep)
+        keep = _positions(keep, self.n_pathways, "pathways")
+        if np.unique(keep).size != keep.size:
+            raise ValueError("pathways: a position is repeated")
+        renumbered = np.full(self.n_pathways, -1, dtype=np.int64)
+        renumbered[keep] = np.arange(keep.size)
+        stays = renumbered[self.pathway] >= 0  # (E,)
+        if panel is not None:
+            stays &= self._measured(panel)[self.gene]
+        pathway, gene = renumbered[self.pathway[stays]], self.gene[stays]
+        order = np.lexsort((gene, pathway))
+        return Membership(
+            pathway_ids=[self.pathway_ids[i] for i in keep],
+            names=[self.names[i] for i in keep],
+            pathway=pathway[order],
+            gene=gene[order],
+            n_genes=self.n_genes,
+        )
+
+    def dense(self) -> np.ndarray:
+        """The mask ``M`` itself, ``(P, G)`` bool: for small cases and reference computations."""
+        mask = np.zeros((self.n_pathways, self.n_genes), dtype=bool)
+        mask[self.pathway, self.gene] = True
+        return mask
+
+    def _measured(self, panel: np.ndarray) -> np.ndarray:
+        measured = np.zeros(self.n_genes, dtype=bool)
+        measured[_positions(panel, self.n_genes, "panel")] = True
+        return measured  # (G,)
+
+
+def membership(
+    sets: PathwaySets,
+    vocabulary: Sequence[str],
+    resolve: Callable[[list[str]], list[str | None]],
+    panels: Sequence[np.ndarray] | None = None,
+    min_measured: int = MIN_MEASURED,
+) -> Membership:
+    """Match pathway sets to a gene vocabulary.
+
+    Identifiers that resolve to the same gene count once. Pathways with fewer than ``min_measured``
+    genes in the union of the panels are dropped; a kept pathway keeps all its genes of the vocabulary.
+
+    Parameters
+    ----------
+    sets
+        Pathways with gene identifiers as given.
+    vocabulary
+        Gene keys, one a position; unique.
+    resolve
+        Maps identifiers as given to gene keys, ``None`` where unknown, one answer each.
+    panels
+        Positions of the measured genes, one array a dataset; ``None``: every gene is measured.
+    min_measured
+        Measured genes a pathway needs, at least 1.
+
+    Returns
+    -------
+    Membership
+        With its :class:`Coverage`.
+
+    Raises
+    ------
+    UserError
+        If no pathway has ``min_measured`` measured genes.
+    ValueError
+        If the vocabulary repeats a key, ``resolve`` returns another number of answers, a panel is out
+        of range, or ``min_measured`` is below 1.
+    """
+    position = {key: i for i, key in enumerate(vocabulary)}
+    n_genes = len(position)
+    if n_genes != len(vocabulary):
+        raise ValueError("the vocabulary repeats a gene key")
+    if min_measured < 1:
+        raise ValueError(f"min_measured: expected 1 or more, found {min_measured}")
+    measured = np.full(n_genes, panels is None)
+    for panel in panels or ():
+        measured[_positions(panel, n_genes, "panel")] = True
+
+    identifiers = list(dict.fromkeys(gene for genes in sets.genes for gene in genes))
+    keys = resolve(identifiers)
+    if len(keys) != len(identifiers):
+        raise ValueError(f"resolve returned {len(keys)} answers for {len(identifiers)} identifiers")
+    found = {
+        given: position[key]
+        for given, key in zip(identifiers, keys, strict=True)
+        if key is not None and key in position
+    }
+    members = [
+        np.unique(np.array([found[given] for given in genes if given in found], dtype=np.int64))
+        for genes in sets.genes
+    ]
+    kept = [p for p, genes in enumerate(members) if int(measured[genes].sum()) >= min_measured]
+    matched = sum(bool(measured[i]) for i in found.values())
+    if not kept:
+        raise UserError(
+            f"{sets.source}: none of its {len(sets)} pathways has {min_measured} or more measured genes "
+            f"({matched} of its {len(identifiers)} gene identifiers match the {int(measured.sum())} measured "
+            f"genes; identifiers look like {_example(identifiers)}, measured genes like "
+            f"{_example([vocabulary[i] for i in np.flatnonzero(measured)[:1]])}); give pathways of the same "
+            "organism and kind of identifier, or lower min_measured."
+        )
+    pathway = np.repeat(np.arange(len(kept), dtype=np.int64), [members[p].size for p in kept])
+    gene = np.concatenate([members[p] for p in kept])
+    dropped = set(range(len(sets))).difference(kept)
+    return Membership(
+        pathway_ids=[sets.ids[p] for p in kept],
+        names=[sets.names[p] for p in kept],
+        pathway=pathway,
+        gene=gene,
+        n_genes=n_genes,
+        coverage=Coverage(
+            n_sets=len(sets),
+            n_kept=len(kept),
+            n_identifiers=len(identifiers),
+            n_identifiers_matched=matched,
+            n_genes_matched=int(measured[np.unique(gene)].sum()),
+            n_edges=gene.size,
+            min_measured=min_measured,
+            dropped=tuple(sets.ids[p] for p in sorted(dropped)),
+        ),
+    )
+
+
+def _positions(values: np.ndarray, limit: int, name: str) -> np.ndarray:
+    """Check that ``values`` is a vector of positions below ``limit``; negative ones must not wrap."""
+    positions = np.asarray(values)
+    if positions.size == 0:
+        return np.zeros(0, dtype=np.int64)
+    if positions.ndim != 1 or not np.issubdtype(positions.dtype, np.integer):
+        raise ValueError(f"{name}: expected a vector of integers, found {positions.dtype} {positions.shape}")
+    if positions.min() < 0 or positions.max() >= limit:
+        raise ValueError(f"{name}: expected positions in [0, {limit})")
+    return positions.astype(np.int64)
+
+
+def _example(values: Sequence[str]) -> str:
+    return f"'{values[0]}'" if values else "(none)"

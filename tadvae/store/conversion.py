@@ -1,0 +1,306 @@
+"""What a conversion does, without saying who runs it: plan the store, then finish it.
+
+``pipelines/convert.py`` runs the tasks in between (:mod:`tadvae.store.writer`) on Ray.
+"""
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tadvae import __version__
+from tadvae.filesystem import Location
+from tadvae.genes import GeneReference, canonical_targets, harmonise
+from tadvae.preprocess import Moments, rank_variable_genes
+from tadvae.store.layout import plan_layout
+from tadvae.store.manifest import (
+    SCHEMA_VERSION,
+    DatasetEntry,
+    Manifest,
+    ShardEntry,
+    vocabulary_hash,
+)
+from tadvae.store.source import CellLabels, open_source
+from tadvae.store.spec import DatasetSpec, StoreSpec, modality_sign
+from tadvae.store.writer import DatasetPlan, perturbation_label
+
+Perturbation = tuple[tuple[str, str], ...]
+"""Sorted (target, modality) pairs; the empty tuple is the control."""
+
+
+@dataclass(frozen=True)
+class StorePlan:
+    """Everything about a store but its cells."""
+
+    spec: StoreSpec
+    genes: pd.DataFrame
+    """The vocabulary, one row a gene: gene, ensembl_id, symbol."""
+    panels: list[pd.DataFrame]
+    """By dataset, one row a source gene: source, gene, gene_index, how, length."""
+    contexts: list[str]
+    perturbations: list[Perturbation]
+    target_gene: dict[str, str | None]
+    datasets: list[DatasetPlan]
+
+    def fingerprint(self) -> str:
+        """Changes with the spec or a source file: what an interrupted conversion may go on from."""
+        sources = [
+            (dataset.path, os.path.getsize(dataset.path), os.path.getmtime(dataset.path))
+            for dataset in self.spec.datasets
+        ]
+        text = json.dumps([__version__, SCHEMA_VERSION, self.spec.model_dump(mode="json"), sources])
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def plan_store(spec: StoreSpec) -> StorePlan:
+    """Read labels and genes of every source, and decide vocabulary, codes and layout.
+
+    Raises
+    ------
+    UserError
+        For whatever cannot be trusted (DESIGN §7): nothing has been written then.
+    """
+    reference = GeneReference.load(spec.genes.reference)
+    panels, all_labels, n_rows = [], [], []
+    for dataset in spec.datasets:
+        with open_source(dataset) as source:
+            names, symbols = source.gene_names()
+            panel = harmonise(
+                names, reference, where=source.where, symbols=symbols, max_unknown=spec.genes.max_unknown
+            )
+            lengths = source.gene_lengths()
+            panel["length"] = np.nan if lengths is None else lengths
+            panels.append(panel)
+            all_labels.append(source.labels())
+            n_rows.append(source.shape[0])
+
+    target_gene, all_labels = _harmonise_targets(all_labels, reference, panels)
+    genes = _vocabulary(panels, target_gene, reference)
+    index = pd.Series(np.arange(len(genes)), index=genes["gene"])
+    for panel in panels:
+        panel["gene_index"] = index[panel["gene"]].to_numpy()
+
+    contexts = sorted({context for labels in all_labels for context in labels.contexts})
+    distinct = {
+        _with_modality(targets, dataset)
+        for labels, dataset in zip(all_labels, spec.datasets, strict=True)
+        for targets in labels.perturbations
+    }
+    datasets = []
+    for i, (dataset, labels) in enumerate(zip(spec.datasets, all_labels, strict=True)):
+        bag_size = 1 if dataset.kind == "profiles" else spec.layout.bag_size
+        datasets.append(
+            DatasetPlan(
+                index=i,
+                spec=dataset,
+                column_gene=panels[i]["gene_index"].to_numpy(np.int64),
+                n_vocabulary=len(genes),
+                labels=labels,
+                layout=plan_layout(labels, spec.layout, bag_size=bag_size, key=(i,)),
+                n_source_rows=n_rows[i],
+            )
+        )
+    perturbations = sorted(distinct, key=lambda item: (len(item), item))
+    return StorePlan(spec, genes, panels, contexts, perturbations, target_gene, datasets)
+
+
+def finish_store(
+    plan: StorePlan,
+    moments: list[Moments],
+    shards: list[list[tuple[ShardEntry, np.ndarray]]],
+    folder: Location,
+) -> Manifest:
+    """Write every table beside the cells, the manifest last.
+
+    Parameters
+    ----------
+    moments
+        Of each dataset.
+    shards
+        Of each dataset, in order: the shard's entry and the number of tokens of every cell.
+    folder
+        The (still unfinished) store.
+    """
+    genes = plan.genes.copy()
+    genes.insert(0, "gene_index", np.arange(len(genes), dtype=np.int32))
+    _write(genes, folder / "genes.parquet")
+    entries, bags, groups = [], [], []
+    code_of = {item: code for code, item in enumerate(plan.perturbations)}
+    n_shards = 0
+    for dataset, panel, stats, parts in zip(plan.datasets, plan.panels, moments, shards, strict=True):
+        _write(_panel_table(panel, stats), folder / f"datasets/{dataset.spec.name}.parquet")
+        frame = _bag_table(plan, dataset, code_of, [n_tokens for _, n_tokens in parts])
+        frame["shard"] += n_shards
+        n_shards += len(parts)
+        bags.append(frame)
+        groups.append(frame.groupby(["dataset", "context", "perturbation"], as_index=False)["n_cells"].sum())
+        entries.append(
+            DatasetEntry(
+                name=dataset.spec.name,
+                kind=dataset.spec.kind,
+                values=dataset.spec.values,
+                n_cells=len(dataset.labels.source_row),
+                n_genes=len(panel),
+                n_unknown_genes=int((panel["how"] == "unknown").sum()),
+                contexts=dataset.labels.contexts,
+                n_perturbations=sum(1 for item in dataset.labels.perturbations if item),
+                has_total_counts=dataset.spec.total_counts is not None,
+                source=Path(dataset.spec.path).name,
+            )
+        )
+    _write(pd.concat(bags, ignore_index=True), folder / "bags.parquet")
+    _write(_perturbation_table(plan, pd.concat(groups)), folder / "perturbations.parquet")
+    (folder / "spec.yaml").write_text(plan.spec.to_yaml())
+    manifest = Manifest(
+        schema_version=SCHEMA_VERSION,
+        tadvae_version=__version__,
+        vocabulary_hash=vocabulary_hash(plan.genes["gene"]),
+        n_genes=len(genes),
+        n_cells=sum(entry.n_cells for entry in entries),
+        bag_size=plan.spec.layout.bag_size,
+        contexts=plan.contexts,
+        datasets=entries,
+        shards=[entry for parts in shards for entry, _ in parts],
+    )
+    manifest.write(folder)
+    return manifest
+
+
+def _harmonise_targets(
+    all_labels: list[CellLabels], reference: GeneReference, panels: list[pd.DataFrame]
+) -> tuple[dict[str, str | None], list[CellLabels]]:
+    """Give a gene the same target name in every dataset, and say which targets are genes."""
+    names = sorted({name for labels in all_labels for item in labels.perturbations for name in item})
+    measured = {
+        gene: symbol for panel in panels for gene, symbol in zip(panel["gene"], panel["symbol"], strict=True)
+    }
+    target_gene: dict[str, str | None] = {}
+    renamed = {}
+    for name, gene in zip(names, canonical_targets(names, reference), strict=True):
+        gene = gene if gene is not None else (name if name in measured else None)
+        canonical = (reference.symbol(gene) or name) if gene is not None else name
+        renamed[name] = canonical
+        target_gene[canonical] = gene
+    result = []
+    for labels in all_labels:
+        items = [tuple(sorted({renamed[name] for name in item})) for item in labels.perturbations]
+        distinct = sorted(set(items), key=lambda item: (len(item), item))
+        code = np.array([distinct.index(item) for item in items], dtype=np.int64)
+        result.append(replace(labels, perturbations=distinct, perturbation=code[labels.perturbation]))
+    return target_gene, result
+
+
+def _vocabulary(
+    panels: list[pd.DataFrame], target_gene: dict[str, str | None], reference: GeneReference
+) -> pd.DataFrame:
+    """Union of all panels and of the targets that are genes, sorted by key."""
+    known = pd.concat([panel[["gene", "ensembl_id", "symbol"]] for panel in panels])
+    known = known.sort_values("symbol", na_position="last", kind="stable").drop_duplicates("gene")
+    unmeasured = [
+        gene for gene in target_gene.values() if gene is not None and gene not in set(known["gene"])
+    ]
+    extra = pd.DataFrame(
+        {
+            "gene": unmeasured,
+            "ensembl_id": [gene if gene.startswith("ENSG") else None for gene in unmeasured],
+            "symbol": [reference.symbol(gene) for gene in unmeasured],
+        },
+        dtype=object,
+    )
+    genes = pd.concat([known, extra.drop_duplicates("gene")]) if len(extra) else known
+    return genes.sort_values("gene").reset_index(drop=True)
+
+
+def _with_modality(targets: tuple[str, ...], dataset: DatasetSpec) -> Perturbation:
+    return tuple((target, dataset.modality_of(target)) for target in targets)
+
+
+def _panel_table(panel: pd.DataFrame, moments: Moments) -> pd.DataFrame:
+    """A dataset's measured genes with streaming statistics of linear CP10K values over all its cells."""
+    measured = panel["gene_index"].to_numpy()
+    table = panel[["gene_index", "source", "gene", "how", "length"]].copy()
+    table["gene_index"] = measured.astype(np.int32)
+    table["mean"] = moments.mean[measured]
+    table["variance"] = moments.variance[measured]
+    table["detection"] = moments.detected[measured] / max(moments.n, 1)
+    table["hvg_rank"] = rank_variable_genes(table["mean"].to_numpy(), table["variance"].to_numpy())
+    return table.sort_values("gene_index").reset_index(drop=True)
+
+
+def _bag_table(
+    plan: StorePlan, dataset: DatasetPlan, code_of: dict[Perturbation, int], n_tokens: list[np.ndarray]
+) -> pd.DataFrame:
+    bags = dataset.layout.bags
+    labels = dataset.labels
+    context_code = np.array([plan.contexts.index(name) for name in labels.contexts])
+    perturbation_code = np.array(
+        [code_of[_with_modality(targets, dataset.spec)] for targets in labels.perturbations]
+    )
+    edges = np.concatenate([[0], np.cumsum(bags["n_cells"])])
+    tokens = np.concatenate([[0], np.cumsum(np.concatenate(n_tokens), dtype=np.int64)])
+    return pd.DataFrame(
+        {
+            "dataset": np.full(len(bags), dataset.index, np.int32),
+            "context": context_code[bags["context"]].astype(np.int32),
+            "perturbation": perturbation_code[bags["perturbation"]].astype(np.int32),
+            "n_cells": bags["n_cells"].to_numpy(np.int32),
+            "n_tokens": tokens[edges[1:]] - tokens[edges[:-1]],
+            "shard": bags["shard"].to_numpy(np.int32),
+            "row_group": bags["row_group"].to_numpy(np.int32),
+            "first_row": bags["first_row"].to_numpy(np.int32),
+        }
+    )
+
+
+def _perturbation_table(plan: StorePlan, groups: pd.DataFrame) -> pd.DataFrame:
+    index = {gene: i for i, gene in enumerate(plan.genes["gene"])}
+    rows = []
+    for code, item in enumerate(plan.perturbations):
+        counts = groups[groups["perturbation"] == code]
+        genes = [plan.target_gene[target] for target, _ in item]
+        rows.append(
+            {
+                "perturbation_index": code,
+                "name": perturbation_label(tuple(target for target, _ in item)),
+                "targets": [target for target, _ in item],
+                "target_genes": [-1 if gene is None else index[gene] for gene in genes],
+                "modalities": [modality for _, modality in item],
+                "signs": [modality_sign(modality) for _, modality in item],
+                "n_cells": [
+                    {"dataset": int(d), "context": int(c), "n_cells": int(n)}
+                    for d, c, n in zip(counts["dataset"], counts["context"], counts["n_cells"], strict=True)
+                ],
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+_PERTURBATION_SCHEMA = pa.schema(
+    [
+        ("perturbation_index", pa.int32()),
+        ("name", pa.string()),
+        ("targets", pa.list_(pa.string())),
+        ("target_genes", pa.list_(pa.int32())),
+        ("modalities", pa.list_(pa.string())),
+        ("signs", pa.list_(pa.int32())),
+        (
+            "n_cells",
+            pa.list_(pa.struct([("dataset", pa.int32()), ("context", pa.int32()), ("n_cells", pa.int64())])),
+        ),
+    ]
+)
+
+
+def _write(frame: pd.DataFrame, place: Location) -> None:
+    schema = _PERTURBATION_SCHEMA if "perturbation_index" in frame.columns else None
+    buffer = pa.BufferOutputStream()
+    pq.write_table(
+        pa.Table.from_pandas(frame, schema=schema, preserve_index=False), buffer, compression="zstd"
+    )
+    place.write_bytes(buffer.getvalue())

@@ -1,0 +1,124 @@
+"""The order of an epoch: which rank sees which bag when.
+
+A pure function of ``(seed, epoch, rank, world_size)`` and the store's bag table. Nothing is read here;
+the plan can be made from the middle of an epoch, which is how training resumes.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from pydantic import Field
+
+from tadvae.config import Config
+
+
+class StreamConfig(Config):
+    """How bags are put into batches."""
+
+    bags_per_batch: int = Field(8, ge=1)
+    """Bags of one step on one rank."""
+    shuffle_window: int = Field(8, ge=1)
+    """Row groups whose bags are shuffled together; more mixes better and holds more in memory."""
+    max_controls: int = Field(2048, ge=1)
+    """Control cells kept of each (dataset, context), to be matched with perturbed bags."""
+    control_bags: bool = True
+    """Also encode and reconstruct the bags of control cells."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """Some row groups read together.
+
+    Attributes
+    ----------
+    reads
+        (shard, row group, bag ids) to read, in this order.
+    order
+        The same bags in the order in which the model sees them.
+    """
+
+    reads: list[tuple[int, int, np.ndarray]]
+    order: np.ndarray
+
+
+def rank_bags(bags: pd.DataFrame, seed: int, epoch: int, rank: int, world_size: int) -> tuple[list, int]:
+    """Row groups and bags of one rank in one epoch.
+
+    Row groups are shuffled and laid end to end; the line of their bags is cut into equal spans, one a
+    rank. So every rank has the same number of bags, bags stay whole, and at most ``world_size - 1`` row
+    groups are read twice. Where the number of bags does not divide, the last ranks repeat bags of the
+    line's start.
+
+    Returns
+    -------
+    [(shard, row group, bag ids), …] in reading order, and how many bags the epoch repeats over all ranks.
+    """
+    groups = [
+        (int(shard), int(group), frame.index.to_numpy())
+        for (shard, group), frame in bags.groupby(["shard", "row_group"], sort=True)
+    ]
+    order = np.random.default_rng([seed, epoch, 0]).permutation(len(groups))
+    groups = [groups[i] for i in order]
+    n_bags = len(bags)
+    per_rank = math.ceil(n_bags / world_size)
+    starts = np.concatenate([[0], np.cumsum([len(ids) for _, _, ids in groups])])
+    reads = []
+    for first, last in _spans(rank * per_rank, (rank + 1) * per_rank, n_bags):
+        for (shard, group, ids), start in zip(groups, starts[:-1], strict=True):
+            part = ids[max(first - start, 0) : max(last - start, 0)]
+            if len(part):
+                reads.append((shard, group, part))
+    return reads, per_rank * world_size - n_bags
+
+
+def epoch_windows(
+    bags: pd.DataFrame,
+    config: StreamConfig,
+    *,
+    seed: int,
+    epoch: int,
+    rank: int,
+    world_size: int,
+    skip: int = 0,
+) -> list[Window]:
+    """Windows of one rank and epoch, without the first ``skip`` bags.
+
+    Parameters
+    ----------
+    bags
+        The training bags: rows of ``Store.bags`` with their ids as index.
+    skip
+        Bags of this epoch that this rank has already seen.
+    """
+    reads, _ = rank_bags(bags, seed, epoch, rank, world_size)
+    windows = []
+    for number, start in enumerate(range(0, len(reads), config.shuffle_window)):
+        part = reads[start : start + config.shuffle_window]
+        order = np.concatenate([ids for _, _, ids in part])
+        order = np.random.default_rng([seed, epoch, 1, rank, number]).permutation(order)
+        if skip >= len(order):
+            skip -= len(order)
+            continue
+        if skip:
+            left = np.sort(order[skip:])
+            part = [(s, g, kept) for s, g, ids in part if len(kept := ids[np.isin(ids, left)])]
+            order, skip = order[skip:], 0
+        windows.append(Window(part, order))
+    return windows
+
+
+def steps_per_epoch(n_bags: int, config: StreamConfig, world_size: int) -> int:
+    """Steps of every rank in one epoch."""
+    return math.ceil(math.ceil(n_bags / world_size) / config.bags_per_batch)
+
+
+def _spans(first: int, last: int, n: int) -> Iterator[tuple[int, int]]:
+    """``first:last`` on a line of ``n`` that starts again at its end."""
+    while first < last and n:
+        start = first % n
+        stop = min(start + last - first, n)
+        yield start, stop
+        first += stop - start

@@ -1,0 +1,155 @@
+"""Reading a cell store."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tadvae.errors import UserError
+from tadvae.filesystem import Location
+from tadvae.genes import GeneReference
+from tadvae.store.manifest import Manifest, vocabulary_hash
+from tadvae.store.spec import StoreSpec
+
+
+@dataclass(frozen=True)
+class Group:
+    """The cells of one (dataset, context, perturbation), by store indices."""
+
+    dataset: int
+    context: int
+    perturbation: int
+
+
+class Store:
+    """An open cell store; tables are read when first asked for.
+
+    Attributes
+    ----------
+    genes
+        The vocabulary: gene_index, gene, ensembl_id, symbol.
+    perturbations
+        perturbation_index, name, targets, target_genes, modalities, signs, n_cells.
+    bags
+        One row a bag: dataset, context, perturbation, n_cells, n_tokens, shard, row_group, first_row. The
+        row's number is the bag's id.
+    """
+
+    def __init__(self, folder: Location, manifest: Manifest) -> None:
+        self.folder = folder
+        self.manifest = manifest
+
+    @classmethod
+    def open(cls, place: "str | Location") -> "Store":
+        """Open a store and check that its shards are all there; else a UserError."""
+        folder = Location.of(place)
+        store = cls(folder, Manifest.read(folder))
+        for shard in store.manifest.shards:
+            size = (folder / shard.path).size()
+            if size != shard.size:
+                found = "is missing" if size is None else f"has {size:,} bytes instead of {shard.size:,}"
+                raise UserError(f"{folder}: shard {shard.path} {found}; convert the store again.")
+        if vocabulary_hash(store.genes["gene"]) != store.manifest.vocabulary_hash:
+            raise UserError(
+                f"{folder}: genes.parquet does not belong to this manifest; convert the store again."
+            )
+        return store
+
+    def verify(self, shard: int) -> None:
+        """Compare a shard's sha256 with the manifest's; a difference is a UserError."""
+        import hashlib
+
+        entry = self.manifest.shards[shard]
+        found = hashlib.sha256((self.folder / entry.path).read_bytes()).hexdigest()
+        if found != entry.sha256:
+            raise UserError(
+                f"{self.folder}: the checksum of shard {entry.path} fails (sha256 {found[:12]}…, "
+                f"manifest {entry.sha256[:12]}…); convert the store again."
+            )
+
+    @cached_property
+    def genes(self) -> pd.DataFrame:
+        """The vocabulary."""
+        return self._table("genes.parquet")
+
+    @cached_property
+    def perturbations(self) -> pd.DataFrame:
+        """All perturbations; the control is one of them."""
+        return self._table("perturbations.parquet")
+
+    @cached_property
+    def bags(self) -> pd.DataFrame:
+        """All bags."""
+        return self._table("bags.parquet")
+
+    @cached_property
+    def groups(self) -> pd.DataFrame:
+        """Cells by (dataset, context, perturbation)."""
+        return self.bags.groupby(["dataset", "context", "perturbation"], as_index=False)["n_cells"].sum()
+
+    @cached_property
+    def control(self) -> int:
+        """Index of the control among the perturbations, -1 where no dataset has one."""
+        found = self.perturbations["perturbation_index"][self.perturbations["targets"].str.len() == 0]
+        return int(found.iloc[0]) if len(found) else -1
+
+    @cached_property
+    def reference(self) -> GeneReference:
+        """How identifiers become the store's gene keys: the packaged table, else the store's own genes."""
+        spec = StoreSpec.load_text((self.folder / "spec.yaml").read_text(), str(self.folder / "spec.yaml"))
+        if spec.genes.reference in ("human", "none"):
+            return GeneReference.load(spec.genes.reference)
+        return GeneReference(str(self.folder), self.genes)
+
+    def panel(self, dataset: int) -> pd.DataFrame:
+        """Measured genes of a dataset, sorted by gene_index."""
+        return self._table(f"datasets/{self.manifest.datasets[dataset].name}.parquet")
+
+    def row_groups(self, bags: pd.DataFrame) -> list[tuple[int, int, np.ndarray]]:
+        """(shard, row group, bag ids) of some rows of :attr:`bags`, in stored order."""
+        return [
+            (int(shard), int(group), frame.index.to_numpy())
+            for (shard, group), frame in bags.groupby(["shard", "row_group"], sort=True)
+        ]
+
+    def read_bags(
+        self, shard: int, row_group: int, bag_ids: np.ndarray, columns: Sequence[str]
+    ) -> tuple[pa.Table, np.ndarray]:
+        """Read some bags of one row group.
+
+        Returns
+        -------
+        The rows of the bags in stored order, and the bag id of every row.
+        """
+        entry = self.manifest.shards[shard]
+        place = self.folder / entry.path
+        try:
+            with place.filesystem.open_input_file(place.path) as file:
+                table = pq.ParquetFile(file, page_checksum_verification=True).read_row_group(
+                    row_group, columns=list(columns), use_threads=False
+                )
+        except (OSError, pa.ArrowException) as error:
+            reason = str(error).splitlines()[0][:160]
+            raise UserError(
+                f"{self.folder}: shard {entry.path} cannot be read at row group {row_group} "
+                f"({reason}); restore the file or convert the store again."
+            ) from None
+        chosen = self.bags.loc[np.sort(bag_ids)]
+        first, size = chosen["first_row"].to_numpy(), chosen["n_cells"].to_numpy()
+        bag_of_row = np.repeat(chosen.index.to_numpy(), size)
+        if len(bag_of_row) < table.num_rows:
+            table = pa.concat_tables([table.slice(a, n) for a, n in zip(first, size, strict=True)])
+        return table.combine_chunks(), bag_of_row
+
+    def _table(self, name: str) -> pd.DataFrame:
+        place = self.folder / name
+        try:
+            with place.filesystem.open_input_file(place.path) as file:
+                return pq.read_table(file).to_pandas()
+        except (OSError, pa.ArrowException) as error:
+            reason = str(error).splitlines()[0][:160]
+            raise UserError(f"{place}: cannot be read ({reason}); convert the store again.") from None

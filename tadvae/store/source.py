@@ -1,0 +1,266 @@
+"""Reading one ``.h5ad`` file: labels of its cells, and its values a few rows at a time."""
+
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import h5py
+import numpy as np
+import pandas as pd
+from anndata.io import read_elem, sparse_dataset
+from scipy import sparse
+
+from tadvae.errors import UserError
+from tadvae.store.spec import DatasetSpec
+
+SYMBOL_COLUMNS = ("symbol", "gene_symbols", "gene_symbol", "gene_name", "gene_names")
+
+
+@dataclass(frozen=True)
+class CellLabels:
+    """What ``obs`` says of the n cells that are kept, in source order."""
+
+    source_row: np.ndarray  # (n,) int64
+    cell_id: np.ndarray  # (n,) str
+    context: np.ndarray  # (n,) int64, into contexts
+    contexts: list[str]
+    perturbation: np.ndarray  # (n,) int64, into perturbations
+    perturbations: list[tuple[str, ...]]
+    """Sorted targets of each perturbation; the empty tuple is the control."""
+    batch: np.ndarray  # (n,) str
+    total_counts: np.ndarray | None  # (n,) float64
+
+
+class Source:
+    """An open ``.h5ad`` file described by its spec; use through :func:`open_source`."""
+
+    def __init__(self, spec: DatasetSpec, file: h5py.File) -> None:
+        self.spec = spec
+        self.where = f"dataset '{spec.name}' ({spec.path})"
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # old files; what matters is checked below
+            self.obs: pd.DataFrame = read_elem(file["obs"])
+            self.var: pd.DataFrame = read_elem(file["var"])
+        layer = spec.counts.layer
+        if layer is not None and layer not in file.get("layers", {}):
+            found = ", ".join(file.get("layers", {})) or "none"
+            raise UserError(f"{self.where}: no layer '{layer}' (layers: {found}); mend 'counts' in the spec.")
+        node = file["X"] if layer is None else file["layers"][layer]
+        matrix = sparse_dataset(node) if isinstance(node, h5py.Group) else node
+        if isinstance(node, h5py.Group) and matrix.format == "csc":
+            matrix = matrix.to_memory().tocsr()  # columns first: rows cannot be streamed from it
+        self._matrix = matrix
+        self.shape: tuple[int, int] = (int(matrix.shape[0]), int(matrix.shape[1]))
+
+    def rows(self, start: int, stop: int) -> sparse.csr_matrix:
+        """Values of the source rows ``start:stop``, checked, as float32 CSR without stored zeros."""
+        block = self._matrix[start:stop]
+        values = sparse.csr_matrix(block, dtype=np.float32)
+        values.sum_duplicates()
+        self._check(values, start)
+        values.eliminate_zeros()
+        return values
+
+    def gene_names(self) -> tuple[list[str], list[str] | None]:
+        """Identifiers of the genes, and symbols beside them where ``var`` has such a column."""
+        column = self.spec.genes.column
+        if column is not None:
+            names = self._column(self.var, column, "var", "genes.column").astype(str).tolist()
+        else:
+            names = self.var.index.astype(str).tolist()
+        wanted = self.spec.genes.symbols
+        found = [name for name in SYMBOL_COLUMNS if name in self.var.columns and name != column]
+        if wanted is not None:
+            symbols = self._column(self.var, wanted, "var", "genes.symbols")
+        elif found:
+            symbols = self.var[found[0]]
+        else:
+            return names, None
+        return names, symbols.astype(object).where(symbols.notna(), "").astype(str).tolist()
+
+    def gene_lengths(self) -> np.ndarray | None:
+        """Transcript lengths in bases, shape (G,), where the spec names their column."""
+        if self.spec.genes.length is None:
+            return None
+        column = self._column(self.var, self.spec.genes.length, "var", "genes.length")
+        lengths = pd.to_numeric(column, errors="coerce").to_numpy(np.float64)
+        if not (np.isfinite(lengths) & (lengths > 0)).all():
+            raise UserError(
+                f"{self.where}: var column '{column.name}' must hold a positive length for every "
+                "gene; mend it or remove 'genes.length' from the spec."
+            )
+        return lengths
+
+    def labels(self) -> CellLabels:
+        """Context, perturbation, batch and library size of every cell."""
+        obs, spec = self.obs, self.spec
+        context = self._text(spec.context.column, "context.column")
+        if context is None:
+            context = np.full(len(obs), spec.context.value, dtype=object)
+        targets, keep = self._targets()
+        rows = np.flatnonzero(keep)
+        contexts, context_code = np.unique(context[rows].astype(str), return_inverse=True)
+        distinct = sorted(set(targets[rows]), key=lambda item: (len(item), item))
+        code_of = {item: code for code, item in enumerate(distinct)}
+        batch = self._text(spec.batch.column if spec.batch else None, "batch.column")
+        total = None
+        if spec.total_counts is not None:
+            column = self._column(obs, spec.total_counts, "obs", "total_counts")
+            total = pd.to_numeric(column, errors="coerce").to_numpy(np.float64)[rows]
+            if not (np.isfinite(total) & (total >= 0)).all():
+                raise UserError(
+                    f"{self.where}: obs column '{spec.total_counts}' must hold a library size for "
+                    "every cell; mend it or remove 'total_counts' from the spec."
+                )
+        return CellLabels(
+            source_row=rows.astype(np.int64),
+            cell_id=obs.index.to_numpy(dtype=object)[rows].astype(str),
+            context=context_code.astype(np.int64),
+            contexts=[str(name) for name in contexts],
+            perturbation=np.array([code_of[item] for item in targets[rows]], dtype=np.int64),
+            perturbations=distinct,
+            batch=(batch[rows] if batch is not None else np.full(len(rows), "")).astype(str),
+            total_counts=total,
+        )
+
+    def _targets(self) -> tuple[np.ndarray, np.ndarray]:
+        """Sorted targets of every cell (an object array of tuples) and which cells are kept."""
+        n = len(self.obs)
+        targets = np.empty(n, dtype=object)
+        keep = np.ones(n, dtype=bool)
+        spec = self.spec.perturbation
+        if spec is None:
+            targets[:] = [()] * n
+            return targets, keep
+        column = self._column(self.obs, spec.column, "obs", "perturbation.column")
+        missing = column.isna().to_numpy()
+        if missing.any() and spec.missing == "error":
+            raise UserError(
+                f"{self.where}: {int(missing.sum())} cells have no value in obs column "
+                f"'{spec.column}'; label them or set 'missing: drop' under 'perturbation'."
+            )
+        keep &= ~missing
+        parsed = {label: self._parse(str(label)) for label in column[keep].unique()}
+        targets[:] = [parsed[label] if ok else () for label, ok in zip(column, keep, strict=True)]
+        if () not in parsed.values():
+            found = ", ".join(f"'{label}'" for label in list(parsed)[:5])
+            raise UserError(
+                f"{self.where}: no control cells: obs column '{spec.column}' never holds "
+                f"{' or '.join(repr(c) for c in sorted(spec.controls))} (it holds {found}, …); "
+                "mend 'perturbation.control' in the spec."
+            )
+        return targets, keep
+
+    def _parse(self, label: str) -> tuple[str, ...]:
+        spec = self.spec.perturbation
+        assert spec is not None
+        if label in spec.controls:
+            return ()
+        parts = label.split(spec.separator) if spec.separator else [label]
+        names = [part.strip() for part in parts]
+        if not all(names):
+            raise UserError(
+                f"{self.where}: the label {label!r} in obs column '{spec.column}' does not parse "
+                f"with separator {spec.separator!r} (a target is empty); mend the label or "
+                "'perturbation.separator'."
+            )
+        names = [spec.rename.get(name, name) for name in names if name not in spec.controls]
+        return tuple(sorted(set(names)))
+
+    def _column(self, frame: pd.DataFrame, name: str, of: str, setting: str) -> pd.Series:
+        if name not in frame.columns:
+            found = ", ".join(map(str, frame.columns)) or "none"
+            raise UserError(
+                f"{self.where}: no column '{name}' in {of} (columns: {found}); mend '{setting}' in the spec."
+            )
+        return frame[name]
+
+    def _text(self, column: str | None, setting: str) -> np.ndarray | None:
+        if column is None:
+            return None
+        series = self._column(self.obs, column, "obs", setting)
+        if series.isna().any():
+            raise UserError(
+                f"{self.where}: {int(series.isna().sum())} cells have no value in obs column "
+                f"'{column}'; label them or name another column in '{setting}'."
+            )
+        return series.astype(str).to_numpy(dtype=object)
+
+    def _check(self, values: sparse.csr_matrix, start: int) -> None:
+        """Refuse values that are not what the spec says they are."""
+        data = values.data
+        bad = ~np.isfinite(data)
+        if bad.any():
+            raise self._wrong(
+                values, start, bad, "is not a finite number", "remove NaN and infinite values from the file"
+            )
+        bad = data < 0
+        if bad.any():
+            raise self._wrong(
+                values,
+                start,
+                bad,
+                "is negative, so these values look scaled",
+                "point 'counts' at the raw counts, for example {layer: counts}",
+            )
+        if self.spec.values == "counts":
+            bad = data != np.rint(data)
+            if bad.any():
+                raise self._wrong(
+                    values,
+                    start,
+                    bad,
+                    "is not a whole number, so these values look normalised or "
+                    "log-transformed where raw counts are expected",
+                    "point 'counts' at the raw counts, for example {layer: counts}, or say 'values: log1p'",
+                )
+        elif data.size and (data.max() > 30 or (data == np.rint(data)).all()):
+            bad = data == data.max()
+            raise self._wrong(
+                values,
+                start,
+                bad,
+                "looks like a raw count where log1p values are expected",
+                "say 'values: counts' in the spec",
+            )
+
+    def _wrong(
+        self, values: sparse.csr_matrix, start: int, bad: np.ndarray, what: str, mend: str
+    ) -> UserError:
+        at = int(np.flatnonzero(bad)[0])
+        row = int(np.searchsorted(values.indptr, at, side="right")) - 1
+        cell = self.obs.index[start + row]
+        gene = self.var.index[values.indices[at]]
+        return UserError(
+            f"{self.where}: the value {values.data[at]:g} of gene '{gene}' in cell '{cell}' {what}; {mend}."
+        )
+
+
+@contextmanager
+def open_source(spec: DatasetSpec) -> Iterator[Source]:
+    """Open the ``.h5ad`` file of a dataset; anything else is a UserError."""
+    try:
+        file = h5py.File(spec.path, "r")
+    except OSError:
+        raise UserError(
+            f"dataset '{spec.name}': {spec.path} is not an .h5ad (HDF5) file, or is damaged; "
+            "give a file written by anndata."
+        ) from None
+    with file:
+        absent = [key for key in ("X", "obs", "var") if key not in file]
+        if absent:
+            raise UserError(
+                f"dataset '{spec.name}': {spec.path} is HDF5 but not an .h5ad: it has no "
+                f"{', '.join(absent)}; give a file written by anndata."
+            )
+        try:
+            source = Source(spec, file)
+        except (KeyError, ValueError, TypeError, OSError) as error:
+            reason = re.sub(r"\s+", " ", str(error))[:200]
+            raise UserError(
+                f"dataset '{spec.name}': {spec.path} cannot be read as .h5ad ({reason}); "
+                "write it again with a current anndata."
+            ) from None
+        yield source
