@@ -2,8 +2,9 @@
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from tadvae.errors import UserError
 
@@ -70,3 +71,19 @@ def _require(cpus: float, gpus: float) -> None:
             f"the Ray cluster has {found.get('GPU', 0):g} GPUs, but this run needs {gpus:g}; "
             "add GPU nodes, lower --workers or leave out --gpu."
         )
+
+
+def ray_map(function: Callable[..., Any], arguments: Sequence[tuple]) -> list[Any]:
+    """A :data:`tadvae.prepare.Mapper` of Ray tasks.
+
+    An object that is the first argument of several calls is handed to the object store once.
+    """
+    import ray
+
+    call = ray.remote(num_cpus=1)(function)
+    shared = {id(first): first for first, *_ in arguments}
+    references = {key: ray.put(first) for key, first in shared.items()}
+    try:
+        return ray.get([call.remote(references[id(first)], *rest) for first, *rest in arguments])
+    except ray.exceptions.RayTaskError as error:
+        raise (error.cause if isinstance(error.cause, UserError) else error) from None

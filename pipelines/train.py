@@ -12,7 +12,7 @@ import io
 import json
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,11 +26,12 @@ import torch
 import torch.distributed as dist
 from ray.train.v2.api.exceptions import TrainingFailedError
 
-from pipelines.cluster import ray_session
+from pipelines.cluster import ray_map, ray_session
 from pipelines.progress import StepLog
 from pipelines.stream import Prefetcher, stream_reads
 from tadvae import __version__
 from tadvae.assemble import BatchAssembler
+from tadvae.cells import write_controls
 from tadvae.checkpoint import WEIGHTS, Position, load_checkpoint, save_checkpoint
 from tadvae.errors import UserError
 from tadvae.evaluation.splits import split_groups
@@ -257,6 +258,7 @@ def _begin(
     (run / "model").make_folder()
     (run / "log").make_folder()
     vocabulary.save(run / "model")
+    write_controls(run, dict(enumerate(controls.values())))
     for folder in (run, run / "model"):
         (folder / "config.yaml").write_text(config.to_yaml())
     buffer = io.BytesIO()
@@ -367,19 +369,6 @@ def _mean_over_ranks(values: torch.Tensor, world_size: int) -> torch.Tensor:
 def _noise_seed(seed: int, rank: int, step: int) -> int:
     """One 63-bit seed for every (seed, rank, step)."""
     return int(np.random.SeedSequence([seed, rank, step]).generate_state(1, np.uint64)[0] >> 1)
-
-
-@ray.remote(num_cpus=1)
-def _call(function: Callable[..., Any], *arguments: Any) -> Any:
-    return function(*arguments)
-
-
-def ray_map(function: Callable[..., Any], arguments: Sequence[tuple]) -> list[Any]:
-    """A :data:`tadvae.prepare.Mapper` of Ray tasks."""
-    try:
-        return ray.get([_call.remote(function, *each) for each in arguments])
-    except ray.exceptions.RayTaskError as error:
-        raise (error.cause if isinstance(error.cause, UserError) else error) from None
 
 
 def _user_error_in(error: BaseException) -> UserError | None:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping
 import numpy as np
 import pandas as pd
 
-from tadvae.batch import Bag, Batch, Cells
+from tadvae.batch import Bag, Batch, Cells, runs
 from tadvae.store.plan import Window
 
 
@@ -59,9 +59,8 @@ class BatchAssembler:
             found: dict[int, Cells] = {}
             for _ in window.reads:
                 bag_of_row, cells = next(reads)
-                starts = np.flatnonzero(np.diff(bag_of_row, prepend=-1))
-                for a, b in zip(starts, np.append(starts[1:], len(bag_of_row)), strict=True):
-                    found[int(bag_of_row[a])] = cells[int(a) : int(b)]
+                for a, b in runs(bag_of_row):
+                    found[int(bag_of_row[a])] = cells[a:b]
             for bag in window.order.tolist():
                 if bag in found:
                     pending.append(self._bag(bag, found[bag], epoch))

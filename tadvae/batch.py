@@ -75,6 +75,12 @@ class Cells:
         return result
 
 
+def runs(bag_of_row: np.ndarray) -> list[tuple[int, int]]:
+    """Start and stop of every run of equal bag ids."""
+    starts = np.flatnonzero(np.diff(bag_of_row, prepend=-1)).tolist()
+    return list(zip(starts, [*starts[1:], len(bag_of_row)], strict=True)) if starts else []
+
+
 @dataclass(frozen=True)
 class PackedCells:
     """:class:`Cells` as tensors.

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, load_file, save_file
 from torch import Tensor, nn
 
 from tadvae.errors import UserError
+from tadvae.filesystem import Location
 
 WEIGHTS, OPTIMIZER, POSITION = "model.safetensors", "optimizer.safetensors", "position.json"
 
@@ -81,10 +82,10 @@ def state_tensors(module: nn.Module) -> dict[str, Tensor]:
     return {name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}
 
 
-def load_weights(path: Path, module: nn.Module) -> None:
+def load_weights(path: Path | Location, module: nn.Module) -> None:
     """Load weights; ones that do not fit the module are a UserError."""
     try:
-        weights: Mapping[str, Tensor] = load_file(path)
+        weights: Mapping[str, Tensor] = load(Location.of(path).read_bytes())
     except (FileNotFoundError, SafetensorError, OSError) as error:
         raise UserError(
             f"{path}: cannot be read as safetensors weights ({str(error)[:120]}); "

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from tadvae.batch import Cells
+from tadvae.batch import Cells, runs
 from tadvae.errors import UserError
 from tadvae.evaluation.splits import TEST, SplitConfig, held_out_rows
 from tadvae.genes import canonical_targets
@@ -24,6 +24,8 @@ from tadvae.vocabulary import ContextEntry, DatasetEntry, TargetEntry, Vocabular
 
 Read = tuple[int, int, np.ndarray]
 """(shard, row group, bag ids)"""
+Group = tuple[int, int, int]
+"""(dataset, context, perturbation), store indices"""
 Mapper = Callable[[Callable[..., Any], Sequence[tuple]], list[Any]]
 """Calls a function on many argument tuples; results in their order."""
 
@@ -74,8 +76,7 @@ class CellReader:
         if self.split.datasets is not None and name not in self.split.datasets:
             return None
         first = self.store.bags["first_row"].to_numpy()[bag_of_row]
-        starts = np.flatnonzero(np.diff(bag_of_row, prepend=-1))
-        within = np.arange(len(bag_of_row)) - np.repeat(starts, np.diff(np.append(starts, len(bag_of_row))))
+        within = np.concatenate([np.arange(b - a) for a, b in runs(bag_of_row)] or [np.empty(0, int)])
         row = first + within
         held = held_out_rows(int(row.max(initial=-1)) + 1, shard, row_group, self.split)[row]
         return held if self.held_out else ~held
@@ -121,7 +122,7 @@ def views_of(store: Store, vocabulary: Vocabulary) -> list[DatasetView]:
 
 def resolver(store: Store) -> Callable[[list[str]], list[str | None]]:
     """How identifiers of pathway files become gene keys of this store."""
-    reference = store.reference
+    reference = store.gene_reference
     return lambda names: canonical_targets(names, reference)
 
 
@@ -178,27 +179,31 @@ def _moments_of(reader: CellReader, shard: int, row_group: int, bag_ids: np.ndar
     return dataset, Moments.of(values, cells.total_counts, log1p=log1p)
 
 
+def load_groups(
+    reader: CellReader, bags: pd.DataFrame, max_cells: int, mapper: Mapper = loop
+) -> dict[Group, Cells]:
+    """Cells of every group among some bags, at most ``max_cells`` of each.
+
+    The bags of a store are shuffled, so the first bags of a group are a random sample.
+    """
+    keys = ["dataset", "context", "perturbation"]
+    before = bags.groupby(keys)["n_cells"].cumsum() - bags["n_cells"]
+    chosen = bags[before < max_cells]
+    group_of = dict(zip(chosen.index, chosen[keys].itertuples(index=False, name=None), strict=True))
+    found: dict[Group, list[Cells]] = {}
+    for bag_of_row, cells in mapper(reader.read, reader.store.row_groups(chosen)):
+        for a, b in runs(bag_of_row):
+            found.setdefault(group_of[bag_of_row[a]], []).append(cells[a:b])
+    return {key: Cells.concat(parts)[:max_cells] for key, parts in sorted(found.items())}
+
+
 def load_controls(
     reader: CellReader, bags: pd.DataFrame, max_cells: int, mapper: Mapper = loop
 ) -> dict[tuple[int, int], Cells]:
-    """Control cells of every (dataset, context), at most about ``max_cells`` of each.
-
-    The bags of a store are shuffled, so its first control bags are a random sample.
-    """
+    """Control cells of every (dataset, context) among some bags, at most ``max_cells`` of each."""
     controls = bags[bags["perturbation"] == reader.store.control]
-    keys = ["dataset", "context"]
-    before = controls.groupby(keys)["n_cells"].cumsum() - controls["n_cells"]
-    chosen = controls[before < max_cells]
-    reads = reader.store.row_groups(chosen)
-    parts = mapper(reader.read, reads)
-    found: dict[tuple[int, int], list[Cells]] = {}
-    table = chosen[keys]
-    for bag_of_row, cells in parts:
-        starts = np.flatnonzero(np.diff(bag_of_row, prepend=-1))
-        for a, b in zip(starts, np.append(starts[1:], len(bag_of_row)), strict=True):
-            dataset, context = table.loc[bag_of_row[a]]
-            found.setdefault((int(dataset), int(context)), []).append(cells[a:b])
-    return {key: Cells.concat(parts)[:max_cells] for key, parts in sorted(found.items())}
+    found = load_groups(reader, controls, max_cells, mapper)
+    return {(dataset, context): cells for (dataset, context, _), cells in found.items()}
 
 
 def build_vocabulary(
@@ -254,6 +259,7 @@ def build_vocabulary(
         targets=targets,
         modalities=names,
         signs=[modalities.get(name, 0) for name in names],
+        reference=store.reference,
     )
 
 

@@ -17,6 +17,7 @@ from safetensors.numpy import load, save
 
 from tadvae.errors import UserError
 from tadvae.filesystem import Location
+from tadvae.genes import GeneReference
 from tadvae.pathways.membership import Membership
 from tadvae.store.manifest import vocabulary_hash
 
@@ -88,6 +89,9 @@ class Vocabulary:
     targets: list[TargetEntry]
     modalities: list[str]
     signs: list[int]
+    reference: str = "human"
+    """What brings identifiers of other files to these gene keys: ``human``, ``none``, or ``own`` (the genes
+    of this vocabulary and no other)."""
 
     @property
     def n_genes(self) -> int:
@@ -114,6 +118,13 @@ class Vocabulary:
     def target_index(self) -> dict[str, int]:
         """Target index by name."""
         return {target.name: i for i, target in enumerate(self.targets)}
+
+    @cached_property
+    def gene_reference(self) -> GeneReference:
+        """The :class:`GeneReference` that :attr:`reference` names."""
+        if self.reference == "own":
+            return GeneReference("the model's genes", self.genes)
+        return GeneReference.load(self.reference)
 
     def symbols(self, genes: np.ndarray) -> list[str]:
         """Readable names of vocabulary indices: the symbol where there is one, else the key."""
@@ -160,6 +171,7 @@ class Vocabulary:
             "targets": [asdict(target) for target in self.targets],
             "modalities": self.modalities,
             "signs": self.signs,
+            "reference": self.reference,
         }
         (folder / "vocabulary.json").write_text(json.dumps(text, indent=1))
 
@@ -199,6 +211,7 @@ class Vocabulary:
                 targets=[TargetEntry(**entry) for entry in text["targets"]],
                 modalities=text["modalities"],
                 signs=text["signs"],
+                reference=text["reference"],
             )
         except (KeyError, TypeError, ValueError, OSError, pa.ArrowException) as error:
             raise UserError(

@@ -98,12 +98,17 @@ class Store:
         return int(found.iloc[0]) if len(found) else -1
 
     @cached_property
-    def reference(self) -> GeneReference:
-        """How identifiers become the store's gene keys: the packaged table, else the store's own genes."""
+    def reference(self) -> str:
+        """What made the gene keys: ``human``, ``none``, or ``own`` for a table of the user's."""
         spec = StoreSpec.load_text((self.folder / "spec.yaml").read_text(), str(self.folder / "spec.yaml"))
-        if spec.genes.reference in ("human", "none"):
-            return GeneReference.load(spec.genes.reference)
-        return GeneReference(str(self.folder), self.genes)
+        return spec.genes.reference if spec.genes.reference in ("human", "none") else "own"
+
+    @cached_property
+    def gene_reference(self) -> GeneReference:
+        """How identifiers become the store's gene keys."""
+        if self.reference == "own":
+            return GeneReference("the store's genes", self.genes)
+        return GeneReference.load(self.reference)
 
     def panel(self, dataset: int) -> pd.DataFrame:
         """Measured genes of a dataset, sorted by gene_index."""

@@ -1,0 +1,189 @@
+"""The console command ``tadvae``: words in, one call to the library or a pipeline, words out.
+
+Bad input ends with one sentence on standard error and exit code 2.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from tadvae import __version__
+from tadvae.errors import UserError
+
+app = typer.Typer(
+    name="tadvae",
+    help="One interpretable perturbation model over many single-cell screens.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+out = Console()
+WIDTH_OF_A_LOG = 160
+if not out.is_terminal:
+    out = Console(width=WIDTH_OF_A_LOG)
+
+StoreArgument = Annotated[str, typer.Argument(metavar="STORE", help="A cell store: folder or URL.")]
+RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="A run's folder or URL.")]
+
+
+@app.callback(invoke_without_command=True)
+def _top(
+    version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,
+) -> None:
+    if version:
+        print(f"tadvae {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def convert(
+    spec: Annotated[str, typer.Argument(metavar="SPEC.yaml", help="Which files, which columns.")],
+    out_: Annotated[str, typer.Option("--out", metavar="STORE", help="Where the store is written.")],
+) -> None:
+    """Convert many .h5ad files into one cell store.
+
+    Example: tadvae convert screens.yaml --out store
+    """
+    from pipelines.convert import convert as run
+
+    manifest = run(spec, out_)
+    unknown = sum(dataset.n_unknown_genes for dataset in manifest.datasets)
+    out.print(
+        f"{out_}: {manifest.n_cells:,} cells of {len(manifest.datasets)} datasets, {manifest.n_genes:,} genes "
+        f"({unknown:,} identifiers unknown, kept under their own name); see `tadvae inspect {out_}`."
+    )
+
+
+@app.command()
+def inspect(
+    store: StoreArgument,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    verify: Annotated[bool, typer.Option(help="Compare every shard's checksum.")] = False,
+) -> None:
+    """Show a store's datasets, contexts, perturbations, genes and overlaps."""
+    from pipelines.inspect import as_tables, describe
+
+    about = describe(store, verify=verify)
+    if as_json:
+        print(json.dumps(about, indent=1))
+        return
+    for table in as_tables(about):
+        out.print(table)
+
+
+@app.command()
+def simulate(
+    out_: Annotated[str, typer.Option("--out", metavar="FOLDER", help="Where the screens are written.")],
+    seed: Annotated[int, typer.Option(help="Another seed, other screens.")] = 0,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting of the simulation.")
+    ] = None,
+) -> None:
+    """Write small screens with a known causal truth, their spec and their pathways.
+
+    Example: tadvae simulate --out demo
+    """
+    from tadvae.simulate import SimulationConfig, simulate_to
+
+    config = SimulationConfig.load(None, [f"seed={seed}", *(settings or [])])
+    spec = simulate_to(Path(out_), config)
+    out.print(f"{spec}: convert it with `tadvae convert {spec} --out STORE`.")
+
+
+@app.command()
+def train(
+    store: StoreArgument,
+    out_: Annotated[str, typer.Option("--out", metavar="RUN", help="The run's folder or URL.")],
+    config: Annotated[str | None, typer.Option(metavar="F.yaml", help="Settings; see docs.")] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="One setting, such as train.epochs=1."),
+    ] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Ray Train workers.")] = 1,
+    gpu: Annotated[bool, typer.Option("--gpu", help="One GPU a worker.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
+) -> None:
+    """Train one model on a whole store.
+
+    Example: tadvae train store --out run --set pathways.file=go.gmt --workers 2
+    """
+    from pipelines.train import train as run
+    from tadvae.experiment import ExperimentConfig
+
+    if resume and (config or settings):
+        raise UserError("--resume goes on with the run's own settings; leave out --config and --set.")
+    experiment = None if resume else ExperimentConfig.load(config, settings or [])
+    run(store, out_, experiment, workers=workers, gpu=gpu, resume=resume)
+    out.print(f"{out_}: done; compare it with arithmetic: `tadvae evaluate {out_}`.")
+
+
+@app.command()
+def evaluate(
+    run: RunArgument,
+    split: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Only held-out groups of this kind, such as combo_seen2."),
+    ] = None,
+    json_: Annotated[str | None, typer.Option("--json", metavar="FILE", help="Also write JSON.")] = None,
+    store: Annotated[str | None, typer.Option(help="The run's store, if it has moved.")] = None,
+) -> None:
+    """Compare a run with arithmetic on what it has not seen."""
+    from pipelines.evaluate import as_json, evaluate_run, tables
+
+    scores = evaluate_run(run, split, store)
+    for table in tables(scores):
+        out.print(table)
+    for group, reason in scores.abstained.items():
+        out.print(escape(f"no answer of the model's own for {group}: {reason}"))
+    if json_ is not None:
+        Path(json_).write_text(json.dumps(as_json(scores), indent=1), encoding="utf-8")
+    out.print(f"all scores: {run}/evaluation/{split or 'all'}.parquet")
+
+
+@app.command()
+def predict(
+    run: RunArgument,
+    target: Annotated[str, typer.Option(metavar="A+B", help="What is perturbed.")],
+    context: Annotated[str, typer.Option(metavar="C", help="In which context.")],
+    out_: Annotated[str, typer.Option("--out", metavar="FILE.h5ad", help="Where predicted cells go.")],
+    controls: Annotated[
+        str | None, typer.Option(metavar="FILE.h5ad", help="Your own control cells to start from.")
+    ] = None,
+    dataset: Annotated[str | None, typer.Option(help="Whose context, or whose way of perturbing.")] = None,
+    values: Annotated[Literal["counts", "log1p"], typer.Option(help="What --controls holds.")] = "counts",
+) -> None:
+    """Predict cells under a perturbation, or several at once.
+
+    Example: tadvae predict run --target KLF1+MAP2K6 --context k562 --out predicted.h5ad
+    """
+    from pipelines.predict import predict_to
+
+    adata = predict_to(run, target, context, out_, controls_path=controls, dataset=dataset, values=values)
+    about = adata.uns["tadvae"]
+    change = (adata.var["predicted_mean"] - adata.var["control_mean"]).sort_values()
+    up = ", ".join(f"{gene} {value:+.2f}" for gene, value in change.iloc[::-1].head(5).items())
+    down = ", ".join(f"{gene} {value:+.2f}" for gene, value in change.head(5).items())
+    out.print(
+        f"{out_}: {adata.n_obs} cells × {adata.n_vars} genes of {about['perturbation']} in {about['context']}, "
+        f"from {about['started_from']}; up: {up}; down: {down}."
+    )
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command; the only place where a UserError becomes words and exit code 2."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        app(arguments)
+    except UserError as error:
+        print(f"tadvae: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,124 @@
+"""``tadvae inspect``: what a store holds."""
+
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+
+from tadvae.store.reader import Store
+
+
+def describe(path: str, *, verify: bool = False) -> dict[str, Any]:
+    """Datasets, contexts, perturbations, cells, genes and overlaps of a store, as plain values.
+
+    Parameters
+    ----------
+    verify
+        Also compare every shard's checksum; a difference is a UserError.
+    """
+    store = Store.open(path)
+    if verify:
+        for shard in range(len(store.manifest.shards)):
+            store.verify(shard)
+    names = store.perturbations["name"].to_numpy()
+    panels = [store.panel(i) for i in range(len(store.manifest.datasets))]
+    genes = [set(panel["gene_index"]) for panel in panels]
+    datasets = []
+    for i, entry in enumerate(store.manifest.datasets):
+        groups = store.groups[store.groups["dataset"] == i]
+        cells = groups.groupby("perturbation")["n_cells"].sum()
+        shards = [shard for shard in store.manifest.shards if shard.dataset == i]
+        by_context = groups.groupby("context")["n_cells"].sum()
+        datasets.append(
+            {
+                "name": entry.name,
+                "source": entry.source,
+                "kind": entry.kind,
+                "values": entry.values,
+                "n_cells": entry.n_cells,
+                "n_genes": entry.n_genes,
+                "n_tokens": sum(shard.tokens for shard in shards),
+                "bytes": sum(shard.size for shard in shards),
+                "contexts": {store.manifest.contexts[c]: int(n) for c, n in by_context.items()},
+                "perturbations": {str(names[p]): int(n) for p, n in cells.items()},
+                "genes_matched_by": {str(k): int(v) for k, v in panels[i]["how"].value_counts().items()},
+                "unknown_genes": panels[i]["source"][panels[i]["how"] == "unknown"].tolist(),
+            }
+        )
+    return {
+        "store": str(store.folder),
+        "schema_version": store.manifest.schema_version,
+        "vocabulary_hash": store.manifest.vocabulary_hash,
+        "n_cells": store.manifest.n_cells,
+        "n_genes": store.manifest.n_genes,
+        "n_bags": len(store.bags),
+        "datasets": datasets,
+        "shared_genes": [[len(a & b) for b in genes] for a in genes],
+        "shared_perturbations": _shared([set(d["perturbations"]) - {"control"} for d in datasets]),
+    }
+
+
+def as_tables(about: dict[str, Any]) -> list[Table]:
+    """The same for people."""
+    top = Table(
+        title=f"{about['store']}: {about['n_cells']:,} cells, {about['n_genes']:,} genes, "
+        f"{about['n_bags']:,} bags, vocabulary {about['vocabulary_hash']}",
+        title_justify="left",
+    )
+    for name in (
+        "dataset",
+        "kind",
+        "cells",
+        "genes",
+        "unknown genes",
+        "tokens/cell",
+        "contexts",
+        "perturbations",
+    ):
+        top.add_column(name, justify="left" if name in ("dataset", "kind", "contexts") else "right")
+    for d in about["datasets"]:
+        perturbations = len(set(d["perturbations"]) - {"control"})
+        top.add_row(
+            d["name"],
+            d["kind"],
+            f"{d['n_cells']:,}",
+            f"{d['n_genes']:,}",
+            f"{len(d['unknown_genes']):,}",
+            f"{d['n_tokens'] / max(d['n_cells'], 1):,.0f}",
+            ", ".join(d["contexts"]),
+            str(perturbations),
+        )
+    tables = [top]
+    names = [d["name"] for d in about["datasets"]]
+    if len(names) > 1:
+        for key, title in (
+            ("shared_genes", "genes in common"),
+            ("shared_perturbations", "perturbations in common"),
+        ):
+            table = Table(title=title, title_justify="left")
+            table.add_column("")
+            for name in names:
+                table.add_column(name, justify="right")
+            for name, row in zip(names, about[key], strict=True):
+                table.add_row(name, *[f"{value:,}" for value in row])
+            tables.append(table)
+    for d in about["datasets"]:
+        tables.append(_perturbations(d))
+    return tables
+
+
+def _perturbations(dataset: dict[str, Any], most: int = 12) -> Table:
+    cells = dataset["perturbations"]
+    table = Table(title=f"{dataset['name']}: cells by perturbation", title_justify="left")
+    table.add_column("perturbation")
+    table.add_column("cells", justify="right")
+    ordered = sorted(cells.items(), key=lambda item: (item[0] != "control", -item[1], item[0]))
+    for name, n in ordered[:most]:
+        table.add_row(name, f"{n:,}")
+    if len(ordered) > most:
+        table.add_row(f"… and {len(ordered) - most} more", f"{sum(n for _, n in ordered[most:]):,}")
+    return table
+
+
+def _shared(sets: list[set[str]]) -> list[list[int]]:
+    return np.array([[len(a & b) for b in sets] for a in sets]).tolist()

@@ -1,0 +1,46 @@
+"""``tadvae predict``: files in, a file out."""
+
+import warnings
+from pathlib import Path
+from typing import Literal
+
+import anndata as ad
+
+from tadvae.errors import UserError
+from tadvae.filesystem import Location
+from tadvae.model import TADVAE
+
+
+def predict_to(
+    run: str,
+    target: str,
+    context: str,
+    out: str,
+    *,
+    controls_path: str | None = None,
+    dataset: str | None = None,
+    values: Literal["counts", "log1p"] = "counts",
+) -> ad.AnnData:
+    """Predict and write one ``.h5ad``, whole or not at all; returns what was written."""
+    place = Path(out)
+    if place.exists():
+        raise UserError(f"{place}: already exists; name another file with --out.")
+    if place.suffix != ".h5ad":
+        raise UserError(f"{place}: expected a file name that ends in .h5ad.")
+    model = TADVAE.from_pretrained(run)
+    controls = None if controls_path is None else _read(controls_path)
+    adata = model.predict(target, context=context, dataset=dataset, controls=controls, values=values)
+    with Location.of(place).replacing() as partial:
+        adata.write_h5ad(partial.path)
+    return adata
+
+
+def _read(path: str) -> ad.AnnData:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of old files
+            return ad.read_h5ad(path)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; give an .h5ad of control cells with --controls.") from None
+    except (OSError, KeyError, ValueError, TypeError):
+        raise UserError(f"{path}: not an .h5ad file, or damaged; give a file written by anndata.") from None
