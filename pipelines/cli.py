@@ -55,8 +55,8 @@ def convert(
     manifest = run(spec, out_)
     unknown = sum(dataset.n_unknown_genes for dataset in manifest.datasets)
     out.print(
-        f"{out_}: {manifest.n_cells:,} cells of {len(manifest.datasets)} datasets, {manifest.n_genes:,} genes "
-        f"({unknown:,} identifiers unknown, kept under their own name); see `tadvae inspect {out_}`."
+        f"{out_}: {manifest.n_cells:,} cells of {len(manifest.datasets)} datasets, {manifest.n_genes:,} "
+        f"genes ({unknown:,} identifiers unknown, kept under their own name); see `tadvae inspect {out_}`."
     )
 
 
@@ -170,8 +170,8 @@ def predict(
     up = ", ".join(f"{gene} {value:+.2f}" for gene, value in change.iloc[::-1].head(5).items())
     down = ", ".join(f"{gene} {value:+.2f}" for gene, value in change.head(5).items())
     out.print(
-        f"{out_}: {adata.n_obs} cells × {adata.n_vars} genes of {about['perturbation']} in {about['context']}, "
-        f"from {about['started_from']}; up: {up}; down: {down}."
+        f"{out_}: {adata.n_obs} cells × {adata.n_vars} genes of {about['perturbation']} in "
+        f"{about['context']}, from {about['started_from']}; up: {up}; down: {down}."
     )
 
 

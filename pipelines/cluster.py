@@ -34,6 +34,8 @@ def ray_session(min_cpus: float = 1, gpus: float = 0, address: str | None = None
         os.environ.setdefault(name, value)
     import ray
 
+    # it announces at every start that the local Ray asks for a token, which ray.init then gives
+    logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
     already = ray.is_initialized()
     if not already:
         address = address or os.environ.get("RAY_ADDRESS")
@@ -48,7 +50,7 @@ def ray_session(min_cpus: float = 1, gpus: float = 0, address: str | None = None
                 ) from None
         else:
             cpus = max(int(-(-min_cpus // 1)), os.cpu_count() or 1)
-            ray.init(address="local", num_cpus=cpus, include_dashboard=False, logging_level=logging.WARNING)
+            ray.init(address="local", num_cpus=cpus, include_dashboard=True, logging_level=logging.WARNING)
     try:
         _require(min_cpus, gpus)
         yield

@@ -7,6 +7,7 @@ manifest, written last, makes it a store. An interrupted conversion of the same 
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import ray
@@ -27,6 +28,9 @@ from tadvae.store.writer import (
     write_shard,
 )
 
+MARK = "conversion.txt"
+"""Holds the fingerprint of the conversion that an unfinished store belongs to."""
+
 
 def convert(spec_path: str, out: str, tasks_at_once: int | None = None) -> Manifest:
     """Convert what ``spec_path`` lists into a store at ``out`` (a path or URL).
@@ -42,14 +46,16 @@ def convert(spec_path: str, out: str, tasks_at_once: int | None = None) -> Manif
     spec = load_spec(spec_path)
     plan = plan_store(spec)
     partial = store.sibling(".partial") if store.is_local else store
-    _start_or_continue(partial, plan)
-    try:
-        with ray_session():
+    _require_own(partial)
+    with ray_session():
+        try:
+            _start_or_continue(partial, plan)
             manifest = _run(plan, partial, tasks_at_once)
-    except UserError:
-        partial.delete()
-        raise
-    _publish(partial, store)
+            _publish(partial, store)
+        except UserError:
+            with suppress(UserError):  # storage that cannot be written may not be cleared either
+                partial.delete()
+            raise
     return manifest
 
 
@@ -60,7 +66,7 @@ def _run(plan: StorePlan, partial: Location, tasks_at_once: int | None) -> Manif
         for spans in [dataset.chunks(plan.spec.layout.chunk_rows)]
     ]
     references = [ray.put(dataset) for dataset in plan.datasets]
-    calls = [
+    calls: list[tuple[Any, tuple]] = [
         (_spill, (references[d], start, stop, place))
         for d in range(len(chunks))
         for (start, stop), place in chunks[d]
@@ -112,18 +118,35 @@ def _run_tasks(what: str, calls: Sequence[tuple[Any, tuple]], at_once: int | Non
             try:
                 results[running.pop(done)] = ray.get(done)
             except ray.exceptions.RayTaskError as error:
-                for other in running:
-                    ray.cancel(other, force=True)
+                # Not ray.cancel: forced, it can abort the driver (a failed check in Ray 2.60's task manager),
+                # and a task that goes on would write into a folder that is being deleted.
+                if running:
+                    ray.wait(list(running), num_returns=len(running))
                 cause = error.cause
                 raise cause if isinstance(cause, UserError) else error from None
             steps.advance()
     return [results[i] for i in range(len(calls))]
 
 
+def _require_own(partial: Location) -> None:
+    """Refuse a folder that no conversion has made: it is about to be deleted."""
+    own = {"spill", "cells", "datasets", "genes.parquet", "bags.parquet", "perturbations.parquet"}
+    own |= {"spec.yaml", MANIFEST, MARK}
+    others = [name for name in partial.names() if name not in own and not name.endswith(".tmp")]
+    if others:
+        raise UserError(
+            f"{partial}: already exists and holds other files (such as {others[0]}); name another folder "
+            "with --out."
+        )
+
+
 def _start_or_continue(partial: Location, plan: StorePlan) -> None:
-    """Keep what an interrupted conversion of the same input left; drop anything else."""
-    mark = partial / "conversion.txt"
+    """Keep the chunks that an interrupted conversion of the same input left; drop anything else."""
+    mark = partial / MARK
     if mark.exists() and mark.read_text() == plan.fingerprint():
+        for name in partial.names():
+            if name not in ("spill", MARK):
+                (partial / name).delete()
         return
     partial.delete()
     partial.make_folder()
@@ -135,6 +158,7 @@ def _start_or_continue(partial: Location, plan: StorePlan) -> None:
 def _publish(partial: Location, store: Location) -> None:
     """Turn the finished ``.partial`` folder into the store."""
     (partial / "spill").delete()
-    (partial / "conversion.txt").delete()
+    (partial / MARK).delete()
     if partial != store:
-        store.filesystem.move(partial.path, store.path)
+        with store.reachable():
+            store.filesystem.move(partial.path, store.path)

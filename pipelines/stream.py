@@ -5,13 +5,12 @@ Each worker streams the reads of its own plan, in order, so what a worker sees i
 normalisation run as Ray Data tasks wherever there are CPUs; the worker only puts batches together.
 """
 
+import itertools
 import logging
 import queue
 import threading
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
@@ -30,8 +29,11 @@ OBJECT_STORE_BYTES = 512 * 2**20
 """Most that one worker's stream may hold in the object store."""
 
 
-def stream_reads(reader: CellReader, windows: list[Window]) -> Iterator[tuple[np.ndarray, Cells]]:
+def stream_reads(reader: CellReader, windows: Iterable[Window]) -> Iterator[tuple[np.ndarray, Cells]]:
     """Read what the windows plan, through Ray Data, in order.
+
+    The windows may span many epochs: starting an execution costs Ray Data about a second, so there is one
+    for thousands of reads, not one an epoch.
 
     Yields
     ------
@@ -39,7 +41,7 @@ def stream_reads(reader: CellReader, windows: list[Window]) -> Iterator[tuple[np
     """
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     shared = ray.put(reader)
-    reads = [read for window in windows for read in window.reads]
+    reads = (read for window in windows for read in window.reads)
 
     def read_rows(rows: pa.Table) -> pa.Table:
         source: CellReader = ray.get(shared)
@@ -50,11 +52,10 @@ def stream_reads(reader: CellReader, windows: list[Window]) -> Iterator[tuple[np
             parts.append(_rows(*source.read(shard, group, np.asarray(bag_ids, np.int64))))
         return pa.concat_tables(parts)
 
-    for start in range(0, len(reads), READS_PER_EXECUTION):
-        blocks = [
-            pa.table({"shard": [shard], "row_group": [group], "bags": pa.array([bag_ids.tolist()])})
-            for shard, group, bag_ids in reads[start : start + READS_PER_EXECUTION]
-        ]
+    while blocks := [
+        pa.table({"shard": [shard], "row_group": [group], "bags": pa.array([bag_ids.tolist()])})
+        for shard, group, bag_ids in itertools.islice(reads, READS_PER_EXECUTION)
+    ]:
         dataset = ray.data.from_arrow(blocks).map_batches(read_rows, batch_size=None, batch_format="pyarrow")
         dataset.context.enable_progress_bars = False
         options = dataset.context.execution_options
@@ -97,48 +98,46 @@ def _split_reads(tables: Iterator[pa.Table]) -> Iterator[tuple[np.ndarray, Cells
             parts.append(cells[start:])
 
 
-@dataclass
 class Prefetcher:
-    """Runs an iterator in a thread, a few items ahead, and measures how long the taker waits."""
+    """Runs an iterator in a thread, a few items ahead of whoever takes them."""
 
-    make: Callable[[], Iterator[Any]]
-    ahead: int = 2
-    waited: float = 0.0
-    """Seconds spent waiting so far."""
+    def __init__(self, make: Callable[[], Iterator[Any]], ahead: int = 2) -> None:
+        self._make = make
+        self._items: queue.Queue[tuple[str, Any]] = queue.Queue(ahead)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="prefetch", daemon=True)
 
-    def __iter__(self) -> Iterator[Any]:
-        items: queue.Queue[tuple[str, Any]] = queue.Queue(self.ahead)
-        stop = threading.Event()
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
 
-        def put(item: tuple[str, Any]) -> None:
-            while not stop.is_set():
-                try:
-                    return items.put(item, timeout=0.2)
-                except queue.Full:
-                    continue
+    def take(self) -> Any:
+        """The next item; an error of the iterator is raised here, its end is a RuntimeError."""
+        kind, item = self._items.get()
+        if kind == "error":
+            raise item
+        if kind == "end":
+            raise RuntimeError("the stream ended before its plan")
+        return item
 
-        def work() -> None:
-            try:
-                for item in self.make():
-                    put(("item", item))
-                    if stop.is_set():
-                        return
-                put(("end", None))
-            except BaseException as error:  # noqa: BLE001 - it is raised again in the taker's thread
-                put(("error", error))
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join(timeout=30)
 
-        thread = threading.Thread(target=work, name="prefetch", daemon=True)
-        thread.start()
+    def _work(self) -> None:
         try:
-            while True:
-                start = time.perf_counter()
-                kind, item = items.get()
-                self.waited += time.perf_counter() - start
-                if kind == "end":
+            for item in self._make():
+                if not self._put(("item", item)):
                     return
-                if kind == "error":
-                    raise item
-                yield item
-        finally:
-            stop.set()
-            thread.join(timeout=10)
+            self._put(("end", None))
+        except BaseException as error:  # noqa: BLE001 - raised again by take, in the taker's thread
+            self._put(("error", error))
+
+    def _put(self, item: tuple[str, Any]) -> bool:
+        while not self._stop.is_set():
+            try:
+                self._items.put(item, timeout=0.1)
+                return True
+            except queue.Full:
+                continue
+        return False

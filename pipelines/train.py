@@ -31,6 +31,7 @@ from pipelines.progress import StepLog
 from pipelines.stream import Prefetcher, stream_reads
 from tadvae import __version__
 from tadvae.assemble import BatchAssembler
+from tadvae.batch import Batch
 from tadvae.cells import write_controls
 from tadvae.checkpoint import WEIGHTS, Position, load_checkpoint, save_checkpoint
 from tadvae.errors import UserError
@@ -51,7 +52,7 @@ from tadvae.prepare import (
     training_bags,
     views_of,
 )
-from tadvae.store.plan import epoch_windows, rank_bags, steps_per_epoch
+from tadvae.store.plan import Window, epoch_windows, rank_bags, steps_per_epoch
 from tadvae.store.reader import Store
 from tadvae.vocabulary import Vocabulary
 
@@ -99,6 +100,7 @@ def train(
                 name=CHECKPOINTS,
                 storage_path=run.path,
                 storage_filesystem=run.filesystem,
+                logging_config=ray.train.LoggingConfig("WARNING"),  # else a line for every report
                 failure_config=ray.train.FailureConfig(max_failures=config.train.max_failures),
                 checkpoint_config=ray.train.CheckpointConfig(num_to_keep=config.train.keep_checkpoints),
             ),
@@ -147,86 +149,47 @@ def train_worker(settings: dict[str, Any]) -> None:
 
     n_steps = _agree(steps_per_epoch(len(bags), config.stream, world_size), "steps of an epoch", device)
     every = config.train.checkpoint_every or n_steps
-    position, records = start, []
-    for epoch in range(start.epoch, config.train.epochs):
-        done = position.step  # only the first epoch after a resume has steps behind it
-        batches = Prefetcher(
-            lambda epoch=epoch, done=done: _packed_batches(
-                assembler,
-                reader,
-                bags,
-                config,
-                epoch,
-                rank,
-                world_size,
-                done,
-                vocabulary,
-                rows,
-                targets,
-                device,
-            )
+
+    def plan(epoch: int) -> list[Window]:
+        done = start.step * config.stream.bags_per_batch if epoch == start.epoch else 0
+        return epoch_windows(
+            bags, config.stream, seed=config.seed, epoch=epoch, rank=rank, world_size=world_size, skip=done
         )
-        clock, waited = time.perf_counter(), 0.0
-        for batch, n_cells, n_tokens in batches:
-            noise = torch.Generator().manual_seed(_noise_seed(config.seed, rank, position.global_step))
-            loss, terms = model(batch, epoch + position.step / n_steps, noise)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            if config.train.clip_norm is not None:
-                torch.nn.utils.clip_grad_norm_(module.parameters(), config.train.clip_norm)
-            optimizer.step()
 
-            now = time.perf_counter()
-            means = _mean_over_ranks(torch.stack([*terms.values()]).detach(), world_size)
-            records.append(
-                {
-                    "step": position.global_step,
-                    "epoch": epoch,
-                    **dict(zip(terms, means.tolist(), strict=True)),
-                    "cells": n_cells,
-                    "tokens": n_tokens,
-                    "seconds": now - clock,
-                    "wait": batches.waited - waited,
-                }
-            )
-            clock, waited = now, batches.waited
-            position = replace(position, step=position.step + 1, global_step=position.global_step + 1)
-            if position.step % every == 0 and position.step < n_steps:
-                _report(run, rank, module, optimizer, position, records)
-                records = []
-        if position.step != n_steps:
-            raise RuntimeError(f"rank {rank} saw {position.step} steps of epoch {epoch}, not {n_steps}")
-        position = replace(position, epoch=epoch + 1, step=0)
-        _report(run, rank, module, optimizer, position, records)
-        records = []
+    def batches() -> Iterator[tuple[ModelBatch, Batch]]:
+        epochs = range(start.epoch, config.train.epochs)
+        reads = stream_reads(reader, (window for epoch in epochs for window in plan(epoch)))
+        for epoch in epochs:
+            for batch in assembler.batches(plan(epoch), reads, epoch):
+                yield pack(batch, vocabulary, rows, targets, device), batch
 
+    records: list[dict[str, Any]] = []
+    position = start
+    with Prefetcher(batches) as stream:
+        for epoch in range(start.epoch, config.train.epochs):
+            while position.step < n_steps:
+                clock = time.perf_counter()
+                packed, batch = stream.take()
+                waited = time.perf_counter() - clock
+                noise = torch.Generator().manual_seed(_noise_seed(config.seed, rank, position.global_step))
+                loss, terms = model(packed, epoch + position.step / n_steps, noise)
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                if config.train.clip_norm is not None:
+                    torch.nn.utils.clip_grad_norm_(module.parameters(), config.train.clip_norm)
+                optimizer.step()
 
-def _packed_batches(
-    assembler: BatchAssembler,
-    reader: CellReader,
-    bags: pd.DataFrame,
-    config: ExperimentConfig,
-    epoch: int,
-    rank: int,
-    world_size: int,
-    done: int,
-    vocabulary: Vocabulary,
-    rows: dict[tuple[int, int], int],
-    targets: list[list[tuple[int, int]]],
-    device: torch.device,
-) -> Iterator[tuple[ModelBatch, int, int]]:
-    """Batches of one epoch of this rank from step ``done`` on, with their cells and tokens."""
-    windows = epoch_windows(
-        bags,
-        config.stream,
-        seed=config.seed,
-        epoch=epoch,
-        rank=rank,
-        world_size=world_size,
-        skip=done * config.stream.bags_per_batch,
-    )
-    for batch in assembler.batches(windows, stream_reads(reader, windows), epoch):
-        yield pack(batch, vocabulary, rows, targets, device), batch.n_cells, batch.n_tokens
+                means = _mean_over_ranks(torch.stack([*terms.values()]).detach(), world_size)
+                record = {"step": position.global_step, "epoch": epoch, "cells": batch.n_cells}
+                record |= {"tokens": batch.n_tokens, "wait": waited, "seconds": time.perf_counter() - clock}
+                records.append(record | dict(zip(terms, means.tolist(), strict=True)))
+                position = replace(position, step=position.step + 1, global_step=position.global_step + 1)
+                if position.step % every == 0 and position.step < n_steps:
+                    _report(run, rank, module, optimizer, position, records)
+                    records = []
+            position = replace(position, epoch=epoch + 1, step=0)
+            _report(run, rank, module, optimizer, position, records)
+            records = []
 
 
 def _begin(

@@ -74,8 +74,8 @@ def cells_of(
     available = vocabulary.membership.availability(genes, vocabulary.min_measured)
     if not available.any():
         raise UserError(
-            f"the given AnnData: {len(genes)} of its {len(names)} genes are known to the model, and no pathway "
-            f"has {vocabulary.min_measured} of them; give symbols or Ensembl ids in var_names."
+            f"the given AnnData: {len(genes)} of its {len(names)} genes are known to the model, and no "
+            f"pathway has {vocabulary.min_measured} of them; give symbols or Ensembl ids in var_names."
         )
     matrix = adata.X if layer is None else adata.layers[layer]
     matrix = sparse.csr_matrix(matrix)

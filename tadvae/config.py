@@ -39,7 +39,7 @@ class Config(BaseModel):
     @classmethod
     def load_text(cls, text: str, source: str) -> Self:
         """Validate a YAML text, such as the config saved with a run."""
-        return cls.parse(yaml.safe_load(text), source)
+        return cls.parse(_from_yaml(text, source), source)
 
     def to_yaml(self) -> str:
         """The resolved config as YAML, every default written out."""
@@ -54,12 +54,17 @@ def read_yaml(path: str | Path) -> Any:
         raise UserError(f"{path}: no such file; give the path of an existing YAML file.") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read as UTF-8 text ({error}).") from None
+    return _from_yaml(text, str(path)) or {}
+
+
+def _from_yaml(text: str, source: str) -> Any:
     try:
-        return yaml.safe_load(text) or {}
+        return yaml.safe_load(text)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        where = f"{path}, line {mark.line + 1}" if mark else str(path)
-        raise UserError(f"{where}: not valid YAML ({getattr(error, 'problem', error)}).") from None
+        where = f"{source}, line {mark.line + 1}" if mark else source
+        reason = str(getattr(error, "problem", None) or error).splitlines()[0]
+        raise UserError(f"{where}: not valid YAML ({reason}); mend it.") from None
 
 
 def override(data: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
@@ -95,12 +100,17 @@ def _copy(data: Mapping[str, Any]) -> dict[str, Any]:
 def _first_problem(error: ValidationError) -> str:
     """One clause for the first of pydantic's complaints, with the number of others."""
     problem, *others = error.errors()
-    where = ".".join(str(part) for part in problem["loc"]) or "the top level"
+    where = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
         text = f"unknown setting '{where}'; remove it or mend its spelling"
     elif problem["type"] == "missing":
         text = f"'{where}' is missing"
     else:
         message = problem["msg"].removeprefix("Value error, ")
-        text = f"'{where}': {message[:1].lower()}{message[1:]} (got {problem['input']!r})"
+        if problem["type"] == "model_type":
+            message = "expected a mapping of settings"
+        text = (f"'{where}': " if where else "") + message[:1].lower() + message[1:]
+        if not isinstance(problem["input"], Mapping):  # a whole group of settings says nothing
+            shown = repr(problem["input"])
+            text += f" (got {shown if len(shown) <= 80 else shown[:79] + '…'})"
     return text + (f" (and {len(others)} more problems)" if others else "")

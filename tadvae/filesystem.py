@@ -1,5 +1,6 @@
 """Paths and URLs: one pyarrow filesystem for local disks, S3 and GCS."""
 
+import errno
 import os
 import uuid
 from collections.abc import Iterator
@@ -10,6 +11,8 @@ from pathlib import Path
 from pyarrow import fs as pafs
 
 from tadvae.errors import UserError
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,8 @@ class Location:
             raise UserError(
                 f"{text}: not a usable storage URL ({error}); expected a path, s3://… or gs://…."
             ) from None
+        if not path:
+            raise UserError(f"{text}: names no bucket; expected a path, s3://BUCKET/… or gs://BUCKET/….")
         return cls(filesystem, path)
 
     def __truediv__(self, name: str) -> "Location":
@@ -101,24 +106,26 @@ class Location:
 
         An object store shows an object only once it is complete, so there the block writes in place.
         """
-        if not self.is_local:
-            yield self
-            return
-        partial = self.sibling(f".{uuid.uuid4().hex[:8]}.tmp")
-        Path(self.path).parent.mkdir(parents=True, exist_ok=True)
-        try:
-            yield partial
-            os.replace(partial.path, self.path)
-        finally:
-            Path(partial.path).unlink(missing_ok=True)
+        with self.reachable():
+            if not self.is_local:
+                yield self
+                return
+            partial = self.sibling(f".{uuid.uuid4().hex[:8]}.tmp")
+            Path(self.path).parent.mkdir(parents=True, exist_ok=True)
+            try:
+                yield partial
+                os.replace(partial.path, self.path)
+            finally:
+                Path(partial.path).unlink(missing_ok=True)
 
     def delete(self) -> None:
         """Remove the file, or the folder with all in it; an absent one is no error."""
-        kind = self.filesystem.get_file_info(self.path).type
-        if kind == pafs.FileType.Directory:
-            self.filesystem.delete_dir(self.path)
-        elif kind == pafs.FileType.File:
-            self.filesystem.delete_file(self.path)
+        with self.reachable():
+            kind = self.filesystem.get_file_info(self.path).type
+            if kind == pafs.FileType.Directory:
+                self.filesystem.delete_dir(self.path)
+            elif kind == pafs.FileType.File:
+                self.filesystem.delete_file(self.path)
 
     @contextmanager
     def reachable(self) -> Iterator[None]:
@@ -126,8 +133,11 @@ class Location:
         try:
             yield
         except OSError as error:
-            reason = str(error).splitlines()[0][:200]
-            raise UserError(
-                f"{self}: the storage cannot be used ({reason}); check the path or URL, "
-                "the credentials and the network."
-            ) from None
+            reason = os.strerror(error.errno) if error.errno else str(error).splitlines()[0][:200]
+            if error.errno in _FULL:
+                raise UserError(
+                    f"{self}: cannot be written, the disk is full ({reason}); free some space or name "
+                    "another place."
+                ) from None
+            mend = "path and its permissions" if self.is_local else "URL, the credentials and the network"
+            raise UserError(f"{self}: the storage cannot be used ({reason}); check the {mend}.") from None

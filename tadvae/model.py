@@ -216,8 +216,9 @@ class TADVAE:
             row = self.vocabulary.context(context, dataset)
             entry = self.vocabulary.contexts[row]
             d, profile, genes = entry.dataset, entry.profile, self.vocabulary.datasets[entry.dataset].genes
-            cells, start = self.controls.get(row), "control cells of the run"
-            if cells is None:
+            if row in self.controls:
+                cells, start = self.controls[row], "control cells of the run"
+            else:
                 cells, start = profile_cell(profile, genes), "mean control profile"
             index = [f"control_{i}" for i in range(len(cells))]
         pairs = [self._target(name.strip(), d) for name in names]
@@ -289,7 +290,7 @@ class TADVAE:
             )
 
     def factors(self, top: int = 10) -> pd.DataFrame:
-        """The pathways that make each factor: one row a (factor, pathway), the ``top`` largest |δ| of each."""
+        """The pathways that make each factor: the ``top`` largest |δ|, one row a (factor, pathway)."""
         delta = self.module.factors.mean.weight.detach().numpy()  # (K, P)
         membership = self.vocabulary.membership
         rows = []
@@ -299,7 +300,7 @@ class TADVAE:
         return pd.DataFrame(rows, columns=["factor", "pathway", "name", "loading"])
 
     def graph(self) -> np.ndarray:
-        """Effects of factors on each other: entry (i, j) is the effect of i on j; strictly upper triangular."""
+        """Effects of factors on each other, strictly upper triangular: (i, j) is the effect of i on j."""
         return self.module.causal.adjacency().detach().numpy()
 
     def unknown(self, target: int) -> str | None:
@@ -334,8 +335,8 @@ class TADVAE:
         reason = self.unknown(index)
         if reason is not None:
             raise UserError(
-                f"target '{name}': no prediction, because {reason}; train with cells of this perturbation, or "
-                "with model.causal.targets=gene on screens that measure it."
+                f"target '{name}': no prediction, because {reason}; train with cells of this perturbation, "
+                "or with model.causal.targets=gene on screens that measure it."
             )
         return index, entry.target_modality.get(index, entry.modality)
 

@@ -193,12 +193,15 @@ def pack(
             modality.append(m)
             of_dataset.append(bag.dataset)
             of_bag.append(i)
-    index = [
-        torch.tensor(x, dtype=torch.int64, device=device) for x in (target, modality, of_dataset, of_bag)
-    ]
+
+    def index(values: list[int]) -> Tensor:
+        return torch.tensor(values, dtype=torch.int64, device=device)
+
     return ModelBatch(
         cells=PackedCells.of(Cells.concat(parts), device),
         dataset=torch.from_numpy(np.concatenate(dataset)).to(device),
         bags=bags,
-        intervention=Intervention(*index, n_bags=len(bags)),
+        intervention=Intervention(
+            index(target), index(modality), index(of_dataset), index(of_bag), n_bags=len(bags)
+        ),
     )

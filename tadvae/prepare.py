@@ -191,7 +191,8 @@ def load_groups(
     chosen = bags[before < max_cells]
     group_of = dict(zip(chosen.index, chosen[keys].itertuples(index=False, name=None), strict=True))
     found: dict[Group, list[Cells]] = {}
-    for bag_of_row, cells in mapper(reader.read, reader.store.row_groups(chosen)):
+    reads = [(reader, *read) for read in reader.store.row_groups(chosen)]
+    for bag_of_row, cells in mapper(CellReader.read, reads):
         for a, b in runs(bag_of_row):
             found.setdefault(group_of[bag_of_row[a]], []).append(cells[a:b])
     return {key: Cells.concat(parts)[:max_cells] for key, parts in sorted(found.items())}

@@ -29,11 +29,10 @@ class GeneDecoder(nn.Module):
     def __init__(self, config: DecoderConfig, n_factors: int, n_genes: int) -> None:
         super().__init__()
         self.linear = nn.Linear(n_factors, config.d_gene, bias=False)
-        self.network = nn.Sequential(
-            nn.Linear(n_factors, config.hidden), nn.LeakyReLU(0.2), nn.Linear(config.hidden, config.d_gene)
-        )
-        nn.init.zeros_(self.network[-1].weight)
-        nn.init.zeros_(self.network[-1].bias)
+        last = nn.Linear(config.hidden, config.d_gene)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        self.network = nn.Sequential(nn.Linear(n_factors, config.hidden), nn.LeakyReLU(0.2), last)
         self.gene = nn.Parameter(torch.randn(n_genes, config.d_gene) / config.d_gene**0.5)
         self.bias = nn.Parameter(torch.zeros(n_genes))
 

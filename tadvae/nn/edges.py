@@ -45,6 +45,7 @@ class EdgeTable(nn.Module):
     gene: Tensor
     pathway: Tensor
     first: Tensor
+    degree: Tensor
 
     def __init__(self, membership: Membership, n_genes: int) -> None:
         super().__init__()

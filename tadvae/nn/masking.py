@@ -104,7 +104,7 @@ class HardMasking(PathwayLayer):
         """(q·k)/√d_head and the value's read-out for every edge and head, each (E, h)."""
         gene, pathway, h = self.edges.gene, self.edges.pathway, self.config.n_heads
         rows = self.gene[gene]  # (E, d)
-        query = self.query
+        query: Tensor = self.query
         if self.config.pathway_init == "members":
             query = query + mean_by_pathway(rows, pathway, self.edges.n_pathways)
         q = self.w_query(query)[pathway].view(len(gene), h, -1)  # (E, h, d/h)

@@ -50,10 +50,10 @@ class StorePlan:
 
     def fingerprint(self) -> str:
         """Changes with the spec or a source file: what an interrupted conversion may go on from."""
-        sources = [
-            (dataset.path, os.path.getsize(dataset.path), os.path.getmtime(dataset.path))
-            for dataset in self.spec.datasets
-        ]
+        paths = [dataset.path for dataset in self.spec.datasets]
+        if self.spec.genes.reference not in ("human", "none"):
+            paths.append(self.spec.genes.reference)
+        sources = [(path, os.path.getsize(path), os.path.getmtime(path)) for path in paths]
         text = json.dumps([__version__, SCHEMA_VERSION, self.spec.model_dump(mode="json"), sources])
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -80,7 +80,8 @@ def plan_store(spec: StoreSpec) -> StorePlan:
             all_labels.append(source.labels())
             n_rows.append(source.shape[0])
 
-    target_gene, all_labels = _harmonise_targets(all_labels, reference, panels)
+    target_gene, renamed, all_labels = _harmonise_targets(all_labels, reference, panels)
+    specs = [_with_renamed_modality(dataset, renamed) for dataset in spec.datasets]
     genes = _vocabulary(panels, target_gene, reference)
     index = pd.Series(np.arange(len(genes)), index=genes["gene"])
     for panel in panels:
@@ -89,11 +90,11 @@ def plan_store(spec: StoreSpec) -> StorePlan:
     contexts = sorted({context for labels in all_labels for context in labels.contexts})
     distinct = {
         _with_modality(targets, dataset)
-        for labels, dataset in zip(all_labels, spec.datasets, strict=True)
+        for labels, dataset in zip(all_labels, specs, strict=True)
         for targets in labels.perturbations
     }
     datasets = []
-    for i, (dataset, labels) in enumerate(zip(spec.datasets, all_labels, strict=True)):
+    for i, (dataset, labels) in enumerate(zip(specs, all_labels, strict=True)):
         bag_size = 1 if dataset.kind == "profiles" else spec.layout.bag_size
         datasets.append(
             DatasetPlan(
@@ -174,8 +175,8 @@ def finish_store(
 
 def _harmonise_targets(
     all_labels: list[CellLabels], reference: GeneReference, panels: list[pd.DataFrame]
-) -> tuple[dict[str, str | None], list[CellLabels]]:
-    """Give a gene the same target name in every dataset, and say which targets are genes."""
+) -> tuple[dict[str, str | None], dict[str, str], list[CellLabels]]:
+    """Give a gene the same target name in every dataset, and say which targets are genes, and the names."""
     names = sorted({name for labels in all_labels for item in labels.perturbations for name in item})
     measured = {
         gene: symbol for panel in panels for gene, symbol in zip(panel["gene"], panel["symbol"], strict=True)
@@ -193,7 +194,15 @@ def _harmonise_targets(
         distinct = sorted(set(items), key=lambda item: (len(item), item))
         code = np.array([distinct.index(item) for item in items], dtype=np.int64)
         result.append(replace(labels, perturbations=distinct, perturbation=code[labels.perturbation]))
-    return target_gene, result
+    return target_gene, renamed, result
+
+
+def _with_renamed_modality(dataset: DatasetSpec, renamed: dict[str, str]) -> DatasetSpec:
+    """Return the dataset's spec with a modality by target under the targets' new names."""
+    if isinstance(dataset.modality, str):
+        return dataset
+    modality = {renamed.get(target, target): value for target, value in dataset.modality.items()}
+    return dataset.model_copy(update={"modality": modality})
 
 
 def _vocabulary(

@@ -43,6 +43,8 @@ class Source:
             warnings.simplefilter("ignore")  # old files; what matters is checked below
             self.obs: pd.DataFrame = read_elem(file["obs"])
             self.var: pd.DataFrame = read_elem(file["var"])
+        if not isinstance(self.obs, pd.DataFrame) or not isinstance(self.var, pd.DataFrame):
+            raise ValueError("obs or var is not a table")
         layer = spec.counts.layer
         if layer is not None and layer not in file.get("layers", {}):
             found = ", ".join(file.get("layers", {})) or "none"
@@ -52,12 +54,30 @@ class Source:
         if isinstance(node, h5py.Group) and matrix.format == "csc":
             matrix = matrix.to_memory().tocsr()  # columns first: rows cannot be streamed from it
         self._matrix = matrix
-        self.shape: tuple[int, int] = (int(matrix.shape[0]), int(matrix.shape[1]))
+        self.shape: tuple[int, int] = (len(self.obs), len(self.var))
+        if tuple(matrix.shape) != self.shape or not np.issubdtype(matrix.dtype, np.number):
+            raise ValueError(
+                f"its matrix holds {matrix.dtype} of shape {tuple(matrix.shape)}, but obs and var have "
+                f"{self.shape[0]} and {self.shape[1]} rows"
+            )
+        if 0 in self.shape:
+            raise UserError(
+                f"{self.where}: {self.shape[0]} cells × {self.shape[1]} genes, nothing to convert; "
+                "give another file or take the dataset out of the spec."
+            )
 
     def rows(self, start: int, stop: int) -> sparse.csr_matrix:
         """Values of the source rows ``start:stop``, checked, as float32 CSR without stored zeros."""
-        block = self._matrix[start:stop]
-        values = sparse.csr_matrix(block, dtype=np.float32)
+        try:
+            with np.errstate(over="ignore"):  # then infinite, and refused
+                values = sparse.csr_matrix(self._matrix[start:stop], dtype=np.float32)
+            values.check_format()
+        except (OSError, ValueError, IndexError) as error:
+            reason = _clause(error)
+            raise UserError(
+                f"{self.where}: the rows {start} to {stop - 1} of the matrix cannot be read ({reason}); "
+                "the file is damaged, restore it or write it again."
+            ) from None
         values.sum_duplicates()
         self._check(values, start)
         values.eliminate_zeros()
@@ -258,9 +278,14 @@ def open_source(spec: DatasetSpec) -> Iterator[Source]:
         try:
             source = Source(spec, file)
         except (KeyError, ValueError, TypeError, OSError) as error:
-            reason = re.sub(r"\s+", " ", str(error))[:200]
+            reason = _clause(error)
             raise UserError(
                 f"dataset '{spec.name}': {spec.path} cannot be read as .h5ad ({reason}); "
                 "write it again with a current anndata."
             ) from None
         yield source
+
+
+def _clause(error: Exception) -> str:
+    """What an error of another library says, as part of a sentence."""
+    return re.sub(r"\s+", " ", str(error)).split(". ")[0].rstrip(".")[:200]

@@ -167,15 +167,16 @@ class StoreSpec(Config):
 
     @model_validator(mode="after")
     def _names_differ(self) -> Self:
-        names = [dataset.name for dataset in self.datasets]
+        # Not in case alone: a name is a file's name, and some file systems do not see case.
+        names = [dataset.name.lower() for dataset in self.datasets]
         repeated = sorted({name for name in names if names.count(name) > 1})
         if repeated:
-            raise ValueError(f"dataset names must differ, but {', '.join(repeated)} is repeated")
+            raise ValueError(f"dataset names must differ, but '{repeated[0]}' is repeated; rename one")
         return self
 
 
 def load_spec(path: str | Path) -> StoreSpec:
-    """Read ``SPEC.yaml``; relative dataset paths are relative to the spec's folder."""
+    """Read ``SPEC.yaml``; relative paths in it are relative to its folder."""
     spec = StoreSpec.parse(read_yaml(path), str(path))
     folder = Path(path).absolute().parent
     datasets = []
@@ -184,4 +185,8 @@ def load_spec(path: str | Path) -> StoreSpec:
         if not source.is_file():
             raise UserError(f"{path}: dataset '{dataset.name}': no file at {source}; mend its 'path'.")
         datasets.append(dataset.model_copy(update={"path": str(source)}))
-    return spec.model_copy(update={"datasets": datasets})
+    genes = spec.genes
+    if genes.reference not in ("human", "none"):
+        table = folder / Path(genes.reference).expanduser()
+        genes = genes.model_copy(update={"reference": str(table)})
+    return spec.model_copy(update={"datasets": datasets, "genes": genes})

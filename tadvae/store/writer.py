@@ -11,6 +11,7 @@ import hashlib
 import io
 import itertools
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -82,7 +83,8 @@ def spill_chunk(plan: DatasetPlan, start: int, stop: int, out: Location) -> None
             part = table.slice(a, b - a).combine_chunks().to_batches()
             writer.write_batch(part[0] if part else pa.RecordBatch.from_pylist([], table.schema))
     buffer = io.BytesIO()
-    np.savez(buffer, largest=largest, **moments.arrays())
+    arrays: dict[str, Any] = {"largest": largest, **moments.arrays()}
+    np.savez(buffer, **arrays)
     out.sibling(".npz").write_bytes(buffer.getvalue())
 
 

@@ -1,0 +1,50 @@
+# `make demo` and `make test` do all of their own set-up in a fresh clone.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export RAY_USAGE_STATS_ENABLED := 0
+
+.PHONY: help install demo test fast lint format clean
+
+help:
+	@echo "make demo     install, then simulate, convert, train, evaluate, predict (folder demo/)"
+	@echo "make install  create .venv with everything in it"
+	@echo "make test     install, lint, all tests"
+	@echo "make fast     install, the tests that take no Ray run"
+
+install: $(VENV)/installed
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	touch $@
+
+demo: install
+	rm -rf demo
+	$(BIN)/tadvae simulate --out demo/screens
+	$(BIN)/tadvae convert demo/screens/spec.yaml --out demo/store
+	$(BIN)/tadvae inspect demo/store
+	$(BIN)/tadvae train demo/store --out demo/run --workers 2 --set pathways.file=demo/screens/pathways.gmt
+	$(BIN)/tadvae evaluate demo/run --json demo/evaluation.json
+	$(BIN)/tadvae predict demo/run --target SIM0068+SIM0165 --context SIMLINE1 --dataset screen_a \
+		--out demo/predicted.h5ad
+	@echo "written: $(CURDIR)/demo (screens, store, run, evaluation.json, predicted.h5ad)"
+
+test: lint
+	$(BIN)/python -m pytest
+
+fast: install
+	$(BIN)/python -m pytest -m "not slow and not cluster"
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf demo $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache
