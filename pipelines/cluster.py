@@ -13,6 +13,8 @@ LOCAL_ENVIRONMENT = {
     # Keeps every server of a local Ray on the loopback address; ray.init has no argument for it.
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    # How often Ray Train looks at its workers: every report waits for the next look (default: 2 s).
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",
 }
 
 

@@ -10,6 +10,7 @@ A run is a folder::
 
 import io
 import json
+import logging
 import tempfile
 import time
 from collections.abc import Iterator
@@ -100,7 +101,7 @@ def train(
                 name=CHECKPOINTS,
                 storage_path=run.path,
                 storage_filesystem=run.filesystem,
-                logging_config=ray.train.LoggingConfig("WARNING"),  # else a line for every report
+                logging_config=ray.train.LoggingConfig("WARNING"),
                 failure_config=ray.train.FailureConfig(max_failures=config.train.max_failures),
                 checkpoint_config=ray.train.CheckpointConfig(num_to_keep=config.train.keep_checkpoints),
             ),
@@ -125,6 +126,7 @@ def train_worker(settings: dict[str, Any]) -> None:
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     device = ray.train.torch.get_device()
+    logging.getLogger().setLevel(logging.WARNING)  # Ray Train writes a line for every report of every rank
 
     # data: the split decides the bags, the vocabulary everything else
     store = Store.open(settings["store"])
@@ -140,7 +142,8 @@ def train_worker(settings: dict[str, Any]) -> None:
     # model: every rank starts from the same weights
     torch.manual_seed(config.seed)
     module = TADVAEModule(config.model, config.loss, vocabulary)
-    model = ray.train.torch.prepare_model(module)
+    # buffers are constants, the same on every rank
+    model = ray.train.torch.prepare_model(module, parallel_strategy_kwargs={"broadcast_buffers": False})
     optimizer = torch.optim.Adam(module.parameters(), lr=config.train.learning_rate)
     start = Position(
         world_size=world_size, bags_per_batch=config.stream.bags_per_batch, vocabulary=vocabulary.hash

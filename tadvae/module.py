@@ -150,6 +150,8 @@ class TADVAEModule(nn.Module):
             + loss.beta.at(epoch) * terms["kl"]
             + loss.sparsity * terms["sparsity"]
         )
+        # A batch of control bags alone uses no shift; DDP waits for every parameter's gradient all the same.
+        total = total + 0.0 * shifts.sum()
         return total, {"loss": total, **terms}
 
     def _mmd(self, predicted: Tensor, observed: Tensor) -> Tensor:

@@ -143,7 +143,8 @@ def rank_variable_genes(mean: np.ndarray, variance: np.ndarray, n_bins: int = 20
     spread[alone] = centre[alone]
     centre[alone] = 0.0
     score = (frame["dispersion"] - frame["bin"].map(centre)) / frame["bin"].map(spread)
-    order = np.argsort(-score.fillna(-np.inf).to_numpy(), kind="stable")
+    # Rounded: scores tie (as in every bin of two genes), and the last bit hangs on how moments were merged.
+    order = np.argsort(-score.fillna(-np.inf).to_numpy().round(9), kind="stable")
     rank = np.empty(len(order), np.int64)
     rank[order] = np.arange(len(order))
     return rank

@@ -1,6 +1,11 @@
 """What the tests share: one Ray, one simulated pair of screens, and a small screen to spoil."""
 
 import os
+
+from pipelines.cluster import LOCAL_ENVIRONMENT
+
+os.environ.update(LOCAL_ENVIRONMENT)  # Ray reads it when it is first imported
+
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -10,14 +15,20 @@ from typing import Any
 import anndata as ad
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from scipy import sparse
 
 from tadvae.errors import UserError
 from tadvae.filesystem import Location
+from tadvae.preprocess import Moments
 from tadvae.simulate import ScreenConfig, Simulation, SimulationConfig, simulate, write_simulation
+from tadvae.store.conversion import finish_store, plan_store
 from tadvae.store.reader import Store
+from tadvae.store.spec import load_spec
+from tadvae.store.writer import LARGEST_UINT16, read_spilled_moments, spill_chunk, write_shard
 
 SIMULATION = SimulationConfig(
     n_genes=160,
@@ -27,7 +38,9 @@ SIMULATION = SimulationConfig(
     n_targets=6,
     truth_cells=50,
     screens=(
-        ScreenConfig(name="up", n_genes=120, n_singles=4, n_doubles=3, control_cells=150, cells_per_condition=40),
+        ScreenConfig(
+            name="up", n_genes=120, n_singles=4, n_doubles=3, control_cells=150, cells_per_condition=40
+        ),
         ScreenConfig(
             name="down",
             modality="CRISPRi",
@@ -58,11 +71,9 @@ class Simulated:
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[Any]:
     """The one Ray of the test session, started when a test first asks for it."""
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     import ray
 
-    ray.init(address="local", num_cpus=4, include_dashboard=False)
+    ray.init(address="local", num_cpus=4, include_dashboard=True)
     yield ray
     ray.shutdown()
 
@@ -114,11 +125,15 @@ SCREEN_SETTINGS = {
 def write_spec(tmp_path: Path) -> Callable[..., Path]:
     """Write screens and the spec that converts them: ``write_spec(screen, counts={"layer": "raw"})``.
 
-    Settings are those of the datasets; ``genes`` and ``layout`` of the whole spec; None takes one out.
+    Settings are those of the datasets; None takes one out.
     """
 
     def write(
-        *screens: ad.AnnData, genes: dict | None = None, layout: dict | None = None, **settings: Any
+        *screens: ad.AnnData,
+        reference: str = "none",
+        max_unknown: float = 0.5,
+        layout: dict | None = None,
+        **settings: Any,
     ) -> Path:
         datasets = []
         for i, screen in enumerate(screens):
@@ -126,36 +141,94 @@ def write_spec(tmp_path: Path) -> Callable[..., Path]:
             chosen = {**SCREEN_SETTINGS, **settings}
             chosen = {key: value for key, value in chosen.items() if value is not None}
             datasets.append({"name": f"screen{i}", "path": f"screen{i}.h5ad", **chosen})
-        spec = {"datasets": datasets, "genes": genes or {"reference": "none"}, "layout": layout or {}}
+        genes = {"reference": reference, "max_unknown": max_unknown}
+        spec = {"datasets": datasets, "genes": genes, "layout": layout or {}}
         (tmp_path / "spec.yaml").write_text(yaml.safe_dump(spec))
         return tmp_path / "spec.yaml"
 
     return write
 
 
+@pytest.fixture(scope="session")
+def refused() -> Callable[..., str]:
+    """Make a call that must end with a UserError; return its one sentence."""
+
+    def refused(call: Callable[..., Any], *arguments: Any, **options: Any) -> str:
+        with pytest.raises(UserError) as caught:
+            call(*arguments, **options)
+        sentence = str(caught.value)
+        assert sentence.endswith(".")
+        assert "\n" not in sentence
+        own = re.sub(r"\([^()]*\)", "", sentence)  # without what a library says, in parentheses
+        assert not re.search(r"[.!?]\s+[A-Z]", own)
+        assert len(sentence) < 700
+        return sentence
+
+    return refused
+
+
 @pytest.fixture
-def refusal(ray_cluster: Any, tmp_path: Path) -> Callable[[Path], str]:
-    """Convert what cannot be converted: the one sentence that says why, after which nothing is left."""
+def not_converted(
+    ray_cluster: Any, tmp_path: Path, refused: Callable[..., str]
+) -> Callable[[str | Path], str]:
+    """Convert what cannot be converted, see that nothing is left of it, and return the sentence."""
     from pipelines.convert import convert
 
-    def refuse(spec: Path) -> str:
+    def not_converted(spec: str | Path) -> str:
         folder = tmp_path / "out"
         folder.mkdir()
-        with pytest.raises(UserError) as caught:
-            convert(str(spec), str(folder / "store"))
+        sentence = refused(convert, str(spec), str(folder / "store"))
         assert not list(folder.iterdir())
-        return one_sentence(caught.value)
+        return sentence
 
-    return refuse
-
-
-def one_sentence(error: UserError) -> str:
-    text = str(error)
-    assert text.endswith(".")
-    assert "\n" not in text
-    assert not re.search(r"[.!?]\s+[A-Z]", text), text
-    assert len(text) < 600
-    return text
+    return not_converted
 
 
-__all__ = ["Location"]
+@pytest.fixture
+def convert_here(tmp_path: Path) -> Callable[..., Store]:
+    """Convert in this process, without Ray: what ``tadvae`` does by itself."""
+
+    def convert_here(spec: str | Path, name: str = "store") -> Store:
+        plan = plan_store(load_spec(spec))
+        folder = Location.of(tmp_path / name)
+        moments, shards = [], []
+        for dataset in plan.datasets:
+            spans = dataset.chunks(plan.spec.layout.chunk_rows)
+            chunks = [folder / f"spill/{dataset.spec.name}-{i}" for i in range(len(spans))]
+            for (start, stop), chunk in zip(spans, chunks, strict=True):
+                spill_chunk(dataset, start, stop, chunk)
+            parts = [part for part in map(read_spilled_moments, chunks) if part is not None]
+            moments.append(Moments.sum([part for part, _ in parts], dataset.n_vocabulary))
+            narrow = dataset.spec.values == "counts" and max(top for _, top in parts) <= LARGEST_UINT16
+            cells = folder / f"cells/dataset={dataset.spec.name}"
+            shards.append(
+                [
+                    write_shard(dataset, i, chunks, cells / f"part-{i:05d}.parquet", narrow_counts=narrow)
+                    for i in range(len(dataset.layout.shard_rows))
+                ]
+            )
+        finish_store(plan, moments, shards, folder)
+        (folder / "spill").delete()
+        return Store.open(folder)
+
+    return convert_here
+
+
+@pytest.fixture(scope="session")
+def stored_cells() -> Callable[[Store, int], tuple[pd.DataFrame, sparse.csr_matrix]]:
+    """Read a dataset's shards with pyarrow alone: labels and values (cells × vocabulary), as stored."""
+
+    def stored_cells(store: Store, dataset: int) -> tuple[pd.DataFrame, sparse.csr_matrix]:
+        paths = [entry.path for entry in store.manifest.shards if entry.dataset == dataset]
+        tables = [pq.read_table(f"{store.folder}/{path}", partitioning=None) for path in paths]
+        table = pa.concat_tables(tables).combine_chunks()
+        ids, counts = (table[name].combine_chunks() for name in ("gene_ids", "counts"))
+        offsets = np.concatenate([[0], np.cumsum(ids.value_lengths().to_numpy())])
+        values = sparse.csr_matrix(
+            (counts.flatten().to_numpy().astype(np.float64), ids.flatten().to_numpy().astype(int), offsets),
+            shape=(table.num_rows, store.manifest.n_genes),
+        )
+        assert (counts.value_lengths().to_numpy() == np.diff(offsets)).all()
+        return table.drop_columns(["gene_ids", "counts"]).to_pandas(), values
+
+    return stored_cells

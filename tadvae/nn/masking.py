@@ -102,15 +102,16 @@ class HardMasking(PathwayLayer):
 
     def edge_scalars(self) -> tuple[Tensor, Tensor]:
         """(q·k)/√d_head and the value's read-out for every edge and head, each (E, h)."""
-        gene, pathway, h = self.edges.gene, self.edges.pathway, self.config.n_heads
+        gene, pathway = self.edges.gene, self.edges.pathway
+        heads = (self.edges.n_edges, self.config.n_heads, self.config.d_embed // self.config.n_heads)
         rows = self.gene[gene]  # (E, d)
         query: Tensor = self.query
         if self.config.pathway_init == "members":
             query = query + mean_by_pathway(rows, pathway, self.edges.n_pathways)
-        q = self.w_query(query)[pathway].view(len(gene), h, -1)  # (E, h, d/h)
-        k = self.w_key(rows).view(len(gene), h, -1)  # (E, h, d/h)
-        v = self.w_value(rows).view(len(gene), h, -1)  # (E, h, d/h)
-        o = self.readout[pathway].view(len(gene), h, -1)  # (E, h, d/h)
+        q = self.w_query(query)[pathway].view(heads)  # (E, h, d/h)
+        k = self.w_key(rows).view(heads)  # (E, h, d/h)
+        v = self.w_value(rows).view(heads)  # (E, h, d/h)
+        o = self.readout[pathway].view(heads)  # (E, h, d/h)
         return (q * k).sum(-1) / k.shape[-1] ** 0.5, (o * v).sum(-1)
 
     def contributions(self, cells: PackedCells) -> Contributions:

@@ -69,7 +69,8 @@ class Manifest(Config):
                 f"{folder}: not a cell store (it has no {MANIFEST}); "
                 "make one with `tadvae convert SPEC.yaml --out STORE`."
             )
-        text = place.read_text()
+        with place.reachable():
+            text = place.read_bytes()
         try:
             version = VersionOnly.model_validate_json(text).schema_version
         except ValidationError:

@@ -72,7 +72,7 @@ class Source:
             with np.errstate(over="ignore"):  # then infinite, and refused
                 values = sparse.csr_matrix(self._matrix[start:stop], dtype=np.float32)
             values.check_format()
-        except (OSError, ValueError, IndexError) as error:
+        except (OSError, KeyError, ValueError, IndexError) as error:
             reason = _clause(error)
             raise UserError(
                 f"{self.where}: the rows {start} to {stop - 1} of the matrix cannot be read ({reason}); "
@@ -288,4 +288,5 @@ def open_source(spec: DatasetSpec) -> Iterator[Source]:
 
 def _clause(error: Exception) -> str:
     """What an error of another library says, as part of a sentence."""
-    return re.sub(r"\s+", " ", str(error)).split(". ")[0].rstrip(".")[:200]
+    text = error.args[0] if isinstance(error, KeyError) and error.args else error
+    return re.sub(r"\s+", " ", str(text)).split(". ")[0].rstrip(".")[:200]

@@ -1,11 +1,9 @@
 """Configs: YAML in and out, dotted overrides, and one clear sentence for what is wrong."""
 
 import pytest
-from conftest import one_sentence
 from pydantic import Field
 
 from tadvae.config import Config, override, read_yaml
-from tadvae.errors import UserError
 
 
 class Inner(Config):
@@ -18,12 +16,6 @@ class Outer(Config):
 
     size: int
     inner: Inner = Inner()
-
-
-def refused(call, *arguments):
-    with pytest.raises(UserError) as caught:
-        call(*arguments)
-    return one_sentence(caught.value)
 
 
 @pytest.fixture
@@ -50,7 +42,10 @@ def test_round_trip():
 
 def test_override_leaves_its_input_alone():
     data = {"a": {"b": 1}}
-    assert override(data, ["a.b=2", "a.c.d=null", "e=[1, 2]"]) == {"a": {"b": 2, "c": {"d": None}}, "e": [1, 2]}
+    assert override(data, ["a.b=2", "a.c.d=null", "e=[1, 2]"]) == {
+        "a": {"b": 2, "c": {"d": None}},
+        "e": [1, 2],
+    }
     assert data == {"a": {"b": 1}}
 
 
@@ -68,7 +63,7 @@ def test_override_leaves_its_input_alone():
         (f"inner.rate={'x' * 500}", ["'inner.rate'", "…"]),
     ],
 )
-def test_wrong_override(write, item, words):
+def test_wrong_override(refused, write, item, words):
     sentence = refused(Outer.load, write("size: 3"), [item])
     assert len(sentence) < 300
     for word in words:
@@ -85,24 +80,24 @@ def test_wrong_override(write, item, words):
         ("", ["'size' is missing"]),
     ],
 )
-def test_wrong_file(write, text, words):
+def test_wrong_file(refused, write, text, words):
     sentence = refused(Outer.load, write(text))
     for word in words:
         assert word in sentence
 
 
-def test_unreadable_file(tmp_path):
+def test_unreadable_file(refused, tmp_path):
     assert "no such file" in refused(read_yaml, tmp_path / "none.yaml")
     assert "cannot be read" in refused(read_yaml, tmp_path)
     (tmp_path / "latin.yaml").write_bytes("größe: 1".encode("latin-1"))
     assert "UTF-8" in refused(read_yaml, tmp_path / "latin.yaml")
 
 
-def test_damaged_saved_config():
+def test_damaged_saved_config(refused):
     assert "run/config.yaml, line 1" in refused(Outer.load_text, "a: b: c", "run/config.yaml")
 
 
-def test_yaml_makes_no_objects(write):
+def test_yaml_makes_no_objects(refused, write):
     assert "not valid YAML" in refused(read_yaml, write("!!python/object/apply:os.getcwd []"))
 
 

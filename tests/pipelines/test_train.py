@@ -1,0 +1,174 @@
+"""Training on Ray, for real: two workers, a killed one, a resumed run."""
+
+import json
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from safetensors.numpy import load_file
+
+from pipelines.train import train
+from tadvae.errors import UserError
+from tadvae.experiment import ExperimentConfig
+from tadvae.model import TADVAE
+
+SETTINGS = [
+    "stream.bags_per_batch=3",
+    "stream.shuffle_window=3",
+    "model.pathway={d_embed: 16, n_heads: 2}",
+    "model.causal={n_factors: 4, hidden: 16}",
+    "model.decoder={d_gene: 16, hidden: 16}",
+    "train={epochs: 12, checkpoint_every: 2, learning_rate: 0.01, max_failures: 2}",
+]
+
+
+def config(simulated, *more):
+    return ExperimentConfig.load(
+        None, [f"pathways.file={simulated.folder / 'pathways.gmt'}", *SETTINGS, *more]
+    )
+
+
+def log(run: Path) -> list[dict]:
+    pieces = sorted((run / "log").glob("steps-*.jsonl"))
+    return [json.loads(line) for piece in pieces for line in piece.read_text().splitlines()]
+
+
+def losses(run: Path) -> list[tuple]:
+    return [(r["step"], r["epoch"], r["loss"], r["mmd"], r["kl"]) for r in log(run)]
+
+
+@pytest.fixture(scope="module")
+def whole(store, simulated, tmp_path_factory) -> Path:
+    """A run that nothing disturbed."""
+    run = tmp_path_factory.mktemp("whole") / "run"
+    train(str(store.folder), str(run), config(simulated), workers=2)
+    return run
+
+
+class KillWorker(threading.Thread):
+    """SIGKILL one training worker of this process's Ray once the run's log has some pieces."""
+
+    def __init__(self, run: Path, pieces: int) -> None:
+        super().__init__(daemon=True)
+        self.run_folder, self.pieces, self.killed = run, pieces, None
+
+    def run(self) -> None:
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline:
+            if len(list((self.run_folder / "log").glob("steps-*.jsonl"))) >= self.pieces:
+                for process in psutil.Process().children(recursive=True):
+                    if process.name().startswith("ray::RayTrainWo"):
+                        os.kill(process.pid, signal.SIGKILL)
+                        self.killed = process.pid
+                        return
+            time.sleep(0.02)
+
+
+@pytest.mark.slow
+def test_two_workers_train_and_the_loss_falls(whole):
+    records = log(whole)
+    about = json.loads((whole / "run.json").read_text())
+    assert [r["step"] for r in records] == list(range(12 * about["steps_per_epoch"]))
+    first = [r["loss"] for r in records if r["epoch"] == 0]
+    last = [r["loss"] for r in records if r["epoch"] == 11]
+    assert sum(last) / len(last) < 0.9 * sum(first) / len(first)
+    assert all(r["tokens"] > 0 and r["cells"] > 0 for r in records)
+    assert len([p for p in (whole / "checkpoints").iterdir() if p.is_dir()]) == 2  # the last two
+    assert TADVAE.from_pretrained(whole).vocabulary.hash == about["vocabulary_hash"]
+    assert not list(whole.rglob("*.tmp"))
+
+
+@pytest.mark.slow
+def test_a_killed_worker_changes_nothing(store, simulated, tmp_path, whole):
+    killer = KillWorker(tmp_path / "run", pieces=5)
+    killer.start()
+    train(str(store.folder), str(tmp_path / "run"), config(simulated), workers=2)
+    assert killer.killed is not None
+    assert losses(tmp_path / "run") == losses(whole)
+    assert weights(tmp_path / "run") == weights(whole)
+
+
+@pytest.mark.slow
+def test_a_resumed_run_equals_the_uninterrupted_one(store, simulated, tmp_path, whole):
+    run = tmp_path / "run"
+    killer = KillWorker(run, pieces=7)
+    killer.start()
+    with pytest.raises(Exception, match="worker"):
+        train(str(store.folder), str(run), config(simulated, "train.max_failures=0"), workers=2)
+    assert killer.killed is not None
+    assert not (run / "model" / "model.safetensors").exists()
+    with pytest.raises(UserError, match="not finished"):
+        TADVAE.from_pretrained(run)
+    before = len(log(run))
+    train(str(store.folder), str(run), None, workers=2, resume=True)
+    assert 0 < before < len(log(run))
+    assert losses(run) == losses(whole)
+    assert weights(run) == weights(whole)
+
+
+def weights(run: Path) -> dict[str, bytes]:
+    return {name: value.tobytes() for name, value in load_file(run / "model" / "model.safetensors").items()}
+
+
+def test_a_run_folder_is_not_used_twice(store, simulated, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match=r"already holds a run.*--resume"):
+        train(str(store.folder), str(tmp_path / "run"), config(simulated))
+    assert [p.name for p in (tmp_path / "run").iterdir()] == ["notes.txt"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        (["pathways.file=null"], "no pathways: name a GMT file"),
+        (["pathways.file=/nowhere/x.gmt"], "/nowhere/x.gmt"),
+        (["pathways.min_measured=90"], "none of its 9 pathways has 90 or more measured genes"),
+        (["split.datasets=[up, sideways]"], "the store has no dataset sideways"),
+        (["split={kind: explicit, test: [G9+G10]}"], "no perturbation, context or dataset called G9"),
+        (["split={kind: explicit, test: [up, down]}"], "nothing is left to learn from"),
+        (["preprocess.normalize=tpm"], "tpm needs gene lengths"),
+    ],
+)
+def test_bad_settings_leave_nothing(store, simulated, tmp_path, settings, sentence):
+    with pytest.raises(UserError, match=sentence):
+        train(str(store.folder), str(tmp_path / "run"), config(simulated, *settings))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        (["train.epoch=3"], "unknown setting 'train.epoch'"),
+        (["train.epochs=many"], "'train.epochs'"),
+        (["train.epochs"], "expected key=value"),
+        (["model.pathway={masking: hard, leak: 0.1}"], "'leak' belongs to masking 'linear'"),
+        (["model.pathway={d_embed: 100, n_heads: 8}"], "not a multiple"),
+        (["split={kind: combo, fold: 7}"], "fold 7 is not below folds 5"),
+    ],
+)
+def test_settings_that_do_not_validate(settings, sentence):
+    with pytest.raises(UserError, match=sentence):
+        ExperimentConfig.load(None, settings)
+
+
+def test_resume_needs_the_run_and_its_store(store, tmp_path):
+    with pytest.raises(UserError, match="no run to resume"):
+        train(str(store.folder), str(tmp_path / "run"), None, resume=True)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text("{}")
+    (tmp_path / "run" / "run.json").write_text('{"vocabulary_hash": "0123456789abcdef"}')
+    with pytest.raises(UserError, match="another gene vocabulary"):
+        train(str(store.folder), str(tmp_path / "run"), None, resume=True)
+
+
+def test_more_workers_than_the_cluster_has(store, simulated, tmp_path):
+    with pytest.raises(UserError, match=r"has 4 CPUs, but this run needs 65.*lower --workers"):
+        train(str(store.folder), str(tmp_path / "run"), config(simulated), workers=64)
+    with pytest.raises(UserError, match=r"has 0 GPUs.*leave out --gpu"):
+        train(str(store.folder), str(tmp_path / "run"), config(simulated), workers=1, gpu=True)
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,111 @@
+"""A vocabulary that one can overlook, and a batch with every kind of bag in it."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from tadvae.batch import Bag, Batch, Cells
+from tadvae.module import ModelBatch, pack
+from tadvae.pathways.membership import Membership
+from tadvae.vocabulary import ContextEntry, DatasetEntry, TargetEntry, Vocabulary
+
+N_GENES = 12
+"""Gene 3 is in no pathway; gene 11 is measured nowhere."""
+PATHWAYS = [
+    [0, 1, 4, 5],
+    [2, 6, 8],
+    [8, 9, 10],  # not measured in "screen"
+    [5, 6, 7, 9, 11],
+    [],
+    [0, 1, 7],  # not measured in "means"
+]
+PANELS = [[0, 1, 2, 3, 4, 5, 6, 7], [4, 5, 6, 8, 9, 10]]
+CONTEXT_ROW = {(0, 0): 0, (0, 2): 1, (1, 0): 2}
+"""Model row by the store's (dataset, context)."""
+INTERVENTIONS = [[], [(1, 0)], [(1, 1), (2, 1)], [(3, 2)]]
+"""(target, modality) pairs by the store's perturbation: control, G0 up, G0+G9 down, a ligand."""
+
+
+@pytest.fixture(scope="session")
+def small_vocabulary() -> Vocabulary:
+    """Two datasets with different panels, one of cells and one of profiles; three contexts."""
+    rng = np.random.default_rng(1)
+    symbols = [f"S{g}" if g % 3 else None for g in range(N_GENES)]
+    genes = pd.DataFrame({"gene": [f"G{g}" for g in range(N_GENES)], "ensembl_id": None, "symbol": symbols})
+    membership = Membership(
+        pathway_ids=[f"P:{p}" for p in range(len(PATHWAYS))],
+        names=[f"pathway {p}" for p in range(len(PATHWAYS))],
+        pathway=np.repeat(np.arange(len(PATHWAYS)), [len(genes) for genes in PATHWAYS]),
+        gene=np.concatenate([np.array(genes, np.int64) for genes in PATHWAYS]),
+        n_genes=N_GENES,
+    )
+    panels = [np.array(panel) for panel in PANELS]
+    datasets = [
+        DatasetEntry("screen", panels[0], "cp10k", "cells", 1, {1: 0, 2: 1, 3: 2}),
+        DatasetEntry("means", panels[1], "none", "profiles", 0, {1: 0}),
+    ]
+    contexts = [
+        ContextEntry(d, name, rng.gamma(2.0, 0.5, len(panels[d])).astype(np.float32), n)
+        for d, name, n in ((0, "K562", 20), (0, "A549", 10), (1, "K562", 1))
+    ]
+    targets = [
+        TargetEntry("G11", 11, False),
+        TargetEntry("G0", 0, True),
+        TargetEntry("G9", 9, True),
+        TargetEntry("ligand", -1, True),
+    ]
+    modalities, signs = ["CRISPRa", "CRISPRi", "ligand"], [1, -1, 0]
+    return Vocabulary(genes, membership, 2, datasets, contexts, targets, modalities, signs, "own")
+
+
+def random_cells(rng: np.random.Generator, panel: list[int], sizes: list[int]) -> Cells:
+    """Cells with so many expressed genes each."""
+    genes = [np.sort(rng.choice(panel, size, replace=False)) for size in sizes]
+    return Cells(
+        np.concatenate([*genes, np.empty(0, np.int64)]).astype(np.int64),
+        rng.gamma(2.0, 1.0, sum(sizes)).astype(np.float32),
+        np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)]),
+        rng.uniform(1e3, 1e4, len(sizes)),
+    )
+
+
+@pytest.fixture(scope="session")
+def small_batch() -> Batch:
+    """Bags of cells, of controls and of profiles, with an empty cell and bags of one row."""
+    rng = np.random.default_rng(2)
+    bags = []
+    for number, d, context, perturbation, sizes in (
+        (3, 0, 0, 2, [5, 0, 1, 8]),
+        (5, 0, 0, 0, [3, 6, 0]),
+        (1, 0, 2, 3, [4, 2]),
+        (2, 0, 2, 1, [7]),
+        (7, 1, 0, 1, [6]),
+        (8, 1, 0, 2, [5]),
+        (9, 1, 0, 0, [6]),
+    ):
+        controls = random_cells(rng, PANELS[d], sizes[::-1]) if perturbation else None
+        bags.append(Bag(number, d, context, perturbation, random_cells(rng, PANELS[d], sizes), controls))
+    return Batch(bags)
+
+
+@pytest.fixture(scope="session")
+def pack_small(small_vocabulary: Vocabulary) -> Callable[..., ModelBatch]:
+    """Bring a batch into the terms of the small vocabulary, in float64 unless said otherwise."""
+
+    def pack_small(batch: Batch, dtype: torch.dtype = torch.float64) -> ModelBatch:
+        packed = pack(batch, small_vocabulary, CONTEXT_ROW, INTERVENTIONS)
+        bags = [
+            replace(
+                bag,
+                encoded=bag.encoded.to(dtype),
+                observed=None if bag.observed is None else bag.observed.to(dtype),
+            )
+            for bag in packed.bags
+        ]
+        return replace(packed, cells=replace(packed.cells, values=packed.cells.values.to(dtype)), bags=bags)
+
+    return pack_small
