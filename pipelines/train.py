@@ -8,6 +8,7 @@ A run is a folder::
     RUN/checkpoints/                         Ray Train's storage
 """
 
+import inspect
 import io
 import json
 import logging
@@ -26,6 +27,7 @@ import ray.train.torch
 import torch
 import torch.distributed as dist
 from ray.train.v2.api.exceptions import TrainingFailedError
+from torch.nn.parallel import DistributedDataParallel
 
 from pipelines.cluster import ray_map, ray_session
 from pipelines.progress import StepLog
@@ -142,8 +144,10 @@ def train_worker(settings: dict[str, Any]) -> None:
     # model: every rank starts from the same weights
     torch.manual_seed(config.seed)
     module = TADVAEModule(config.model, config.loss, vocabulary)
-    # buffers are constants, the same on every rank
-    model = ray.train.torch.prepare_model(module, parallel_strategy_kwargs={"broadcast_buffers": False})
+    # buffers are constants, the same on every rank; newer torch has another name for the option
+    options = inspect.signature(DistributedDataParallel).parameters
+    sync = "forward_sync_buffers" if "forward_sync_buffers" in options else "broadcast_buffers"
+    model = ray.train.torch.prepare_model(module, parallel_strategy_kwargs={sync: False})
     optimizer = torch.optim.Adam(module.parameters(), lr=config.train.learning_rate)
     start = Position(
         world_size=world_size, bags_per_batch=config.stream.bags_per_batch, vocabulary=vocabulary.hash

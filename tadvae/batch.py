@@ -38,7 +38,10 @@ class Cells:
         return len(self.offsets) - 1
 
     def __getitem__(self, span: slice) -> "Cells":
-        start, stop, _ = span.indices(len(self))
+        start, stop, step = span.indices(len(self))
+        if step != 1:
+            raise ValueError(f"cells are sliced without gaps, step {step} is not possible; use take")
+        stop = max(start, stop)
         a, b = self.offsets[start], self.offsets[stop]
         return Cells(
             self.gene_ids[a:b],

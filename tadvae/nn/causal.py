@@ -64,7 +64,8 @@ class CausalLayer(nn.Module):
         K, n_targets = config.n_factors, len(target_gene)
         self.config = config
         self.graph = nn.Parameter(torch.randn(K, K) * config.graph_init)
-        width = n_targets if config.targets == "identity" else d_gene
+        # screens without perturbations have no targets; a layer of width 0 would be none
+        width = max(n_targets, 1) if config.targets == "identity" else d_gene
         self.assign = nn.Sequential(
             nn.Linear(width, config.hidden), nn.LeakyReLU(0.2), nn.Linear(config.hidden, K)
         )
@@ -95,12 +96,11 @@ class CausalLayer(nn.Module):
         need ``targets="gene"``, whose code is the gene's embedding plus a target's own correction.
         """
         if self.config.targets == "identity":
-            return nn.functional.one_hot(target, self.n_targets).to(gene_embedding.dtype)
-        named = target < self.n_targets
-        inside = target.clamp(max=self.n_targets - 1)
-        gene = torch.where(named, self.target_gene[inside], target - self.n_targets)
+            return nn.functional.one_hot(target, max(self.n_targets, 1)).to(gene_embedding.dtype)
+        named = torch.nonzero(target < self.n_targets)[:, 0]
+        gene = (target - self.n_targets).index_copy(0, named, self.target_gene[target[named]])
         code = gene_embedding[gene.clamp(min=0)] * (gene >= 0)[:, None]
-        return code + self.own[inside] * named[:, None]
+        return code.index_add(0, named, self.own[target[named]])
 
     def assignment(self, codes: Tensor, temperature: float) -> Tensor:
         """b: on which factor each target acts, shape (n, K)."""

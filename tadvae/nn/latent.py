@@ -26,7 +26,7 @@ class FactorLoadings(nn.Module):
         activity : (B, P)
         available : (B, P) bool
         """
-        share = available.float().mean(dim=1, keepdim=True).clamp(min=1e-6)  # (B, 1)
+        share = available.to(activity.dtype).mean(dim=1, keepdim=True).clamp(min=1e-6)  # (B, 1)
         seen = nn.functional.leaky_relu(activity, 0.2) * available / share.sqrt()  # (B, P)
         log_variance = self.log_variance(seen).clamp(-12.0, 6.0)
         return self.mean(seen), log_variance

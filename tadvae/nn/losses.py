@@ -60,7 +60,7 @@ def median_bandwidths(observed: Tensor) -> Tensor:
         distance = squared_distances(observed, observed)
         i, j = torch.triu_indices(len(observed), len(observed), offset=1)
         median = distance[i, j].median() if len(i) else distance.new_tensor(1.0)
-        return median.clamp(min=1e-6) * 2.0 ** torch.arange(-2, 3, device=observed.device)
+        return median.clamp(min=1e-6) * 2.0 ** torch.arange(-2, 3).to(distance)
 
 
 def squared_distances(x: Tensor, y: Tensor) -> Tensor:

@@ -131,6 +131,7 @@ def finish_store(
     genes = plan.genes.copy()
     genes.insert(0, "gene_index", np.arange(len(genes), dtype=np.int32))
     _write(genes, folder / "genes.parquet")
+    (folder / "datasets").make_folder()
     entries, bags, groups = [], [], []
     code_of = {item: code for code, item in enumerate(plan.perturbations)}
     n_shards = 0

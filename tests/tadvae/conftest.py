@@ -1,6 +1,6 @@
 """A vocabulary that one can overlook, and a batch with every kind of bag in it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -28,6 +28,15 @@ CONTEXT_ROW = {(0, 0): 0, (0, 2): 1, (1, 0): 2}
 """Model row by the store's (dataset, context)."""
 INTERVENTIONS = [[], [(1, 0)], [(1, 1), (2, 1)], [(3, 2)]]
 """(target, modality) pairs by the store's perturbation: control, G0 up, G0+G9 down, a ligand."""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Tensors are tiny here; on a busy machine threads would only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")
