@@ -118,3 +118,9 @@ def pack_small(small_vocabulary: Vocabulary) -> Callable[..., ModelBatch]:
         return replace(packed, cells=replace(packed.cells, values=packed.cells.values.to(dtype)), bags=bags)
 
     return pack_small
+
+
+@pytest.fixture(scope="session")
+def small_interventions() -> tuple[list[list[tuple[int, int]]], dict[tuple[int, int], int]]:
+    """(target, modality) pairs by perturbation, and model rows by (dataset, context), of the batch."""
+    return INTERVENTIONS, CONTEXT_ROW

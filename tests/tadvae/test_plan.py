@@ -102,13 +102,9 @@ def test_skip_leaves_exactly_the_tail(table, world, seed, epoch, size):
 @given(tables(), worlds, seeds)
 def test_the_order_is_a_pure_function(table, world, seed):
     config = StreamConfig(shuffle_window=2)
-    state = np.random.get_state()[1].copy()  # noqa: NPY002
     first = [order_of(plan(table, config, seed, 1, rank, world)) for rank in range(world)]
-    np.random.seed(3)  # noqa: NPY002
     again = [order_of(plan(table.copy(), config, seed, 1, rank, world)) for rank in reversed(range(world))]
     assert first == again[::-1]
-    np.random.seed(0)  # noqa: NPY002
-    assert len(state) == 624
 
 
 BIG = bag_table([[4, 5, 3], [5, 5], [2, 4, 4]])
@@ -130,7 +126,8 @@ def test_epochs_seeds_and_ranks_differ():
 def test_bags_are_shuffled_within_the_window_only():
     (window,) = plan(BIG, StreamConfig(shuffle_window=100), 0, 0, 0, 1)
     assert window.order.tolist() != [int(bag) for _, _, bags in window.reads for bag in bags]
-    assert [shard for shard, _, _ in window.reads] != sorted(BIG["shard"].unique().tolist() * 3)
+    groups = [(shard, group) for shard, group, _ in window.reads]
+    assert groups != sorted(groups)
     for window in plan(BIG, StreamConfig(shuffle_window=1), 0, 0, 0, 1):
         assert len(set(zip(BIG["shard"][window.order], BIG["row_group"][window.order], strict=True))) == 1
 
@@ -194,7 +191,7 @@ def contents(batches):
 @SEEDED
 @given(tables(), worlds, seeds, st.integers(1, 5))
 def test_batches_hold_the_planned_bags(table, world, seed, per_batch):
-    store = bag_table([[30] * 5] * 4)  # every id that a training table can hold
+    store = bag_table([[100]])  # every id that a training table can hold
     store.loc[table.index, table.columns] = table
     config = StreamConfig(shuffle_window=2, bags_per_batch=per_batch)
     for rank in range(world):

@@ -276,3 +276,24 @@ def test_stored_zeros_and_duplicates_are_resolved(write_spec, screen, tmp_path):
         values = source.rows(0, 2)
     np.testing.assert_array_equal(values.indices, [0, 4])
     np.testing.assert_array_equal(values.data, [5, 5])
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("datasets: [{name: a, path: screen0.h5ad, seperator: x}]", ["seperator", "spelling"]),
+        ("datasets: [a: b: c", ["line 1", "not valid YAML"]),
+        ("datasets: [{name: a, path: screen0.h5ad}, {name: a, path: screen0.h5ad}]", ["'a' is repeated"]),
+        ("datasets: [{name: a, path: screen9.h5ad}]", ["no file at", "screen9.h5ad", "'path'"]),
+        (
+            "datasets: [{name: a, path: screen0.h5ad}]\ngenes: {reference: none.tsv}",
+            ["none.tsv", "gene table"],
+        ),
+    ],
+)
+def test_a_wrong_spec(not_converted, write_spec, screen, text, words):
+    spec = write_spec(screen)
+    spec.write_text(text)
+    sentence = not_converted(spec)
+    for word in words:
+        assert word in sentence
