@@ -40,7 +40,7 @@ from tadvae.checkpoint import WEIGHTS, Position, load_checkpoint, save_checkpoin
 from tadvae.errors import UserError
 from tadvae.evaluation.splits import split_groups
 from tadvae.experiment import ExperimentConfig
-from tadvae.filesystem import Location
+from tadvae.filesystem import Location, absolute
 from tadvae.module import ModelBatch, TADVAEModule, pack
 from tadvae.pathways.gmt import read_pathways
 from tadvae.pathways.membership import membership
@@ -83,6 +83,7 @@ def train(
     UserError
         For bad input, and where workers fail more often than the run survives.
     """
+    store_path, out = absolute(store_path), absolute(out)  # workers run in other folders
     run = Location.of(out)
     store = Store.open(store_path)
     if resume:
@@ -97,7 +98,7 @@ def train(
             _begin(run, store, store_path, config, workers, gpu)
         trainer = ray.train.torch.TorchTrainer(
             train_worker,
-            train_loop_config={"run": str(out), "store": str(store_path)},
+            train_loop_config={"run": out, "store": store_path},
             scaling_config=ray.train.ScalingConfig(num_workers=workers, use_gpu=gpu),
             run_config=ray.train.RunConfig(
                 name=CHECKPOINTS,
@@ -236,7 +237,7 @@ def _begin(
     (run / "split.parquet").write_bytes(buffer.getvalue())
     about = {
         "tadvae_version": __version__,
-        "store": str(Location.of(store_path)) if "://" not in store_path else store_path,
+        "store": store_path,
         "vocabulary_hash": vocabulary.hash,
         "workers": workers,
         "gpu": gpu,

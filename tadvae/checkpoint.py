@@ -6,12 +6,12 @@ position is all there is to save of them.
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load, load_file, save_file
+from safetensors.torch import load, save_file
 from torch import Tensor, nn
 
 from tadvae.errors import UserError
@@ -61,20 +61,52 @@ def save_checkpoint(
 def load_checkpoint(
     folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer, vocabulary: str
 ) -> Position:
-    """Restore what :func:`save_checkpoint` wrote; a checkpoint of another vocabulary is a UserError."""
-    position = Position(**json.loads((folder / POSITION).read_text()))
+    """Restore what :func:`save_checkpoint` wrote; a damaged one, or of another vocabulary, is a UserError."""
+    position = _read_position(folder / POSITION)
     if position.vocabulary != vocabulary:
         raise UserError(
             f"{folder}: a checkpoint of another gene vocabulary ({position.vocabulary}, this store has "
             f"{vocabulary}); resume with the store that the run began with."
         )
     load_weights(folder / WEIGHTS, module)
-    entries: dict[int, dict[str, Tensor]] = {}
-    for key, value in load_file(folder / OPTIMIZER).items():
-        i, _, name = key.partition(".")
-        entries.setdefault(int(i), {})[name] = value
-    optimizer.load_state_dict({"state": entries, "param_groups": optimizer.state_dict()["param_groups"]})
+    state = _read_optimizer(folder / OPTIMIZER, optimizer)
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     return position
+
+
+def _read_position(path: Path) -> Position:
+    try:
+        text = json.loads(path.read_text(encoding="utf-8"))
+        for field in fields(Position):
+            if type(text[field.name]) is not type(field.default):
+                raise ValueError(f"{field.name} is {text[field.name]!r}")
+        return Position(**text)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _damaged(path, error) from None
+
+
+def _read_optimizer(path: Path, optimizer: torch.optim.Optimizer) -> dict[int, dict[str, Tensor]]:
+    """State by parameter number; scalars such as Adam's step count apart, it has the parameter's shape."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    state: dict[int, dict[str, Tensor]] = {}
+    try:
+        for key, value in load(path.read_bytes()).items():
+            i, _, name = key.partition(".")
+            if value.dim() and value.shape != parameters[int(i)].shape:
+                raise ValueError(f"{key} has another shape than its parameter")
+            state.setdefault(int(i), {})[name] = value
+        if len({frozenset(entry) for entry in state.values()}) > 1:
+            raise ValueError("parameters differ in what is kept of them")
+    except (OSError, SafetensorError, ValueError, IndexError) as error:
+        raise _damaged(path, error) from None
+    return state
+
+
+def _damaged(path: Path, error: Exception) -> UserError:
+    return UserError(
+        f"{path}: damaged, or no part of a checkpoint of this run ({type(error).__name__}: "
+        f"{str(error)[:120]}); restore the file, or train again into another folder."
+    )
 
 
 def state_tensors(module: nn.Module) -> dict[str, Tensor]:

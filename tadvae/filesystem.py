@@ -15,6 +15,12 @@ from tadvae.errors import UserError
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
+def absolute(place: str | os.PathLike[str]) -> str:
+    """A path that holds in any folder, or a URL as it was given: for handing to other processes."""
+    text = os.fspath(place)
+    return text if "://" in text else Location.of(text).path
+
+
 @dataclass(frozen=True)
 class Location:
     """A folder or file on some filesystem: ``Location.of("s3://bucket/run") / "model"``."""

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from tadvae.errors import UserError
@@ -213,17 +214,36 @@ class Vocabulary:
                 signs=text["signs"],
                 reference=text["reference"],
             )
-        except (KeyError, TypeError, ValueError, OSError, pa.ArrowException) as error:
+            result._check_shapes()
+            found, expected = result.hash, text["hash"]
+        except (
+            LookupError,
+            TypeError,
+            ValueError,
+            AttributeError,
+            OSError,
+            pa.ArrowException,
+            SafetensorError,
+        ) as error:
             raise UserError(
                 f"{folder}: damaged model folder ({type(error).__name__}: {str(error)[:120]}); "
                 "copy it again from its run."
             ) from None
-        if result.hash != text["hash"]:
+        if found != expected:
             raise UserError(
-                f"{folder}: genes.parquet does not belong to this model (vocabulary {result.hash}, "
-                f"expected {text['hash']}); copy the folder again from its run."
+                f"{folder}: genes.parquet does not belong to this model (vocabulary {found}, "
+                f"expected {expected}); copy the folder again from its run."
             )
         return result
+
+    def _check_shapes(self) -> None:
+        """Raise a ValueError where arrays of a folder do not belong together."""
+        for dataset in self.datasets:
+            if dataset.genes.size and not 0 <= dataset.genes.min() <= dataset.genes.max() < self.n_genes:
+                raise ValueError(f"dataset '{dataset.name}' has genes outside the vocabulary")
+        for context in self.contexts:
+            if context.profile.shape != self.datasets[context.dataset].genes.shape:
+                raise ValueError(f"the profile of context '{context.name}' is not over its dataset's genes")
 
 
 def _without(entry: dict[str, Any], key: str) -> dict[str, Any]:

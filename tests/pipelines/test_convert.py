@@ -174,7 +174,7 @@ def test_a_killed_conversion(ray_cluster, write_spec, screen, convert_here, out,
         while len(list(partial.rglob("*.npz"))) < 3:
             assert process.poll() is None, "it ended before it could be killed"
             assert not out.exists()
-            time.sleep(0.001)
+            time.sleep(0.005)
         process.send_signal(signal.SIGKILL)
     finally:
         process.kill()
@@ -187,7 +187,7 @@ def test_a_killed_conversion(ray_cluster, write_spec, screen, convert_here, out,
     seen, stop, after, publish = [], threading.Event(), {}, module._publish
 
     def watch():
-        while not stop.is_set():
+        while not stop.wait(0.002):
             if out.exists():
                 seen.append(Store.open(str(out)).manifest)  # raises where it is not whole
 

@@ -172,3 +172,12 @@ def test_more_workers_than_the_cluster_has(store, simulated, tmp_path):
     with pytest.raises(UserError, match=r"has 0 GPUs.*leave out --gpu"):
         train(str(store.folder), str(tmp_path / "run"), config(simulated), workers=1, gpu=True)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_relative_paths_hold_for_the_workers(store, simulated, tmp_path, monkeypatch):
+    monkeypatch.chdir(store.folder.path)
+    run = os.path.relpath(tmp_path / "run")
+    train(".", run, config(simulated, "train.epochs=1", "train.checkpoint_every=null"), workers=1)
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["store"] == store.folder.path
+    assert (tmp_path / "run" / "model" / "model.safetensors").exists()

@@ -97,7 +97,9 @@ def loss_by_loops(module, vocabulary, batch, interventions, context_row, epoch, 
             activity = module.pathway(replace(packed, values=packed.values.double()))
             latent.append([part[0] for part in module.factors(activity, available)])
     eps = torch.randn(len(latent), K, generator=noise(seed), dtype=torch.float64)
-    z = [mean + math.e ** (0.5 * log_variance) * e for (mean, log_variance), e in zip(latent, eps, strict=True)]
+    z = [
+        mean + math.e ** (0.5 * log_variance) * e for (mean, log_variance), e in zip(latent, eps, strict=True)
+    ]
 
     reconstruction, matching, discrepancy, at = [], [], [], 0
     for bag in batch.bags:
@@ -111,7 +113,9 @@ def loss_by_loops(module, vocabulary, batch, interventions, context_row, epoch, 
         encoded = bag.cells if bag.controls is None else bag.controls
         predicted, errors = [], []
         for i in range(len(encoded)):
-            cell = dict(zip(encoded[i : i + 1].gene_ids.tolist(), encoded[i : i + 1].values.tolist(), strict=True))
+            cell = dict(
+                zip(encoded[i : i + 1].gene_ids.tolist(), encoded[i : i + 1].values.tolist(), strict=True)
+            )
             before = torch.from_numpy(z[at + i].numpy() @ inverse)
             after = torch.from_numpy((z[at + i] + shift).numpy() @ inverse)
             decoded, moved = values(before, genes, profile), values(after, genes, profile)
@@ -197,7 +201,9 @@ def test_pack(small_vocabulary, small_batch, pack_small):
 @pytest.mark.parametrize("pathway", [HARD, LINEAR, LEAKING], ids=["hard", "linear", "leaking"])
 @pytest.mark.parametrize("targets", ["identity", "gene"])
 @pytest.mark.parametrize("dataset", [0, 1])
-def test_no_gene_outside_the_panel_enters(small_vocabulary, small_batch, pack_small, pathway, targets, dataset):
+def test_no_gene_outside_the_panel_enters(
+    small_vocabulary, small_batch, pack_small, pathway, targets, dataset
+):
     """Unmeasured genes: no gradient, and whatever their parameters, the same loss to the last bit.
 
     Two things know genes by identity and are meant to: the queries of ``pathway_init="members"``, and the
@@ -239,6 +245,15 @@ def test_deterministic_given_the_generator(small_vocabulary, small_batch, pack_s
     assert torch.equal(module(batch, 9.0, None)[0], mean)
     other_order = pack_small(Batch(small_batch.bags[::-1]))
     torch.testing.assert_close(module(other_order, 9.0, None)[0], mean)
+
+
+@pytest.mark.parametrize("loss", [LOSS, BIASED], ids=["unbiased", "biased"])
+def test_single_precision(small_vocabulary, small_batch, pack_small, loss):
+    module = build(small_vocabulary, loss=loss)
+    expected, _ = module(pack_small(small_batch), 9.0, None)
+    found, _ = module.float()(pack_small(small_batch, torch.float32), 9.0, None)
+    assert found.dtype == torch.float32
+    assert found.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("pathway", [HARD, LINEAR, LEAKING], ids=["hard", "linear", "leaking"])
