@@ -25,9 +25,9 @@ demo: install
 	$(BIN)/tadvae convert demo/screens/spec.yaml --out demo/store
 	$(BIN)/tadvae inspect demo/store
 	$(BIN)/tadvae train demo/store --out demo/run --workers 2 --set pathways.file=demo/screens/pathways.gmt
-	$(BIN)/tadvae evaluate demo/run --json demo/evaluation.json
 	$(BIN)/tadvae predict demo/run --target SIM0068+SIM0165 --context SIMLINE1 --dataset screen_a \
 		--out demo/predicted.h5ad
+	$(BIN)/tadvae evaluate demo/run --json demo/evaluation.json
 	@echo "written: $(CURDIR)/demo (screens, store, run, evaluation.json, predicted.h5ad)"
 
 test: lint

@@ -40,6 +40,7 @@ def stream_reads(reader: CellReader, windows: Iterable[Window]) -> Iterator[tupl
     For every read of every window: the bag id of each row, and the cells.
     """
     logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # says that bars are off
     shared = ray.put(reader)
     reads = (read for window in windows for read in window.reads)
 
