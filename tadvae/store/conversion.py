@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tadvae import __version__
+from tadvae.errors import UserError
 from tadvae.filesystem import Location
 from tadvae.genes import GeneReference, canonical_targets, harmonise
 from tadvae.preprocess import Moments, rank_variable_genes
@@ -158,7 +159,9 @@ def finish_store(
         )
     _write(pd.concat(bags, ignore_index=True), folder / "bags.parquet")
     _write(_perturbation_table(plan, pd.concat(groups)), folder / "perturbations.parquet")
-    (folder / "spec.yaml").write_text(plan.spec.to_yaml())
+    # where the sources lay on the converting machine is nobody else's business
+    named = [dataset.model_copy(update={"path": Path(dataset.path).name}) for dataset in plan.spec.datasets]
+    (folder / "spec.yaml").write_text(plan.spec.model_copy(update={"datasets": named}).to_yaml())
     manifest = Manifest(
         schema_version=SCHEMA_VERSION,
         tadvae_version=__version__,
@@ -202,6 +205,12 @@ def _with_renamed_modality(dataset: DatasetSpec, renamed: dict[str, str]) -> Dat
     """Return the dataset's spec with a modality by target under the targets' new names."""
     if isinstance(dataset.modality, str):
         return dataset
+    absent = sorted(set(dataset.modality) - {"default", *renamed, *renamed.values()})
+    if absent:  # a typing error would silently leave the target with the default, and so with its sign
+        raise UserError(
+            f"dataset '{dataset.name}': 'modality' names {', '.join(absent[:5])}, but no dataset of the spec "
+            "has this target; mend its spelling in the spec."
+        )
     modality = {renamed.get(target, target): value for target, value in dataset.modality.items()}
     return dataset.model_copy(update={"modality": modality})
 

@@ -171,15 +171,26 @@ class Source:
                 f"{' or '.join(repr(c) for c in sorted(spec.controls))} (it holds {found}, …); "
                 "mend 'perturbation.control' in the spec."
             )
+        written = {part for label in parsed for part in self._split(str(label))}
+        absent = sorted(set(spec.rename) - written)
+        if absent:  # a typing error would pass in silence
+            raise UserError(
+                f"{self.where}: 'perturbation.rename' names {', '.join(absent[:5])}, but no label in obs column "
+                f"'{spec.column}' has this target; mend its spelling in the spec."
+            )
         return targets, keep
+
+    def _split(self, label: str) -> list[str]:
+        spec = self.spec.perturbation
+        assert spec is not None
+        return [part.strip() for part in (label.split(spec.separator) if spec.separator else [label])]
 
     def _parse(self, label: str) -> tuple[str, ...]:
         spec = self.spec.perturbation
         assert spec is not None
         if label in spec.controls:
             return ()
-        parts = label.split(spec.separator) if spec.separator else [label]
-        names = [part.strip() for part in parts]
+        names = self._split(label)
         if not all(names):
             raise UserError(
                 f"{self.where}: the label {label!r} in obs column '{spec.column}' does not parse "

@@ -297,3 +297,18 @@ def test_a_wrong_spec(not_converted, write_spec, screen, text, words):
     sentence = not_converted(spec)
     for word in words:
         assert word in sentence
+
+
+@pytest.mark.parametrize(
+    ("settings", "setting", "name"),
+    [
+        ({"modality": {"default": "CRISPRko", "G9": "stimulation"}}, "'modality'", "G9"),
+        ({"perturbation": {**PERTURBATION, "rename": {"G77": "G2"}}}, "'perturbation.rename'", "G77"),
+    ],
+)
+def test_a_setting_about_a_target_that_never_occurs(
+    screen, write_spec, not_converted, settings, setting, name
+):
+    sentence = not_converted(write_spec(screen, **settings))
+    assert f"{setting} names {name}" in sentence
+    assert "spelling" in sentence

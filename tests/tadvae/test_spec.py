@@ -1,12 +1,14 @@
 """``SPEC.yaml``: its forms, its defaults, and what it refuses."""
 
+import re
+from pathlib import Path
 from textwrap import dedent
 
 import pytest
 
 from tadvae.store.spec import StoreSpec, load_spec, modality_sign
 
-README_FORM = """
+EVERY_SETTING = """
     datasets:
       - name: norman19
         path: screens/norman19.h5ad
@@ -50,9 +52,18 @@ def write(tmp_path):
     return write
 
 
-def test_the_form_of_the_readme(write, tmp_path):
+def test_the_form_of_the_readme(write):
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    specs = [text for text in re.findall(r"```yaml\n(.*?)```", readme, re.DOTALL) if "datasets:" in text]
+    assert specs
+    for text in specs:
+        spec = load_spec(write(text, re.findall(r"path: ([\w./-]+\.h5ad)", text)))
+        assert spec.datasets
+
+
+def test_every_setting(write, tmp_path):
     files = [f"screens/{name}.h5ad" for name in ("norman19", "papalexi21", "carpool23")]
-    spec = load_spec(write(README_FORM, files))
+    spec = load_spec(write(EVERY_SETTING, files))
     norman, papalexi, carpool = spec.datasets
     assert norman.path == str(tmp_path / "screens/norman19.h5ad")
     assert norman.batch is not None
@@ -76,7 +87,7 @@ def test_the_least_spec(write):
 
 def test_the_resolved_spec_is_a_spec(write):
     files = [f"screens/{name}.h5ad" for name in ("norman19", "papalexi21", "carpool23")]
-    spec = load_spec(write(README_FORM, files))
+    spec = load_spec(write(EVERY_SETTING, files))
     assert StoreSpec.load_text(spec.to_yaml(), "spec.yaml") == spec
 
 
