@@ -24,6 +24,13 @@ class CausalConfig(Config):
     hidden: int = Field(128, ge=1)
     graph_init: float = Field(0.1, ge=0)
     """Standard deviation of G at the start (published: 0.1)."""
+    shift: Literal["assigned", "free"] = "assigned"
+    """``assigned``: a target acts on the factor it is assigned to (published); ``free``: besides, on any
+    factor by an amount of its own, zero at the start."""
+    interaction: Literal["additive", "pairwise"] = "additive"
+    """``additive``: shifts of several targets add up (published); ``pairwise``: plus a low-rank term of every
+    pair of targets, zero at the start."""
+    interaction_rank: int = Field(8, ge=1)
 
 
 @dataclass(frozen=True)
@@ -48,7 +55,10 @@ class Intervention:
 
 
 class CausalLayer(nn.Module):
-    """``u = (z + Σ_i b_i s_i)(I − triu(G, 1))⁻¹``, with ``b = softmax(temperature · f(target))``.
+    """``u = (z + Σ_i v_i + Σ_{i<j} e_ij)(I − triu(G, 1))⁻¹`` with the shift ``v_i = b_i s_i``.
+
+    ``b = softmax(temperature · f(target))`` says on which factor a target acts; ``shift="free"`` adds a
+    vector of the target's own to ``v_i``; ``interaction="pairwise"`` has ``e_ij = Q (P v_i ⊙ P v_j)``.
 
     The shift is ``s = sign(modality) · exp(modality + dataset) · s_target``, so that one target can act
     through datasets that activate it and datasets that silence it.
@@ -75,6 +85,13 @@ class CausalLayer(nn.Module):
             self.own = nn.Parameter(torch.zeros(n_targets, width))
             self.size_of_code = nn.Linear(width, 1)
             nn.init.ones_(self.size_of_code.bias)
+        if config.shift == "free":
+            self.free = nn.Linear(width, K, bias=False)
+            nn.init.zeros_(self.free.weight)
+        if config.interaction == "pairwise":
+            self.pair_in = nn.Linear(K, config.interaction_rank, bias=False)
+            self.pair_out = nn.Linear(config.interaction_rank, K, bias=False)
+            nn.init.zeros_(self.pair_out.weight)
         self.modality = nn.Parameter(torch.zeros(len(signs)))
         self.dataset = nn.Parameter(torch.zeros(n_datasets))
         self.register_buffer("target_gene", target_gene, persistent=False)
@@ -107,15 +124,28 @@ class CausalLayer(nn.Module):
         return torch.softmax(temperature * self.assign(codes), dim=-1)
 
     def shifts(self, intervention: Intervention, gene_embedding: Tensor, temperature: float) -> Tensor:
-        """Σ_i b_i s_i of every bag, shape (n_bags, K)."""
+        """Σ_i v_i + Σ_{i<j} e_ij of every bag, shape (n_bags, K)."""
         codes = self.codes(intervention.target, gene_embedding)
         if self.config.targets == "identity":
             size = self.size[intervention.target]
         else:
             size = self.size_of_code(codes).squeeze(-1)
-        scale = torch.exp(self.modality[intervention.modality] + self.dataset[intervention.dataset])
-        size = self.sign[intervention.modality] * scale * size  # (n_targets,)
         rows = self.assignment(codes, temperature) * size[:, None]  # (n_targets, K)
+        if self.config.shift == "free":
+            rows = rows + self.free(codes)
+        scale = torch.exp(self.modality[intervention.modality] + self.dataset[intervention.dataset])
+        rows = rows * (self.sign[intervention.modality] * scale)[:, None]
+        total = self._by_bag(rows, intervention)
+        if self.config.interaction == "pairwise":
+            # Σ_{i<j} a_i a_j = ((Σ a_i)² − Σ a_i²) / 2, for any number of targets
+            inner = self.pair_in(rows)  # (n_targets, R)
+            pairs = (self._by_bag(inner, intervention) ** 2 - self._by_bag(inner**2, intervention)) / 2
+            total = total + self.pair_out(pairs)
+        return total
+
+    @staticmethod
+    def _by_bag(rows: Tensor, intervention: Intervention) -> Tensor:
+        """Sum the rows of each bag's targets, shape (n_bags, …)."""
         return rows.new_zeros(intervention.n_bags, rows.shape[1]).index_add(0, intervention.bag, rows)
 
     def forward(self, z: Tensor) -> Tensor:
