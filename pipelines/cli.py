@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from pipelines.pathways import pathways_app
 from tadvae import __version__
 from tadvae.errors import UserError
 
@@ -23,6 +24,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
+app.add_typer(pathways_app, name="pathways")
 out = Console()
 WIDTH_OF_A_LOG = 160
 if not out.is_terminal:

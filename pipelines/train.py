@@ -19,7 +19,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import ray
 import ray.train
@@ -33,30 +32,17 @@ from pipelines.cluster import ray_map, ray_session
 from pipelines.progress import StepLog
 from pipelines.stream import Prefetcher, stream_reads
 from tadvae import __version__
-from tadvae.assemble import BatchAssembler
 from tadvae.batch import Batch
 from tadvae.cells import write_controls
-from tadvae.checkpoint import WEIGHTS, Position, load_checkpoint, save_checkpoint
+from tadvae.checkpoint import AVERAGE, WEIGHTS, Position, load_checkpoint, save_checkpoint
 from tadvae.errors import UserError
-from tadvae.evaluation.splits import split_groups
 from tadvae.experiment import ExperimentConfig
 from tadvae.filesystem import Location, absolute
-from tadvae.module import ModelBatch, TADVAEModule, pack
-from tadvae.pathways.gmt import read_pathways
-from tadvae.pathways.membership import membership
-from tadvae.prepare import (
-    CellReader,
-    build_vocabulary,
-    context_rows,
-    interventions,
-    load_controls,
-    make_views,
-    resolver,
-    training_bags,
-    views_of,
-)
-from tadvae.store.plan import Window, epoch_windows, rank_bags, steps_per_epoch
+from tadvae.module import ModelBatch
+from tadvae.prepare import training_bags
+from tadvae.store.plan import Window, rank_bags, steps_per_epoch
 from tadvae.store.reader import Store
+from tadvae.training import Learner, TrainingSet, build_module, prepare_training
 from tadvae.vocabulary import Vocabulary
 
 CHECKPOINTS = "checkpoints"
@@ -118,7 +104,9 @@ def train(
     if result.checkpoint is None:
         raise UserError(f"{run}: the run ended without a checkpoint; see the messages above.")
     with result.checkpoint.as_directory() as folder:
-        (run / "model" / WEIGHTS).write_bytes((Path(folder) / WEIGHTS).read_bytes())
+        averaged_weights = Path(folder) / AVERAGE
+        weights = averaged_weights if averaged_weights.exists() else Path(folder) / WEIGHTS
+        (run / "model" / WEIGHTS).write_bytes(weights.read_bytes())
     return run
 
 
@@ -135,68 +123,52 @@ def train_worker(settings: dict[str, Any]) -> None:
     store = Store.open(settings["store"])
     vocabulary = Vocabulary.load(run / "model")
     groups = pd.read_parquet(io.BytesIO((run / "split.parquet").read_bytes()))
-    bags = training_bags(store, groups, config.split, config.stream.control_bags)
-    reader = CellReader(store, views_of(store, vocabulary), config.split)
-    control_bags = training_bags(store, groups, config.split)
-    controls = load_controls(reader, control_bags, config.stream.max_controls)
-    assembler = BatchAssembler(store.bags, controls, store.control, config.stream.bags_per_batch, config.seed)
-    rows, targets = context_rows(store, vocabulary), interventions(store, vocabulary)
+    data = TrainingSet(store, groups, vocabulary, config)
 
     # model: every rank starts from the same weights
-    torch.manual_seed(config.seed)
-    module = TADVAEModule(config.model, config.loss, vocabulary)
+    module = build_module(config, vocabulary)
     # buffers are constants, the same on every rank; newer torch has another name for the option
     options = inspect.signature(DistributedDataParallel).parameters
     sync = "forward_sync_buffers" if "forward_sync_buffers" in options else "broadcast_buffers"
     model = ray.train.torch.prepare_model(module, parallel_strategy_kwargs={sync: False})
-    optimizer = torch.optim.Adam(module.parameters(), lr=config.train.learning_rate)
+    learner = Learner(config, module, model)
     start = Position(
         world_size=world_size, bags_per_batch=config.stream.bags_per_batch, vocabulary=vocabulary.hash
     )
-    start = _restore(start, module, optimizer)
+    start = _restore(start, learner)
 
-    n_steps = _agree(steps_per_epoch(len(bags), config.stream, world_size), "steps of an epoch", device)
+    n_steps = _agree(data.n_steps(world_size), "steps of an epoch", device)
     every = config.train.checkpoint_every or n_steps
+    epochs = range(start.epoch, config.train.epochs)
 
     def plan(epoch: int) -> list[Window]:
-        done = start.step * config.stream.bags_per_batch if epoch == start.epoch else 0
-        return epoch_windows(
-            bags, config.stream, seed=config.seed, epoch=epoch, rank=rank, world_size=world_size, skip=done
-        )
+        return data.windows(epoch, rank, world_size, start.step if epoch == start.epoch else 0)
 
     def batches() -> Iterator[tuple[ModelBatch, Batch]]:
-        epochs = range(start.epoch, config.train.epochs)
-        reads = stream_reads(reader, (window for epoch in epochs for window in plan(epoch)))
+        reads = stream_reads(data.reader, (window for epoch in epochs for window in plan(epoch)))
         for epoch in epochs:
-            for batch in assembler.batches(plan(epoch), reads, epoch):
-                yield pack(batch, vocabulary, rows, targets, device), batch
+            yield from data.batches(plan(epoch), reads, epoch, device)
 
     records: list[dict[str, Any]] = []
     position = start
     with Prefetcher(batches) as stream:
-        for epoch in range(start.epoch, config.train.epochs):
+        for epoch in epochs:
             while position.step < n_steps:
                 clock = time.perf_counter()
                 packed, batch = stream.take()
                 waited = time.perf_counter() - clock
-                noise = torch.Generator().manual_seed(_noise_seed(config.seed, rank, position.global_step))
-                loss, terms = model(packed, epoch + position.step / n_steps, noise)
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                if config.train.clip_norm is not None:
-                    torch.nn.utils.clip_grad_norm_(module.parameters(), config.train.clip_norm)
-                optimizer.step()
-
-                means = _mean_over_ranks(torch.stack([*terms.values()]).detach(), world_size)
+                now = epoch + position.step / n_steps
+                terms = learner.step(packed, now, rank=rank, number=position.global_step)
+                means = _mean_over_ranks(torch.stack([*terms.values()]), world_size)
                 record = {"step": position.global_step, "epoch": epoch, "cells": batch.n_cells}
                 record |= {"tokens": batch.n_tokens, "wait": waited, "seconds": time.perf_counter() - clock}
                 records.append(record | dict(zip(terms, means.tolist(), strict=True)))
                 position = replace(position, step=position.step + 1, global_step=position.global_step + 1)
                 if position.step % every == 0 and position.step < n_steps:
-                    _report(run, rank, module, optimizer, position, records)
+                    _report(run, rank, learner, position, records)
                     records = []
             position = replace(position, epoch=epoch + 1, step=0)
-            _report(run, rank, module, optimizer, position, records)
+            _report(run, rank, learner, position, records)
             records = []
 
 
@@ -204,36 +176,20 @@ def _begin(
     run: Location, store: Store, store_path: str, config: ExperimentConfig, workers: int, gpu: bool
 ) -> None:
     """Check everything, then write the run's folder."""
-    if config.pathways.file is None:
-        raise UserError("no pathways: name a GMT file with --set pathways.file=FILE.gmt, or in the config.")
-    sets = read_pathways(Path(config.pathways.file))
-    groups = split_groups(store, config.split)
-    bags = training_bags(store, groups, config.split)
-    views = make_views(store, bags, config.split, config.preprocess, ray_map)
-    reader = CellReader(store, views, config.split)
-    controls = load_controls(reader, bags, config.stream.max_controls, ray_map)
-    _require_controls(store, bags, set(controls))
-    mask = membership(
-        sets,
-        store.genes["gene"].tolist(),
-        resolver(store),
-        [view.genes for view in views],
-        config.pathways.min_measured,
-    )
-    vocabulary = build_vocabulary(store, groups, views, controls, mask, config.pathways.min_measured)
-    TADVAEModule(config.model, config.loss, vocabulary)  # a config that cannot be built fails here
-    bags = training_bags(store, groups, config.split, config.stream.control_bags)
+    prepared = prepare_training(store, config, ray_map)
+    vocabulary = prepared.vocabulary
+    bags = training_bags(store, prepared.groups, config.split, config.stream.control_bags)
     _, repeated = rank_bags(bags, config.seed, 0, 0, workers)
 
     run.make_folder()
     (run / "model").make_folder()
     (run / "log").make_folder()
     vocabulary.save(run / "model")
-    write_controls(run, dict(enumerate(controls.values())))
+    write_controls(run, prepared.controls)
     for folder in (run, run / "model"):
         (folder / "config.yaml").write_text(config.to_yaml())
     buffer = io.BytesIO()
-    groups.to_parquet(buffer, index=False)
+    prepared.groups.to_parquet(buffer, index=False)
     (run / "split.parquet").write_bytes(buffer.getvalue())
     about = {
         "tadvae_version": __version__,
@@ -244,19 +200,9 @@ def _begin(
         "bags": len(bags),
         "steps_per_epoch": steps_per_epoch(len(bags), config.stream, workers),
         "bags_repeated_per_epoch": repeated,
-        "pathways": str(mask.coverage),
+        "pathways": str(vocabulary.membership.coverage),
     }
     (run / "run.json").write_text(json.dumps(about, indent=1))
-
-
-def _require_controls(store: Store, bags: pd.DataFrame, found: set[tuple[int, int]]) -> None:
-    perturbed = bags[bags["perturbation"] != store.control]
-    for dataset, context in sorted(set(zip(perturbed["dataset"], perturbed["context"], strict=True)) - found):
-        name, where = store.manifest.datasets[dataset].name, store.manifest.contexts[context]
-        raise UserError(
-            f"dataset '{name}', context '{where}': perturbed cells but no control cells to compare with; "
-            "convert with a coarser context, or without these cells."
-        )
 
 
 def _config_to_resume(run: Location, store: Store) -> ExperimentConfig:
@@ -272,13 +218,15 @@ def _config_to_resume(run: Location, store: Store) -> ExperimentConfig:
     return ExperimentConfig.load_text(place.read_text(), str(place))
 
 
-def _restore(start: Position, module: TADVAEModule, optimizer: torch.optim.Optimizer) -> Position:
+def _restore(start: Position, learner: Learner) -> Position:
     """Go on from Ray Train's last checkpoint, if there is one."""
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is None:
         return start
     with checkpoint.as_directory() as folder:
-        saved = load_checkpoint(Path(folder), module, optimizer, start.vocabulary)
+        saved = load_checkpoint(
+            Path(folder), learner.module, learner.optimizer, start.vocabulary, learner.average
+        )
     if (saved.world_size, saved.bags_per_batch) == (start.world_size, start.bags_per_batch):
         print(f"resumed at epoch {saved.epoch}, step {saved.step}", flush=True)
         return saved
@@ -291,12 +239,7 @@ def _restore(start: Position, module: TADVAEModule, optimizer: torch.optim.Optim
 
 
 def _report(
-    run: Location,
-    rank: int,
-    module: TADVAEModule,
-    optimizer: torch.optim.Optimizer,
-    position: Position,
-    records: list[dict[str, Any]],
+    run: Location, rank: int, learner: Learner, position: Position, records: list[dict[str, Any]]
 ) -> None:
     """Checkpoint and log, a barrier for all ranks; rank 0 writes.
 
@@ -315,7 +258,7 @@ def _report(
         lines = "".join(json.dumps(record) + "\n" for record in records)
         (run / f"log/steps-{records[0]['step']:09d}.jsonl").write_text(lines)
     with tempfile.TemporaryDirectory() as folder:
-        save_checkpoint(Path(folder), module, optimizer, position)
+        save_checkpoint(Path(folder), learner.module, learner.optimizer, position, learner.average)
         ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
 
 
@@ -335,11 +278,6 @@ def _mean_over_ranks(values: torch.Tensor, world_size: int) -> torch.Tensor:
         dist.all_reduce(values)
         values /= world_size
     return values
-
-
-def _noise_seed(seed: int, rank: int, step: int) -> int:
-    """One 63-bit seed for every (seed, rank, step)."""
-    return int(np.random.SeedSequence([seed, rank, step]).generate_state(1, np.uint64)[0] >> 1)
 
 
 def _user_error_in(error: BaseException) -> UserError | None:

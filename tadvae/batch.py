@@ -6,6 +6,7 @@ cells with control cells of the same dataset and context.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Self
 
 import numpy as np
@@ -93,25 +94,60 @@ class PackedCells:
     gene_ids : (T,) int64
     values : (T,) float32
     cell : (T,) int64
-        The cell of each token.
+        The cell of each token, ascending.
     n_cells
         B.
+    panels
+        Sorted measured genes of the datasets that the cells come from; none where nobody asks for the
+        genes that were measured but not expressed.
+    panel : (B,) int64
+        Which of the panels is each cell's; None without panels.
     """
 
     gene_ids: Tensor
     values: Tensor
     cell: Tensor
     n_cells: int
+    panels: tuple[Tensor, ...] = ()
+    panel: Tensor | None = None
+
+    @cached_property
+    def offsets(self) -> Tensor:
+        """Where each cell's tokens start, (B + 1,) int64."""
+        return torch.searchsorted(self.cell, torch.arange(self.n_cells + 1, device=self.cell.device))
+
+    def part(self, start: int, stop: int) -> "PackedCells":
+        """Cells ``start`` to ``stop``; fewer where there are no more."""
+        stop = min(stop, self.n_cells)
+        tokens = slice(int(self.offsets[start]), int(self.offsets[stop]))
+        return PackedCells(
+            self.gene_ids[tokens],
+            self.values[tokens],
+            self.cell[tokens] - start,
+            stop - start,
+            self.panels,
+            None if self.panel is None else self.panel[start:stop],
+        )
 
     @classmethod
-    def of(cls, cells: Cells, device: torch.device | str = "cpu") -> Self:
-        """Copy to a device."""
+    def of(
+        cls,
+        cells: Cells,
+        device: torch.device | str = "cpu",
+        panels: Sequence[np.ndarray] = (),
+        panel: np.ndarray | None = None,
+    ) -> Self:
+        """Copy to a device; with one panel it is every cell's."""
         row = np.repeat(np.arange(len(cells)), np.diff(cells.offsets))
+        if panel is None and panels:
+            panel = np.zeros(len(cells), np.int64)
         return cls(
             torch.from_numpy(cells.gene_ids.astype(np.int64)).to(device),
             torch.from_numpy(cells.values.astype(np.float32)).to(device),
             torch.from_numpy(row).to(device),
             len(cells),
+            tuple(torch.from_numpy(genes.astype(np.int64)).to(device) for genes in panels),
+            None if panel is None else torch.from_numpy(panel).to(device),
         )
 
 

@@ -13,11 +13,13 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from tadvae.errors import UserError
 from tadvae.filesystem import Location
 
-WEIGHTS, OPTIMIZER, POSITION = "model.safetensors", "optimizer.safetensors", "position.json"
+WEIGHTS, AVERAGE = "model.safetensors", "average.safetensors"
+OPTIMIZER, POSITION = "optimizer.safetensors", "position.json"
 
 
 @dataclass(frozen=True)
@@ -45,10 +47,16 @@ class Position:
 
 
 def save_checkpoint(
-    folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer, position: Position
+    folder: Path,
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    position: Position,
+    average: AveragedModel | None = None,
 ) -> None:
-    """Write weights, optimizer state and position into an existing empty folder."""
+    """Write weights, their average, optimizer state and position into an existing empty folder."""
     save_file(state_tensors(module), folder / WEIGHTS)
+    if average is not None:
+        save_file(state_tensors(average.module), folder / AVERAGE)
     state = {
         f"{i}.{name}": value.contiguous() if isinstance(value, Tensor) else torch.tensor(value)
         for i, entry in optimizer.state_dict()["state"].items()
@@ -59,7 +67,11 @@ def save_checkpoint(
 
 
 def load_checkpoint(
-    folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer, vocabulary: str
+    folder: Path,
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    vocabulary: str,
+    average: AveragedModel | None = None,
 ) -> Position:
     """Restore what :func:`save_checkpoint` wrote; a damaged one, or of another vocabulary, is a UserError."""
     position = _read_position(folder / POSITION)
@@ -69,6 +81,9 @@ def load_checkpoint(
             f"{vocabulary}); resume with the store that the run began with."
         )
     load_weights(folder / WEIGHTS, module)
+    if average is not None:
+        load_weights(folder / AVERAGE, average.module)
+        average.n_averaged.fill_(position.global_step)
     state = _read_optimizer(folder / OPTIMIZER, optimizer)
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     return position

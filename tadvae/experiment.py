@@ -15,7 +15,8 @@ class PathwaysConfig(Config):
     """Where pathways come from."""
 
     file: str | None = None
-    """A GMT file, or a two-column table."""
+    """A GMT file, a two-column table, or Parquet of ``tadvae pathways``; None: the packaged GO terms, for
+    each dataset the most specific that it can see."""
     min_measured: int = Field(MIN_MEASURED, ge=1)
     """Measured genes that make a pathway available in a dataset."""
 
@@ -23,8 +24,10 @@ class PathwaysConfig(Config):
 class TrainConfig(Config):
     """Optimisation and checkpoints."""
 
-    epochs: int = Field(30, ge=1)
-    learning_rate: float = Field(1e-3, gt=0)
+    epochs: int = Field(50, ge=1)
+    learning_rate: float = Field(3e-3, gt=0)
+    weight_average: float | None = Field(0.98, gt=0, lt=1)
+    """A run ends with the moving average of its weights at this decay a step; None: with the last weights."""
     clip_norm: float | None = Field(1.0, gt=0)
     """Largest norm of the gradient; None: no clipping."""
     checkpoint_every: int | None = Field(None, ge=1)

@@ -75,8 +75,13 @@ class TADVAE:
                 f"{folder}: no {WEIGHTS}: the run has not finished; go on with it by "
                 "`tadvae train … --resume`."
             )
-        config = ExperimentConfig.load_text((folder / CONFIG).read_text(), str(folder / CONFIG))
-        module = TADVAEModule(config.model, config.loss, vocabulary)
+        try:
+            config = ExperimentConfig.load_text((folder / CONFIG).read_text(), str(folder / CONFIG))
+        except (OSError, UnicodeDecodeError):
+            raise UserError(
+                f"{folder}: damaged model folder ({CONFIG} cannot be read); copy it again from its run."
+            ) from None
+        module = TADVAEModule(config.model, config.loss, vocabulary, files=False)
         load_weights((folder / WEIGHTS), module)
         return cls(module, vocabulary, config, read_controls(run) if run is not None else None)
 
@@ -141,24 +146,24 @@ class TADVAE:
         layer: str | None = None,
         values: Literal["counts", "log1p"] = "counts",
     ) -> pd.DataFrame:
-        """What each gene adds to one pathway's activity, shape (n_cells, member genes).
+        """What each gene adds to one pathway's activity, shape (n_cells, genes that can).
 
-        Rows sum to the activity less the pathway's bias.
+        Genes are the measured members of the pathway, and others where the model lets them contribute
+        (candidates of a soft mask, a leak). Rows sum to the activity less the pathway's bias.
         """
         membership = self.vocabulary.membership
         if pathway not in membership.pathway_ids:
             raise UserError(f"pathway '{pathway}' is not in the model; see model.vocabulary.membership.")
         p = membership.pathway_ids.index(pathway)
         cells = cells_of(adata, self.vocabulary, self.config.preprocess, layer=layer, values=values)
-        genes = np.intersect1d(membership.gene[membership.pathway == p], cells.genes)
-        column = {int(gene): j for j, gene in enumerate(genes)}
+        genes = np.intersect1d(self.module.pathway.reads(p).numpy(), cells.genes)
         result = np.zeros((len(cells.cells), len(genes)), np.float32)
-        with torch.no_grad():
-            parts = self.module.pathway.contributions(PackedCells.of(cells.cells))
-        cell, of_pathway = np.divmod(parts.edges.slot.numpy(), membership.n_pathways)
-        gene = cells.cells.gene_ids[parts.edges.token.numpy()]
-        for i in np.flatnonzero(of_pathway == p):
-            result[cell[i], column[int(gene[i])]] = parts.value[i]
+        for start in range(0, len(cells.cells), CELLS_AT_ONCE):
+            part = PackedCells.of(cells.cells[start : start + CELLS_AT_ONCE], panels=[cells.genes])
+            with torch.no_grad():
+                parts = self.module.pathway.contributions(part, p)
+            column = np.searchsorted(genes, parts.gene.numpy())
+            result[start + parts.cell.numpy(), column] = parts.value.numpy()
         return pd.DataFrame(result, index=adata.obs_names, columns=self.vocabulary.symbols(genes))
 
     def _encode(self, cells: NewCells) -> tuple[np.ndarray, np.ndarray]:
@@ -166,7 +171,7 @@ class TADVAE:
         activities, latents = [], []
         with torch.no_grad():
             for start in range(0, len(cells.cells), CELLS_AT_ONCE):
-                part = PackedCells.of(cells.cells[start : start + CELLS_AT_ONCE])
+                part = PackedCells.of(cells.cells[start : start + CELLS_AT_ONCE], panels=[cells.genes])
                 activity, mean, _ = self.module.encode(part, available.expand(part.n_cells, -1))
                 activities.append(activity.numpy())
                 latents.append(mean.numpy())
@@ -276,7 +281,7 @@ class TADVAE:
         with torch.no_grad():
             temperature = self.config.loss.temperature.high
             shifts = module.causal.shifts(intervention, module.decoder.gene, temperature)  # (M, K)
-            packed = PackedCells.of(cells)
+            packed = PackedCells.of(cells, panels=[genes])
             _, z, _ = module.encode(packed, torch.from_numpy(available).expand(len(cells), -1))
             before = module.decoder.hidden(module.causal(z))  # (n, d)
             dense, offset = torch.from_numpy(cells.dense(genes)), torch.from_numpy(profile)

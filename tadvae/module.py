@@ -4,16 +4,21 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from pydantic import model_validator
 from torch import Tensor, nn
 
 from tadvae.batch import Batch, Cells, PackedCells
 from tadvae.config import Config
+from tadvae.nn.candidates import candidate_edges
 from tadvae.nn.causal import CausalConfig, CausalLayer, Intervention
 from tadvae.nn.decoder import DecoderConfig, GeneDecoder
 from tadvae.nn.edges import EdgeTable
+from tadvae.nn.embedding import GivenVectors
+from tadvae.nn.encoder import EncoderConfig
 from tadvae.nn.latent import FactorLoadings, sample
 from tadvae.nn.losses import LossConfig, kl_divergence, median_bandwidths, mmd, published_bandwidths
-from tadvae.nn.masking import PathwayConfig, pathway_layer
+from tadvae.nn.masking import STRATEGIES, PathwayConfig, PathwayLayer, pathway_layer
+from tadvae.nn.vectors import given_vectors
 from tadvae.vocabulary import Vocabulary
 
 
@@ -21,8 +26,17 @@ class ModelConfig(Config):
     """The model's parts."""
 
     pathway: PathwayConfig = PathwayConfig()
+    encoder: EncoderConfig = EncoderConfig()
     causal: CausalConfig = CausalConfig()
     decoder: DecoderConfig = DecoderConfig()
+
+    @model_validator(mode="after")
+    def _encoder_has_tokens(self) -> "ModelConfig":
+        if self.encoder.kind != "none" and not STRATEGIES[self.pathway.masking].has_tokens:
+            raise ValueError(
+                f"encoder '{self.encoder.kind}' needs tokens, and masking '{self.pathway.masking}' has none"
+            )
+        return self
 
 
 @dataclass(frozen=True)
@@ -62,15 +76,23 @@ class TADVAEModule(nn.Module):
     """Parameters and equations; :class:`tadvae.model.TADVAE` is the door for users.
 
     ``forward`` returns the loss of a batch, so that DDP sees every use of a parameter.
+
+    Parameters
+    ----------
+    files
+        Read the vectors that the config names files of; not needed where weights are loaded afterwards.
     """
 
     available: Tensor
 
-    def __init__(self, config: ModelConfig, loss: LossConfig, vocabulary: Vocabulary) -> None:
+    def __init__(
+        self, config: ModelConfig, loss: LossConfig, vocabulary: Vocabulary, files: bool = True
+    ) -> None:
         super().__init__()
         self.config, self.loss_config = config, loss
         n_genes = vocabulary.n_genes
-        self.pathway = pathway_layer(config.pathway, EdgeTable(vocabulary.membership, n_genes), n_genes)
+        given = given_vectors(config.pathway, vocabulary) if files else None
+        self.pathway = build_pathways(config, vocabulary, given)
         self.factors = FactorLoadings(vocabulary.membership.n_pathways, config.causal.n_factors)
         self.decoder = GeneDecoder(config.decoder, config.causal.n_factors, n_genes)
         self.causal = CausalLayer(
@@ -161,6 +183,17 @@ class TADVAEModule(nn.Module):
         return mmd(predicted, observed, median_bandwidths(observed), unbiased=True)
 
 
+def build_pathways(config: ModelConfig, vocabulary: Vocabulary, given: GivenVectors | None) -> PathwayLayer:
+    """The pathway layer with its encoder, over the vocabulary's edges."""
+    candidates = None
+    if config.pathway.candidates:
+        candidates = vocabulary.candidates
+        if candidates is None:
+            candidates = candidate_edges(vocabulary.membership, config.pathway.candidates)
+    edges = EdgeTable(vocabulary.membership, vocabulary.n_genes, candidates)
+    return pathway_layer(config.pathway, edges, config.encoder, given)
+
+
 def pack(
     batch: Batch,
     vocabulary: Vocabulary,
@@ -199,9 +232,12 @@ def pack(
     def index(values: list[int]) -> Tensor:
         return torch.tensor(values, dtype=torch.int64, device=device)
 
+    of_cell = np.concatenate(dataset)  # (B,)
+    used, panel = np.unique(of_cell, return_inverse=True)
+    panels = [vocabulary.datasets[d].genes for d in used]
     return ModelBatch(
-        cells=PackedCells.of(Cells.concat(parts), device),
-        dataset=torch.from_numpy(np.concatenate(dataset)).to(device),
+        cells=PackedCells.of(Cells.concat(parts), device, panels, panel),
+        dataset=torch.from_numpy(of_cell).to(device),
         bags=bags,
         intervention=Intervention(
             index(target), index(modality), index(of_dataset), index(of_bag), n_bags=len(bags)

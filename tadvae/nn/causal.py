@@ -24,7 +24,7 @@ class CausalConfig(Config):
     hidden: int = Field(128, ge=1)
     graph_init: float = Field(0.1, ge=0)
     """Standard deviation of G at the start (published: 0.1)."""
-    shift: Literal["assigned", "free"] = "assigned"
+    shift: Literal["assigned", "free"] = "free"
     """``assigned``: a target acts on the factor it is assigned to (published); ``free``: besides, on any
     factor by an amount of its own, zero at the start."""
     interaction: Literal["additive", "pairwise"] = "additive"

@@ -1,16 +1,21 @@
 """The global edge table: which gene can speak to which pathway.
 
-Edges live once, over the whole gene vocabulary; a dataset with a smaller panel simply has no tokens for
-the edges of genes it did not measure. Work and memory follow the number of (cell, edge) pairs.
+Edges live once, over the whole gene vocabulary: the members of every pathway, and, where a strategy can
+learn them, candidates. A dataset with a smaller panel simply has no tokens for the edges of genes it did
+not measure. Work and memory follow the number of (cell, edge) pairs.
 """
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from tadvae.batch import PackedCells
 from tadvae.pathways.membership import Membership
+
+Ends = tuple[np.ndarray, np.ndarray]
+"""Pathway and gene of each of some edges, (n,) integers both."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +25,7 @@ class CellEdges:
     Attributes
     ----------
     token, edge : (N,) int64
-        Into the cells' tokens and into the edge table.
+        Into the cells' tokens and into the active edges.
     slot : (N,) int64
         ``cell * P + pathway``: the sum or softmax that the pair belongs to.
     n_slots
@@ -33,46 +38,144 @@ class CellEdges:
     n_slots: int
 
 
+@dataclass(frozen=True)
+class ActiveEdges:
+    """The E edges of the G genes that some cells have tokens of, sorted by gene.
+
+    Attributes
+    ----------
+    genes : (G,) int64
+        Vocabulary indices, sorted.
+    starts : (G + 1,) int64
+        Where each gene's edges start.
+    edge : (E,) int64
+        Into the edge table.
+    gene, pathway : (E,) int64
+        Ends; ``gene`` counts within ``genes``.
+    token_gene : (T,) int64
+        Each token's gene within ``genes``, -1 where it has no edge.
+    n_pathways
+        P.
+    """
+
+    genes: Tensor
+    starts: Tensor
+    edge: Tensor
+    gene: Tensor
+    pathway: Tensor
+    token_gene: Tensor
+    n_pathways: int
+
+    @property
+    def n_edges(self) -> int:
+        """E."""
+        return len(self.edge)
+
+    def expand(self, cells: PackedCells) -> CellEdges:
+        """Every (token, edge) pair of the cells."""
+        has_edges = torch.nonzero(self.token_gene >= 0)[:, 0]  # (T',)
+        gene = self.token_gene[has_edges]
+        degree = torch.diff(self.starts)[gene]
+        which = torch.repeat_interleave(torch.arange(len(gene), device=gene.device), degree)  # (N,)
+        before = torch.cumsum(degree, 0) - degree  # (T',)
+        within = torch.arange(len(which), device=gene.device) - before[which]  # (N,)
+        token, edge = has_edges[which], self.starts[gene[which]] + within  # (N,)
+        slot = cells.cell[token] * self.n_pathways + self.pathway[edge]  # (N,)
+        return CellEdges(token, edge, slot, cells.n_cells * self.n_pathways)
+
+
 class EdgeTable(nn.Module):
     """Edges sorted by gene, so that a token finds its own in one step.
+
+    Parameters
+    ----------
+    membership
+        The members.
+    n_genes
+        Size of the gene vocabulary.
+    candidates
+        Further edges that a strategy may learn, without repeats; those of members are left out.
 
     Attributes
     ----------
     gene, pathway : (E,) int64
         Ends of every edge.
+    is_member : (E,) bool
+    member_starts : (P + 1,) int64
+        Where each pathway's members start in ``member_gene``.
+    member_gene : (M,) int64
+        Genes of the members, by pathway.
     """
 
     gene: Tensor
     pathway: Tensor
-    first: Tensor
-    degree: Tensor
+    is_member: Tensor
+    member_starts: Tensor
+    member_gene: Tensor
 
-    def __init__(self, membership: Membership, n_genes: int) -> None:
+    def __init__(self, membership: Membership, n_genes: int, candidates: Ends | None = None) -> None:
         super().__init__()
-        gene = torch.as_tensor(membership.gene, dtype=torch.int64)
-        pathway = torch.as_tensor(membership.pathway, dtype=torch.int64)
-        order = torch.argsort(gene * membership.n_pathways + pathway)
-        degree = torch.bincount(gene, minlength=n_genes)
-        self.n_pathways = membership.n_pathways
-        self.register_buffer("gene", gene[order], persistent=False)
-        self.register_buffer("pathway", pathway[order], persistent=False)
-        self.register_buffer("first", torch.cumsum(degree, 0) - degree, persistent=False)
-        self.register_buffer("degree", degree, persistent=False)
+        self.n_pathways, self.n_genes = membership.n_pathways, n_genes
+        key = membership.gene * self.n_pathways + membership.pathway  # (M,)
+        member = np.ones(len(key), bool)
+        if candidates is not None:
+            pathway, gene = (np.asarray(ends, np.int64) for ends in candidates)
+            _check(pathway, gene, self.n_pathways, n_genes)
+            other = np.setdiff1d(gene * self.n_pathways + pathway, key)
+            key, member = np.concatenate([key, other]), np.concatenate([member, np.zeros(len(other), bool)])
+        order = np.argsort(key, kind="stable")
+        self._constant("gene", key[order] // max(self.n_pathways, 1))
+        self._constant("pathway", key[order] % max(self.n_pathways, 1))
+        self._constant("is_member", member[order])
+        self._constant("member_starts", np.searchsorted(membership.pathway, np.arange(self.n_pathways + 1)))
+        self._constant("member_gene", membership.gene)
+
+    def _constant(self, name: str, values: np.ndarray) -> None:
+        # rebuilt from the vocabulary, so never saved
+        self.register_buffer(name, torch.from_numpy(np.ascontiguousarray(values)), persistent=False)
 
     @property
     def n_edges(self) -> int:
         """E."""
         return len(self.gene)
 
-    def expand(self, cells: PackedCells) -> CellEdges:
-        """Every (token, edge) pair of the cells."""
-        degree = self.degree[cells.gene_ids]  # (T,)
-        token = torch.repeat_interleave(torch.arange(len(degree), device=degree.device), degree)  # (N,)
-        before = torch.cumsum(degree, 0) - degree  # (T,)
-        within = torch.arange(len(token), device=degree.device) - before[token]  # (N,)
-        edge = self.first[cells.gene_ids[token]] + within  # (N,)
-        slot = cells.cell[token] * self.n_pathways + self.pathway[edge]  # (N,)
-        return CellEdges(token, edge, slot, cells.n_cells * self.n_pathways)
+    @property
+    def size(self) -> Tensor:
+        """Members of each pathway, (P,) int64."""
+        return torch.diff(self.member_starts)
+
+    def n_candidates(self) -> Tensor:
+        """Candidate edges of each pathway, (P,) int64."""
+        return torch.bincount(self.pathway, minlength=self.n_pathways) - self.size
+
+    def active(self, cells: PackedCells, pathway: int | None = None) -> ActiveEdges:
+        """The edges of the genes that the cells have tokens of; of one pathway alone if one is given."""
+        keep = torch.zeros(self.n_genes, dtype=torch.bool, device=self.gene.device)
+        keep[cells.gene_ids] = True
+        kept = keep[self.gene] if pathway is None else keep[self.gene] & (self.pathway == pathway)
+        edge = torch.nonzero(kept)[:, 0]  # (E,)
+        genes, gene, degree = torch.unique_consecutive(
+            self.gene[edge], return_inverse=True, return_counts=True
+        )
+        place = torch.full((self.n_genes,), -1, device=edge.device)
+        place[genes] = torch.arange(len(genes), device=edge.device)
+        return ActiveEdges(
+            genes=genes,
+            starts=torch.nn.functional.pad(torch.cumsum(degree, 0), (1, 0)),
+            edge=edge,
+            gene=gene,
+            pathway=self.pathway[edge],
+            token_gene=place[cells.gene_ids],
+            n_pathways=self.n_pathways,
+        )
+
+
+def _check(pathway: np.ndarray, gene: np.ndarray, n_pathways: int, n_genes: int) -> None:
+    if pathway.ndim != 1 or pathway.shape != gene.shape:
+        raise ValueError(f"candidates: arrays of shapes {pathway.shape} and {gene.shape}")
+    for name, ends, limit in (("pathway", pathway, n_pathways), ("gene", gene, n_genes)):
+        if ends.size and (ends.min() < 0 or ends.max() >= limit):
+            raise ValueError(f"candidates: expected a {name} in [0, {limit})")
 
 
 def sum_by_slot(values: Tensor, edges: CellEdges) -> Tensor:

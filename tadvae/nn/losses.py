@@ -41,7 +41,7 @@ class LossConfig(Config):
     """Sharpness of the targets' assignment to factors."""
     sparsity: float = Field(1e-3, ge=0)
     """λ of the L1 norm of the graph (sum over edges)."""
-    mean_match: float = Field(1.0, ge=0)
+    mean_match: float = Field(10.0, ge=0)
     """Weight of the squared distance of bag means; for bags of one profile it stands in for the MMD."""
     mmd: Literal["unbiased", "biased"] = "unbiased"
     """``unbiased``: U-statistic, bandwidths around the median distance; ``biased``: as published."""

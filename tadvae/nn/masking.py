@@ -1,162 +1,111 @@
-"""Masking strategies: how the genes of a cell make the activity of a pathway.
+"""The pathway layer: its settings, and the masking strategies that they choose from.
 
-Each strategy is one class that turns a cell's tokens into per-gene *contributions*; the activity is their
-sum plus a bias, so contributions are exact by construction. A new strategy is one subclass of
-:class:`PathwayLayer` in :data:`STRATEGIES`.
-
-While keys and values depend on the gene's identity alone (no encoder), ``q·k`` and the value's read-out
-are numbers of an *edge*, the same for every cell: they are computed once a step over the E edges, and a
-cell costs a few scalars for each of its (token, edge) pairs.
+A strategy is one class in one file of :mod:`tadvae.nn.strategies`. Whatever it does, it adds up per-gene
+contributions, so what a gene did to a pathway is exact by construction.
 """
 
-from abc import ABC, abstractmethod
-from dataclasses import dataclass
 from typing import Literal
 
-import torch
-from pydantic import Field, model_validator
-from torch import Tensor, nn
+from pydantic import Field, field_validator, model_validator
 
-from tadvae.batch import PackedCells
+import tadvae.nn.strategies  # noqa: F401  # enters every strategy into STRATEGIES
 from tadvae.config import Config
-from tadvae.nn.edges import CellEdges, EdgeTable, softmax_by_slot, sum_by_slot
-from tadvae.nn.embedding import embedding_table, mean_by_pathway
+from tadvae.nn.edges import EdgeTable
+from tadvae.nn.embedding import GivenVectors
+from tadvae.nn.encoder import EncoderConfig
+from tadvae.nn.strategies.base import STRATEGIES, Contributions, PathwayLayer
+
+__all__ = ["STRATEGIES", "Contributions", "PathwayConfig", "PathwayLayer", "pathway_layer"]
 
 
 class PathwayConfig(Config):
     """The pathway layer."""
 
-    masking: Literal["hard", "linear"] = "hard"
-    """``hard``: attention over member genes only (the paper, approach 1); ``linear``: a signed weight for
-    each member gene, as NetActivity and SENA have it."""
+    masking: str = "hard"
+    """``hard``: attention over member genes only (the paper, approach 1); ``soft``: learned gates multiply
+    the logits (the paper, approach 2); ``soft_log``: learned gates multiply the weights; ``linear``: a
+    signed weight for each member gene, as NetActivity and SENA have it; ``none``: attention over all genes
+    of the cell, the control."""
     d_embed: int = Field(128, ge=1)
     """Width of gene and pathway embeddings (the paper: 128 or 256)."""
     n_heads: int = Field(8, ge=1)
-    """Attention heads (the paper: head size 16)."""
-    pathway_init: Literal["learned", "members"] = "members"
-    """Pathway queries: a learned table, or one plus the mean embedding of the member genes."""
+    """Attention heads (the paper: head size 16, so 8 or 16 of them)."""
+    pathway_init: Literal["learned", "members", "text"] = "members"
+    """Pathway queries: a learned table; one plus the mean embedding of the member genes; or one plus a
+    learned map of the vectors in ``pathway_vectors``."""
+    pathway_vectors: str | None = None
+    """``pathway_init: text`` only: file of vectors by pathway id or name (Parquet, or text with tabs)."""
+    value_mode: Literal["scale", "film", "bins"] = "scale"
+    """How expression enters a token: ``scale``: the embedding times expression, keys too (the paper);
+    ``film`` and ``bins``: keys from the gene alone, values modulated by expression, affine or piecewise
+    linear."""
+    n_bins: int = Field(8, ge=2)
+    """``bins`` only: number of evenly spaced knots."""
+    bins_max: float = Field(7.0, gt=0)
+    """``bins`` only: the last knot, in log1p units; values beyond it count as it."""
+    tokens: Literal["expressed", "all"] = "expressed"
+    """Which genes of a cell are tokens: those with counts, or every gene that its dataset measured."""
+    gene_vectors: str | None = None
+    """File of gene vectors (Parquet, or text with tabs: gene, numbers); genes without one are learned."""
+    gene_vectors_use: Literal["warm", "frozen"] = "warm"
+    """Whether given vectors are where training starts, or stay as they are."""
+    candidates: int | Literal["all"] = 0
+    """``soft`` and ``soft_log``: genes beyond its members that each pathway may recruit."""
+    gate_noise: float = Field(0.01, ge=0)
+    """``soft`` and ``soft_log``: standard deviation of ε in W = M + ε."""
+    prior_mass: float = Field(0.9, gt=0, lt=1)
+    """``soft_log`` only: share of the attention that starts inside the pathway."""
     leak: float = Field(0.0, ge=0, le=1)
     """``linear`` only: weight λ of genes outside a pathway (SENA)."""
+    kernel: Literal["auto", "numba", "torch"] = "auto"
+    """CPU kernels: ``auto`` takes numba where it is installed; GPU tensors always take torch."""
+
+    @field_validator("masking")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        if name not in STRATEGIES:
+            raise ValueError(f"expected one of {', '.join(STRATEGIES)}")
+        return name
+
+    @field_validator("candidates")
+    @classmethod
+    def _not_negative(cls, n: int | str) -> int | str:
+        if isinstance(n, int) and n < 0:
+            raise ValueError("expected 0 or more, or 'all'")
+        return n
 
     @model_validator(mode="after")
-    def _heads_divide(self) -> "PathwayConfig":
+    def _consistent(self) -> "PathwayConfig":
         if self.d_embed % self.n_heads:
             raise ValueError(f"d_embed {self.d_embed} is not a multiple of n_heads {self.n_heads}")
-        if self.leak and self.masking != "linear":
-            raise ValueError("'leak' belongs to masking 'linear'")
+        strategy = STRATEGIES[self.masking]
+        for setting in sorted(set().union(*(other.own_settings for other in STRATEGIES.values()))):
+            changed = getattr(self, setting) != type(self).model_fields[setting].default
+            if changed and setting not in strategy.own_settings:
+                owners = [f"'{name}'" for name, other in STRATEGIES.items() if setting in other.own_settings]
+                raise ValueError(f"'{setting}' belongs to masking {' and '.join(owners)}")
+        if self.leak and self.value_mode != "scale":
+            raise ValueError("'leak' belongs to value_mode 'scale'")
+        if (self.pathway_init == "text") != (self.pathway_vectors is not None):
+            raise ValueError("pathway_init 'text' and a file of 'pathway_vectors' belong together")
+        if not strategy.has_tokens and (self.gene_vectors or self.pathway_vectors):
+            raise ValueError(f"masking '{self.masking}' has no embeddings to give vectors for")
         return self
 
 
-@dataclass(frozen=True)
-class Contributions:
-    """What each token adds to each pathway.
+def pathway_layer(
+    config: PathwayConfig,
+    edges: EdgeTable,
+    encoder: EncoderConfig | None = None,
+    given: GivenVectors | None = None,
+) -> PathwayLayer:
+    """Build the layer that the config names.
 
-    Attributes
+    Parameters
     ----------
-    edges
-        N (token, edge) pairs.
-    value : (N,)
-        Contribution of each pair.
+    encoder
+        None: no encoder.
+    given
+        Vectors of the config's files; without them their place is kept, for weights to be loaded into.
     """
-
-    edges: CellEdges
-    value: Tensor
-
-
-class PathwayLayer(nn.Module, ABC):
-    """Activities of P pathways from a cell's gene tokens."""
-
-    def __init__(self, config: PathwayConfig, edges: EdgeTable, n_genes: int) -> None:
-        super().__init__()
-        self.config = config
-        self.edges = edges
-        self.bias = nn.Parameter(torch.zeros(edges.n_pathways))
-
-    @abstractmethod
-    def contributions(self, cells: PackedCells) -> Contributions:
-        """Exact contribution of every (token, edge) pair."""
-
-    def forward(self, cells: PackedCells) -> Tensor:
-        """Activities, shape (B, P): the sum of the contributions plus a bias."""
-        parts = self.contributions(cells)
-        return sum_by_slot(parts.value, parts.edges).view(cells.n_cells, -1) + self.bias  # (B, P)
-
-
-class HardMasking(PathwayLayer):
-    """``softmax(QKᵀ/√d + M_logits) V`` over a pathway's expressed members, read out to one scalar.
-
-    Tokens are ``E[g]·x`` (the paper, step 3), so keys and values scale with expression:
-    ``logit = x·(q_p·W_K E_g)/√d_head`` and ``value = x·(o_p·W_V E_g)``. A pathway without an expressed
-    member has no contribution: its activity is its bias.
-    """
-
-    def __init__(self, config: PathwayConfig, edges: EdgeTable, n_genes: int) -> None:
-        super().__init__(config, edges, n_genes)
-        d = config.d_embed
-        self.gene = embedding_table(n_genes, d)
-        self.query = embedding_table(edges.n_pathways, d)
-        self.readout = nn.Parameter(torch.randn(edges.n_pathways, d) / d**0.5)
-        self.w_query = nn.Linear(d, d, bias=False)
-        self.w_key = nn.Linear(d, d, bias=False)
-        self.w_value = nn.Linear(d, d, bias=False)
-
-    def edge_scalars(self) -> tuple[Tensor, Tensor]:
-        """(q·k)/√d_head and the value's read-out for every edge and head, each (E, h)."""
-        gene, pathway = self.edges.gene, self.edges.pathway
-        heads = (self.edges.n_edges, self.config.n_heads, self.config.d_embed // self.config.n_heads)
-        rows = self.gene[gene]  # (E, d)
-        query: Tensor = self.query
-        if self.config.pathway_init == "members":
-            query = query + mean_by_pathway(rows, pathway, self.edges.n_pathways)
-        q = self.w_query(query)[pathway].view(heads)  # (E, h, d/h)
-        k = self.w_key(rows).view(heads)  # (E, h, d/h)
-        v = self.w_value(rows).view(heads)  # (E, h, d/h)
-        o = self.readout[pathway].view(heads)  # (E, h, d/h)
-        return (q * k).sum(-1) / k.shape[-1] ** 0.5, (o * v).sum(-1)
-
-    def contributions(self, cells: PackedCells) -> Contributions:
-        """α·x·(o·v), summed over heads."""
-        edges = self.edges.expand(cells)
-        match, loading = self.edge_scalars()
-        x = cells.values[edges.token][:, None]  # (N, 1)
-        weight = softmax_by_slot(x * match[edges.edge], edges)  # (N, h)
-        return Contributions(edges, (weight * x * loading[edges.edge]).sum(-1))
-
-
-class LinearMasking(PathwayLayer):
-    """``a_p = Σ_g m_pg w_pg x_g + b_p``, with ``m = 1`` for members and the leak λ elsewhere.
-
-    Without a leak this is NetActivity's layer; with one it is SENA's, whose weights are dense.
-    """
-
-    def __init__(self, config: PathwayConfig, edges: EdgeTable, n_genes: int) -> None:
-        super().__init__(config, edges, n_genes)
-        size = torch.bincount(edges.pathway, minlength=edges.n_pathways).clamp(min=1)
-        self.weight = nn.Parameter(torch.randn(edges.n_edges) / size[edges.pathway] ** 0.5)
-        if config.leak:
-            self.outside = nn.Parameter(torch.randn(n_genes, edges.n_pathways) / n_genes**0.5)
-
-    def contributions(self, cells: PackedCells) -> Contributions:
-        """w·x of the members; genes outside add ``λ·w·x`` in :meth:`forward` alone."""
-        edges = self.edges.expand(cells)
-        return Contributions(edges, cells.values[edges.token] * self.weight[edges.edge])
-
-    def forward(self, cells: PackedCells) -> Tensor:
-        """Activities, shape (B, P)."""
-        activity = super().forward(cells)
-        if not self.config.leak:
-            return activity
-        n_genes = len(self.outside)
-        inside = torch.ones_like(self.outside)
-        inside[self.edges.gene, self.edges.pathway] = 0.0
-        dense = cells.values.new_zeros(cells.n_cells * n_genes)
-        dense = dense.index_add(0, cells.cell * n_genes + cells.gene_ids, cells.values).view(-1, n_genes)
-        return activity + self.config.leak * (dense @ (self.outside * inside))  # (B, P)
-
-
-STRATEGIES: dict[str, type[PathwayLayer]] = {"hard": HardMasking, "linear": LinearMasking}
-
-
-def pathway_layer(config: PathwayConfig, edges: EdgeTable, n_genes: int) -> PathwayLayer:
-    """Build the layer that the config names."""
-    return STRATEGIES[config.masking](config, edges, n_genes)
+    return STRATEGIES[config.masking](config, edges, encoder, given)

@@ -11,12 +11,12 @@ import csv
 import gzip
 import os
 import uuid
-import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tadvae.errors import UserError
+from tadvae.pathways.textfile import read_text
 
 _PATHWAY_COLUMNS = ("pathway", "pathway_id", "pathwayid", "gene_set", "geneset", "go_id", "term")
 _NAME_COLUMNS = ("name", "pathway_name", "description", "term")
@@ -69,17 +69,21 @@ def read_pathways(path: str | Path) -> PathwaySets:
     Raises
     ------
     UserError
-        If the suffix is none of ``.gmt``, ``.tsv``, ``.txt``, ``.csv`` (each also with ``.gz``), or
-        the file is malformed.
+        If the suffix is none of ``.gmt``, ``.tsv``, ``.txt``, ``.csv`` (each also with ``.gz``) and
+        ``.parquet``, or the file is malformed.
     """
     suffix = _suffix(path)
+    if suffix == ".parquet":
+        from tadvae.pathways.table import read_parquet  # which itself builds on this module
+
+        return read_parquet(path).sets()
     if suffix == ".gmt":
         return read_gmt(path)
     if suffix in _DELIMITERS:
         return read_table(path)
     raise UserError(
-        f"{path}: expected a pathway file ending in .gmt, .tsv, .txt or .csv (also with .gz), found "
-        f"'{suffix or 'no suffix'}'; give such a file or rename this one after its format."
+        f"{path}: expected a pathway file ending in .gmt, .tsv, .txt, .csv (also with .gz) or .parquet, "
+        f"found '{suffix or 'no suffix'}'; give such a file or rename this one after its format."
     )
 
 
@@ -96,7 +100,7 @@ def read_gmt(path: str | Path) -> PathwaySets:
     """
     ids: dict[str, int] = {}  # identifier -> line, to name both lines of a repeat
     names, genes = [], []
-    for number, line in enumerate(_read_text(path).split("\n"), start=1):
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
         if not line.strip():
             continue
         key, name, members = _gmt_fields(line)
@@ -229,7 +233,7 @@ def _gmt_fields(line: str) -> tuple[str, str, list[str]]:
 def _table_rows(path: str | Path, delimiter: str) -> list[tuple[int, list[str]]]:
     """Non-blank rows with their line numbers, fields stripped; no field spans lines."""
     rows = []
-    for number, line in enumerate(_read_text(path).split("\n"), start=1):
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
         if '"' in line:
             try:
                 parts = next(csv.reader([line], delimiter=delimiter, strict=True))
@@ -254,42 +258,3 @@ def _columns(header: list[str], names: Iterable[str]) -> list[int]:
 def _first_value(row: list[str], columns: list[int]) -> str:
     """The first value the row holds in ``columns``; empty if there is none."""
     return next((row[i] for i in columns if i < len(row) and row[i]), "")
-
-
-def _read_text(path: str | Path) -> str:
-    """Return the text, gunzipped where needed, with Unix line ends and without a byte order mark."""
-    file = Path(path)
-    try:
-        data = file.read_bytes()
-    except FileNotFoundError:
-        raise UserError(
-            f"{path}: expected a pathway file, found no such file; give the path of an existing one."
-        ) from None
-    except OSError as error:
-        raise UserError(
-            f"{path}: expected a readable pathway file, found one that cannot be read ({error.strerror}); "
-            "give a readable file."
-        ) from None
-    if data.startswith(b"\x1f\x8b"):  # by its content: a download may have lost or kept its .gz
-        try:
-            data = gzip.decompress(data)
-        except (EOFError, OSError, zlib.error):
-            raise UserError(
-                f"{path}: expected a whole gzip file, found a truncated or damaged one; fetch the file again."
-            ) from None
-    elif file.suffix.lower() == ".gz" and data:
-        raise UserError(
-            f"{path}: expected gzip data after the suffix .gz, found none; fetch the file again or remove "
-            "the suffix."
-        )
-    if b"\0" in data:
-        raise UserError(f"{path}: expected UTF-8 text, found binary data; give a GMT file or a table.")
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
-        raise UserError(
-            f"{path}, line {line}: expected UTF-8 text, found the byte {data[error.start]:#04x}; save the "
-            "file as UTF-8."
-        ) from None
-    return text.replace("\r\n", "\n").replace("\r", "\n")

@@ -175,8 +175,8 @@ class Source:
         absent = sorted(set(spec.rename) - written)
         if absent:  # a typing error would pass in silence
             raise UserError(
-                f"{self.where}: 'perturbation.rename' names {', '.join(absent[:5])}, but no label in obs column "
-                f"'{spec.column}' has this target; mend its spelling in the spec."
+                f"{self.where}: 'perturbation.rename' names {', '.join(absent[:5])}, but no label in obs "
+                f"column '{spec.column}' has this target; mend its spelling in the spec."
             )
         return targets, keep
 

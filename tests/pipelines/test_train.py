@@ -125,7 +125,7 @@ def test_a_run_folder_is_not_used_twice(store, simulated, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        (["pathways.file=null"], "no pathways: name a GMT file"),
+        (["pathways.file=null"], "packaged default pathways: none of its 3227 .* 5 or more measured genes"),
         (["pathways.file=/nowhere/x.gmt"], "/nowhere/x.gmt"),
         (["pathways.min_measured=90"], "none of its 9 pathways has 90 or more measured genes"),
         (["split.datasets=[up, sideways]"], "the store has no dataset sideways"),

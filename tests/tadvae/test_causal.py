@@ -1,6 +1,7 @@
 """The causal layer against numpy in float64: the graph, the shifts, and the codes of targets."""
 
 import math
+from itertools import combinations, product
 
 import numpy as np
 import pytest
@@ -16,11 +17,11 @@ SIGNS = [1, -1, 0]
 N_GENES, D_GENE, N_DATASETS = 7, 5, 2
 
 
-def make_layer(targets="identity", n_factors=4, seed=0, target_gene=TARGET_GENE, signs=SIGNS):
+def make_layer(targets="identity", n_factors=4, seed=0, target_gene=TARGET_GENE, signs=SIGNS, **options):
     """A layer in float64 with nothing left at its initial zeros and ones."""
     torch.manual_seed(seed)
     layer = CausalLayer(
-        CausalConfig(n_factors=n_factors, targets=targets, hidden=6),
+        CausalConfig(n_factors=n_factors, targets=targets, hidden=6, **options),
         torch.tensor(target_gene, dtype=torch.int64),
         torch.tensor(signs),
         N_DATASETS,
@@ -45,7 +46,7 @@ def intervention(rows, n_bags):
 
 
 def shift_of_one(layer, genes, temperature, target, modality, dataset):
-    """b · s of one target, in numpy, from the equation."""
+    """v = b · s of one target (and its free part), in numpy, from the equation."""
     p = {name: value.detach().numpy() for name, value in layer.named_parameters()}
     if layer.config.targets == "identity":
         code = np.eye(len(TARGET_GENE))[target]
@@ -61,7 +62,8 @@ def shift_of_one(layer, genes, temperature, target, modality, dataset):
     logits = temperature * (p["assign.2.weight"] @ hidden + p["assign.2.bias"])
     b = np.exp(logits - logits.max())
     sign = -1.0 if SIGNS[modality] < 0 else 1.0
-    return sign * math.exp(p["modality"][modality] + p["dataset"][dataset]) * size * b / b.sum()
+    free = p["free.weight"] @ code if layer.config.shift == "free" else 0.0
+    return sign * math.exp(p["modality"][modality] + p["dataset"][dataset]) * (size * b / b.sum() + free)
 
 
 row = st.tuples(st.integers(0, 2), st.integers(0, 3), st.integers(0, 2), st.integers(0, 1))
@@ -71,12 +73,22 @@ row_of_any_gene = st.tuples(
 
 
 def check_shifts(targets, rows, temperature, seed):
-    layer, genes = make_layer(targets, seed=seed), embedding()
-    expected = np.zeros((3, 4))
-    for bag, *one in rows:
-        expected[bag] += shift_of_one(layer, genes, temperature, *one)
-    found = layer.shifts(intervention(rows, 3), genes, temperature)
-    np.testing.assert_allclose(found.detach().numpy(), expected, rtol=1e-10, atol=1e-12)
+    """Σ_i v_i + Σ_{i<j} Q (P v_i ⊙ P v_j) of each bag, with and without the second sum."""
+    genes = embedding()
+    for shift, interaction in product(("assigned", "free"), ("additive", "pairwise")):
+        layer = make_layer(targets, seed=seed, shift=shift, interaction=interaction, interaction_rank=3)
+        each = [(bag, shift_of_one(layer, genes, temperature, *one)) for bag, *one in rows]
+        expected = np.zeros((3, 4))
+        for bag, v in each:
+            expected[bag] += v
+        if interaction == "pairwise":
+            P, Q = (part.weight.detach().numpy() for part in (layer.pair_in, layer.pair_out))
+            for (bag, v), (other, w) in combinations(each, 2):
+                if bag == other:
+                    expected[bag] += Q @ ((P @ v) * (P @ w))
+        found = layer.shifts(intervention(rows, 3), genes, temperature).detach().numpy()
+        scale = max(1.0, np.abs(expected).max(), max((np.abs(v).max() ** 2 for _, v in each), default=0.0))
+        np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-11 * scale)
 
 
 @SEEDED
@@ -89,6 +101,39 @@ def test_shifts_of_targets_by_identity(rows, temperature, seed):
 @given(st.lists(row_of_any_gene, max_size=6), st.floats(0.1, 20), st.integers(0, 99))
 def test_shifts_of_targets_by_gene(rows, temperature, seed):
     check_shifts("gene", rows, temperature, seed)
+
+
+@pytest.mark.parametrize("targets", ["identity", "gene"])
+def test_free_shifts_and_interactions_start_at_zero(targets):
+    plan = intervention([(0, 1, 1, 0), (0, 3, 0, 1), (0, 2, 2, 1)], 1)
+    layer = make_layer(targets, shift="free", interaction="pairwise")
+    with torch.no_grad():
+        layer.free.weight.zero_()
+        layer.pair_out.weight.zero_()
+    published = make_layer(targets)
+    published.load_state_dict(layer.state_dict(), strict=False)
+    assert torch.equal(layer.shifts(plan, embedding(), 2.0), published.shifts(plan, embedding(), 2.0))
+    fresh = CausalLayer(
+        CausalConfig(targets=targets, shift="free", interaction="pairwise"),
+        torch.tensor(TARGET_GENE),
+        torch.tensor(SIGNS),
+        N_DATASETS,
+        D_GENE,
+    )
+    assert not fresh.free.weight.any()
+    assert not fresh.pair_out.weight.any()
+
+
+@pytest.mark.parametrize("targets", ["identity", "gene"])
+def test_interactions_are_of_pairs_alone(targets):
+    layer, genes = make_layer(targets, interaction="pairwise"), embedding()
+    without = make_layer(targets)
+    without.load_state_dict({k: v for k, v in layer.state_dict().items() if not k.startswith("pair")})
+    single, double = intervention([(0, 1, 0, 0)], 1), intervention([(0, 1, 0, 0), (0, 3, 0, 0)], 1)
+    torch.testing.assert_close(layer.shifts(single, genes, 1.0), without.shifts(single, genes, 1.0))
+    assert not torch.allclose(layer.shifts(double, genes, 1.0), without.shifts(double, genes, 1.0))
+    swapped = intervention([(0, 3, 0, 0), (0, 1, 0, 0)], 1)
+    torch.testing.assert_close(layer.shifts(double, genes, 1.0), layer.shifts(swapped, genes, 1.0))
 
 
 @SEEDED
@@ -206,9 +251,10 @@ def test_identity_knows_no_untested_gene():
 
 
 @pytest.mark.parametrize("targets", ["identity", "gene"])
-def test_no_targets_at_all(targets):
+@pytest.mark.parametrize("options", [{}, {"shift": "free", "interaction": "pairwise"}], ids=["plain", "all"])
+def test_no_targets_at_all(targets, options):
     """Screens without perturbations still have activities; warnings are errors here."""
-    layer = make_layer(targets, target_gene=[], signs=[])
+    layer = make_layer(targets, target_gene=[], signs=[], **options)
     shifts = layer.shifts(intervention([], 2), embedding(), 1.0)
     assert shifts.tolist() == [[0.0] * 4] * 2
     (layer(shifts + 1.0).sum() + 0.0 * shifts.sum()).backward()

@@ -19,6 +19,7 @@ from tadvae.checkpoint import (
     state_tensors,
 )
 from tadvae.module import ModelConfig, TADVAEModule
+from tadvae.nn.averaging import averaged
 from tadvae.nn.causal import CausalConfig
 from tadvae.nn.decoder import DecoderConfig
 from tadvae.nn.losses import LossConfig
@@ -85,6 +86,36 @@ def test_training_goes_on_to_the_bit(small_vocabulary, small_batch, pack_small, 
         state, found = optimizer.state[value], its_optimizer.state[copy]
         assert state.keys() == found.keys() == {"step", "exp_avg", "exp_avg_sq"}
         assert all(torch.equal(state[key], found[key]) for key in state)
+
+
+def test_the_average_goes_on_to_the_bit_and_follows_its_definition(
+    small_vocabulary, small_batch, pack_small, tmp_path
+):
+    batch = pack_small(small_batch, torch.float32)
+    module, optimizer = build(small_vocabulary)
+    average, expected = averaged(module, 0.8), None
+    for step in range(6):
+        if step == 4:
+            position = Position(global_step=step, vocabulary=small_vocabulary.hash)
+            save_checkpoint(tmp_path, module, optimizer, position, average)
+        train(module, optimizer, batch, range(step, step + 1))
+        average.update_parameters(module)
+        now = [value.detach().double() for value in module.parameters()]
+        decay = min(0.8, (1 + step) / (10 + step))
+        expected = (
+            now if step == 0 else [decay * e + (1 - decay) * n for e, n in zip(expected, now, strict=True)]
+        )
+    for found, value in zip(average.module.parameters(), expected, strict=True):
+        torch.testing.assert_close(found.double(), value, rtol=1e-5, atol=1e-7)
+
+    other, its_optimizer = build(small_vocabulary, seed=1)
+    its_average = averaged(other, 0.8)
+    load_checkpoint(tmp_path, other, its_optimizer, small_vocabulary.hash, its_average)
+    for step in (4, 5):
+        train(other, its_optimizer, batch, range(step, step + 1))
+        its_average.update_parameters(other)
+    for found, value in zip(its_average.module.parameters(), average.module.parameters(), strict=True):
+        assert torch.equal(found, value)
 
 
 def test_the_optimizer_matters(small_vocabulary, small_batch, pack_small, saved):

@@ -95,6 +95,7 @@ def test_skip_leaves_exactly_the_tail(table, world, seed, epoch, size):
             for window in rest:
                 read = [int(bag) for _, _, bags in window.reads for bag in bags]
                 assert sorted(read) == sorted(window.order.tolist())  # nothing is read for nothing
+                assert len(window.order) > 0
                 assert all(len(bags) for _, _, bags in window.reads)
 
 
@@ -223,6 +224,15 @@ def test_controls_are_of_the_same_dataset_and_context():
                 assert len(bag.controls) == len(bag.cells)
                 if len(bag.cells) <= 3:  # no control cell twice, while there are enough of them
                     assert len(set(bag.controls.values)) == len(bag.cells)
+
+
+def test_bags_draw_their_controls_apart():
+    table = bag_table([[6] * 4]).assign(dataset=0, context=0, perturbation=1, n_cells=4)
+    batches = assemble(
+        table, plan(table, StreamConfig(), 0, 0, 0, 1), 24, controls={(0, 0): pool(0, 0, 1000)}
+    )
+    drawn = {tuple(bag.controls.values) for batch in batches for bag in batch.bags}
+    assert len(drawn) == len(table)
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 5])

@@ -1,0 +1,197 @@
+"""The pathway layer's arithmetic over edges: fused kernels on the CPU, plain torch elsewhere.
+
+Without an encoder ``q·k`` and the read-out of a value are numbers of an edge, the same for every cell:
+:func:`edge_dot` computes them once a step, and :func:`edge_attention` needs a few scalars for each
+(token, edge) pair. With an encoder :func:`token_attention` takes keys and values of every token.
+
+Every function has two paths that agree: numba on CPU tensors, and torch (gather, scatter) on GPU tensors
+and wherever ``numba`` is false. Inputs in half precision are widened first. The kernels keep only
+(B, P, h) statistics for backward; no path makes a (B, P, G) tensor.
+"""
+
+from functools import cache
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from tadvae.batch import PackedCells
+from tadvae.nn.edges import ActiveEdges, CellEdges, EdgeTable, softmax_by_slot, sum_by_slot
+from tadvae.nn.tokens import Basis
+
+
+@cache
+def kernels() -> ModuleType | None:
+    """The kernels as autograd functions; None where numba cannot be imported."""
+    try:
+        from tadvae.nn.kernels import functions
+    except ImportError:
+        return None
+    return functions
+
+
+def edge_dot(left: Tensor, right: Tensor, edges: ActiveEdges, numba: bool = True) -> Tensor:
+    """``left_p · right_g`` for every edge (g, p), head by head.
+
+    Parameters
+    ----------
+    left : (P, h, w)
+    right : (G, n_basis, h, w)
+
+    Returns
+    -------
+    (E, n_basis, h)
+    """
+    left, right = _wide(left), _wide(right)
+    fused = _kernels_for(numba, left, right)
+    if fused is not None:
+        return fused.EdgeDot.apply(left, right, edges)
+    return (left[edges.pathway][:, None] * right[edges.gene]).sum(-1)
+
+
+def edge_attention(
+    cells: PackedCells,
+    edges: ActiveEdges,
+    basis: Basis,
+    match: Tensor | None,
+    shift: Tensor | None,
+    load: Tensor,
+    numba: bool = True,
+) -> Tensor:
+    """``Σ_heads softmax(x·match + shift)·Σ_b φ_b(x)·load_b`` of every cell and pathway, (B, P).
+
+    Parameters
+    ----------
+    match, shift : (E, h) or None
+        None: zero.
+    load : (E, n_basis, h)
+    """
+    x, phi, load = _wide(cells.values), _wide(basis.phi), _wide(load)
+    match, shift = _wide_or_none(match), _wide_or_none(shift)
+    fused = _kernels_for(numba, x, phi, load, match, shift)
+    if fused is not None:
+        return fused.EdgeAttention.apply(x, phi, match, shift, load, basis.first, cells, edges)
+    pairs = edges.expand(cells)
+    logits = edge_logits(x, match, shift, pairs, like=load)
+    value = edge_values(Basis(basis.first, phi), load, pairs)  # (N, h)
+    return _attend(logits, value, pairs, cells)
+
+
+def edge_logits(
+    x: Tensor, match: Tensor | None, shift: Tensor | None, pairs: CellEdges, like: Tensor
+) -> Tensor:
+    """``x·match + shift`` of every pair, (N, h)."""
+    logits = like.new_zeros(len(pairs.edge), like.shape[-1])
+    if match is not None:
+        logits = logits + x[pairs.token][:, None] * match[pairs.edge]
+    return logits if shift is None else logits + shift[pairs.edge]
+
+
+def edge_values(basis: Basis, load: Tensor, pairs: CellEdges) -> Tensor:
+    """``Σ_b φ_b(x)·load_b`` of every pair, (N, h)."""
+    value = load.new_zeros(len(pairs.edge), load.shape[-1])
+    for j in range(basis.phi.shape[1]):
+        function = basis.first[pairs.token] + j
+        value = value + basis.phi[pairs.token, j][:, None] * load[pairs.edge, function]
+    return value
+
+
+def edge_sum(
+    cells: PackedCells, edges: ActiveEdges, basis: Basis, weight: Tensor, numba: bool = True
+) -> Tensor:
+    """``Σ_b φ_b(x)·weight_b`` summed over the tokens of every cell and pathway, (B, P).
+
+    Parameters
+    ----------
+    weight : (E, n_basis)
+    """
+    phi, weight = _wide(basis.phi), _wide(weight)
+    fused = _kernels_for(numba, phi, weight)
+    if fused is not None:
+        return fused.EdgeSum.apply(phi, weight, basis.first, cells, edges)
+    pairs = edges.expand(cells)
+    value = edge_values(Basis(basis.first, phi), weight[..., None], pairs)[:, 0]
+    return sum_by_slot(value, pairs).view(cells.n_cells, -1)
+
+
+def token_attention(
+    cells: PackedCells,
+    edges: ActiveEdges,
+    query: Tensor,
+    readout: Tensor,
+    key: Tensor,
+    value: Tensor,
+    gate: Tensor | None = None,
+    shift: Tensor | None = None,
+    numba: bool = True,
+) -> Tensor:
+    """``Σ_heads softmax(gate·(q·k) + shift)·(o·v)`` of every cell and pathway, (B, P).
+
+    Parameters
+    ----------
+    query, readout : (P, h, w)
+        The query's scale 1/√w included.
+    key, value : (T, h, w)
+    gate, shift : (E,) or None
+        None: one, and zero.
+    """
+    query, readout, key, value = _wide(query), _wide(readout), _wide(key), _wide(value)
+    gate, shift = _wide_or_none(gate), _wide_or_none(shift)
+    fused = _kernels_for(numba, query, readout, key, value, gate, shift)
+    if fused is not None:
+        return fused.TokenAttention.apply(query, readout, key, value, gate, shift, cells, edges)
+    pairs = edges.expand(cells)
+    return _attend(*token_pairs(edges, pairs, query, readout, key, value, gate, shift), pairs, cells)
+
+
+def token_pairs(
+    edges: ActiveEdges,
+    pairs: CellEdges,
+    query: Tensor,
+    readout: Tensor,
+    key: Tensor,
+    value: Tensor,
+    gate: Tensor | None,
+    shift: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Logits and read-out values of every pair, (N, h) each; arguments as in :func:`token_attention`."""
+    pathway = edges.pathway[pairs.edge]  # (N,)
+    logits = (query[pathway] * key[pairs.token]).sum(-1)
+    if gate is not None:
+        logits = logits * gate[pairs.edge][:, None]
+    if shift is not None:
+        logits = logits + shift[pairs.edge][:, None]
+    return logits, (readout[pathway] * value[pairs.token]).sum(-1)
+
+
+def member_mean(rows: Tensor, table: EdgeTable, numba: bool = True) -> Tensor:
+    """Mean of the rows (G, d) of every pathway's members, (P, d); zero where there are none."""
+    fused = _kernels_for(numba, rows)
+    if fused is not None:
+        total = fused.MemberSum.apply(rows, table)
+    else:
+        pathway = torch.repeat_interleave(torch.arange(table.n_pathways, device=rows.device), table.size)
+        total = rows.new_zeros(table.n_pathways, rows.shape[1])
+        total = total.index_add(0, pathway, rows[table.member_gene])
+    return total / table.size.clamp(min=1)[:, None]
+
+
+def _attend(logits: Tensor, value: Tensor, pairs: CellEdges, cells: PackedCells) -> Tensor:
+    weight = softmax_by_slot(logits, pairs)  # (N, h)
+    return sum_by_slot((weight * value).sum(-1), pairs).view(cells.n_cells, -1)
+
+
+def _kernels_for(wanted: bool, *tensors: Tensor | None) -> ModuleType | None:
+    """The kernels, if they are wanted, there, and made for such tensors."""
+    first = next(tensor for tensor in tensors if tensor is not None)
+    fit = first.device.type == "cpu" and first.dtype in (torch.float32, torch.float64)
+    same = all(tensor is None or tensor.dtype == first.dtype for tensor in tensors)
+    return kernels() if wanted and fit and same else None
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
+
+
+def _wide_or_none(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else _wide(tensor)

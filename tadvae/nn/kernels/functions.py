@@ -1,0 +1,217 @@
+"""The kernels as differentiable functions of torch; shapes are those of :mod:`tadvae.nn.attention`."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from tadvae.batch import PackedCells
+from tadvae.nn.edges import ActiveEdges, EdgeTable
+from tadvae.nn.kernels import edges as edge_kernels
+from tadvae.nn.kernels import sums, tokens
+from tadvae.nn.kernels.jit import group
+from tadvae.nn.kernels.threads import cut, run
+
+Gradients = tuple[Tensor | None, ...]
+
+
+class EdgeDot(torch.autograd.Function):
+    """``left_p · right_g`` of every edge."""
+
+    @staticmethod
+    def forward(ctx: Any, left: Tensor, right: Tensor, edges: ActiveEdges) -> Tensor:
+        """(E, n_basis, h)."""
+        ctx.save_for_backward(left, right)
+        ctx.edges = edges
+        result = right.new_empty(edges.n_edges, *right.shape[1:3])
+        starts, pathway = edges.starts.numpy(), edges.pathway.numpy()
+        run(edge_kernels.dot_forward, cut(starts), starts, pathway, *_arrays(left, right, result))
+        return result
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_result: Tensor) -> Gradients:
+        """Gradients of left (pathway by pathway) and right (gene by gene)."""
+        edges: ActiveEdges = ctx.edges
+        left, right, grad = _arrays(*ctx.saved_tensors, d_result)
+        d_left, d_right = np.zeros_like(left), np.zeros_like(right)
+        starts, pathway = edges.starts.numpy(), edges.pathway.numpy()
+        if ctx.needs_input_grad[0]:
+            by_pathway, order = group(pathway, edges.n_pathways)
+            own = by_pathway, order, edges.gene.numpy()
+            run(edge_kernels.dot_backward_left, cut(by_pathway), *own, right, grad, d_left)
+        if ctx.needs_input_grad[1]:
+            run(edge_kernels.dot_backward_right, cut(starts), starts, pathway, left, grad, d_right)
+        return torch.from_numpy(d_left), torch.from_numpy(d_right), None
+
+
+class EdgeAttention(torch.autograd.Function):
+    """Attention with scalars of an edge."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        phi: Tensor,
+        match: Tensor | None,
+        shift: Tensor | None,
+        load: Tensor,
+        first: Tensor,
+        cells: PackedCells,
+        edges: ActiveEdges,
+    ) -> Tensor:
+        """(B, P)."""
+        shape = cells.n_cells, edges.n_pathways, load.shape[-1]
+        log_sum, mean, activity = x.new_empty(shape), x.new_empty(shape), x.new_empty(shape[:2])
+        ctx.save_for_backward(x, phi, match, shift, load, first, log_sum, mean)
+        ctx.cells, ctx.edges = cells, edges
+        offsets = cells.offsets.numpy()
+        arrays = _arrays(x, first, phi, edges.starts, edges.pathway, *_or_empty(load, 2, match, shift), load)
+        has = match is not None, shift is not None
+        out = _arrays(log_sum, mean, activity)
+        run(
+            edge_kernels.attention_forward,
+            cut(offsets), offsets, edges.token_gene.numpy(), *arrays, *has, *out,
+        )  # fmt: skip
+        return activity
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_activity: Tensor) -> Gradients:
+        """Gradients of x, phi, match, shift and load."""
+        x, phi, match, shift, load, first, log_sum, mean = ctx.saved_tensors
+        edges: ActiveEdges = ctx.edges
+        by_gene, order, bounds = _by_gene(edges)
+        match_, shift_ = _or_empty(load, 2, match, shift)
+        inputs = _arrays(ctx.cells.cell, x, first, phi, edges.starts, edges.pathway, match_, shift_, load)
+        has = match is not None, shift is not None
+        saved = _arrays(log_sum, mean, d_activity)
+        out = [np.zeros_like(array) for array in _arrays(x, phi, match_, shift_, load)]
+        run(edge_kernels.attention_backward, bounds, by_gene, order, *inputs, *has, *saved, *out)
+        d_x, d_phi, d_match, d_shift, d_load = map(torch.from_numpy, out)
+        return d_x, d_phi, d_match if has[0] else None, d_shift if has[1] else None, d_load, None, None, None
+
+
+class EdgeSum(torch.autograd.Function):
+    """Sums with weights of an edge."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, phi: Tensor, weight: Tensor, first: Tensor, cells: PackedCells, edges: ActiveEdges
+    ) -> Tensor:
+        """(B, P)."""
+        ctx.save_for_backward(phi, weight, first)
+        ctx.cells, ctx.edges = cells, edges
+        activity = phi.new_zeros(cells.n_cells, edges.n_pathways)
+        offsets = cells.offsets.numpy()
+        arrays = _arrays(edges.token_gene, first, phi, edges.starts, edges.pathway, weight, activity)
+        run(sums.linear_forward, cut(offsets), offsets, *arrays)
+        return activity
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_activity: Tensor) -> Gradients:
+        """Gradients of phi and weight."""
+        phi, weight, first = ctx.saved_tensors
+        edges: ActiveEdges = ctx.edges
+        by_gene, order, bounds = _by_gene(edges)
+        arrays = _arrays(ctx.cells.cell, first, phi, edges.starts, edges.pathway, weight, d_activity)
+        d_phi, d_weight = (np.zeros_like(array) for array in _arrays(phi, weight))
+        run(sums.linear_backward, bounds, by_gene, order, *arrays, d_phi, d_weight)
+        return torch.from_numpy(d_phi), torch.from_numpy(d_weight), None, None, None
+
+
+class TokenAttention(torch.autograd.Function):
+    """Attention with keys and values of a token."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query: Tensor,
+        readout: Tensor,
+        key: Tensor,
+        value: Tensor,
+        gate: Tensor | None,
+        shift: Tensor | None,
+        cells: PackedCells,
+        edges: ActiveEdges,
+    ) -> Tensor:
+        """(B, P)."""
+        shape = cells.n_cells, edges.n_pathways, query.shape[1]
+        log_sum, mean, activity = key.new_empty(shape), key.new_empty(shape), key.new_empty(shape[:2])
+        ctx.save_for_backward(query, readout, key, value, gate, shift, log_sum, mean)
+        ctx.cells, ctx.edges = cells, edges
+        offsets = cells.offsets.numpy()
+        arrays = _arrays(edges.token_gene, edges.starts, edges.pathway, query, readout, key, value)
+        own = *_arrays(*_or_empty(query, 1, gate, shift)), gate is not None, shift is not None
+        run(
+            tokens.attention_forward,
+            cut(offsets), offsets, *arrays, *own, *_arrays(log_sum, mean, activity),
+        )  # fmt: skip
+        return activity
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_activity: Tensor) -> Gradients:
+        """Gradients of query, readout, key, value, gate and shift."""
+        query, readout, key, value, gate, shift, log_sum, mean = ctx.saved_tensors
+        edges: ActiveEdges = ctx.edges
+        by_gene, order, bounds = _by_gene(edges)
+        arrays = _arrays(ctx.cells.cell, edges.starts, edges.pathway, query, readout, key, value)
+        gate_, shift_ = _arrays(*_or_empty(query, 1, gate, shift))
+        has = gate is not None, shift is not None
+        parts = len(bounds) - 1
+        d_query, d_readout = (np.zeros((parts, *query.shape), arrays[3].dtype) for _ in range(2))
+        out = [np.zeros_like(array) for array in (*_arrays(key, value), gate_, shift_)]
+        run(
+            tokens.attention_backward,
+            bounds, by_gene, order, *arrays, gate_, shift_, *has, *_arrays(log_sum, mean, d_activity),
+            d_query, d_readout, *out,
+        )  # fmt: skip
+        d_key, d_value, d_gate, d_shift = map(torch.from_numpy, out)
+        both = torch.from_numpy(d_query.sum(axis=0)), torch.from_numpy(d_readout.sum(axis=0))
+        return *both, d_key, d_value, d_gate if has[0] else None, d_shift if has[1] else None, None, None
+
+
+class MemberSum(torch.autograd.Function):
+    """Sum of the rows of every pathway's members."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, table: EdgeTable) -> Tensor:
+        """(P, d)."""
+        ctx.table, ctx.n_rows = table, len(rows)
+        starts, gene = table.member_starts.numpy(), table.member_gene.numpy()
+        result = rows.new_zeros(table.n_pathways, rows.shape[1])
+        run(sums.sum_rows, cut(starts), starts, gene, *_arrays(rows, result))
+        return result
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_result: Tensor) -> Gradients:
+        """The same sum the other way: over the pathways of every gene."""
+        table: EdgeTable = ctx.table
+        pathway = np.repeat(np.arange(table.n_pathways), np.diff(table.member_starts.numpy()))
+        starts, order = group(table.member_gene.numpy(), ctx.n_rows)
+        d_rows = d_result.new_zeros(ctx.n_rows, d_result.shape[1])
+        run(sums.sum_rows, cut(starts), starts, pathway[order], *_arrays(d_result, d_rows))
+        return d_rows, None
+
+
+def _arrays(*tensors: Tensor) -> list[np.ndarray]:
+    """The tensors' memory as contiguous arrays."""
+    return [tensor.detach().contiguous().numpy() for tensor in tensors]
+
+
+def _or_empty(like: Tensor, axes: int, *tensors: Tensor | None) -> list[Tensor]:
+    """What stands in for an absent tensor: an empty one, which the kernel does not read."""
+    return [like.new_zeros((0,) * axes) if tensor is None else tensor for tensor in tensors]
+
+
+def _by_gene(edges: ActiveEdges) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Tokens grouped by their gene (those without edges last), and bounds of parts with like work."""
+    token_gene, n = edges.token_gene.numpy(), len(edges.genes)
+    starts, order = group(np.where(token_gene < 0, n, token_gene), n + 1)
+    pairs = np.diff(starts[:-1]) * np.diff(edges.starts.numpy())  # (G,)
+    return starts, order, cut(np.concatenate([[0], np.cumsum(pairs)]))

@@ -1,0 +1,76 @@
+"""Plain sums along edges: the masked linear layer, and the mean of member rows."""
+
+from typing import Any
+
+from tadvae.nn.kernels.jit import kernel
+
+
+@kernel
+def linear_forward(
+    part: int,
+    first_cell: int,
+    last_cell: int,
+    offsets: Any,  # (B + 1,)
+    gene: Any,  # (T,) -1: no edges
+    first: Any,  # (T,)
+    phi: Any,  # (T, J)
+    starts: Any,  # (G + 1,)
+    pathway: Any,  # (E,)
+    weight: Any,  # (E, n_basis)
+    activity: Any,  # (B, P) out, zero before
+) -> None:
+    """``Σ_t Σ_j φ_j(x_t)·weight_{e, first(x_t) + j}`` over a cell's tokens with an edge to p."""
+    for b in range(first_cell, last_cell):
+        for t in range(offsets[b], offsets[b + 1]):
+            if gene[t] < 0:
+                continue
+            for e in range(starts[gene[t]], starts[gene[t] + 1]):
+                for k in range(phi.shape[1]):
+                    activity[b, pathway[e]] += phi[t, k] * weight[e, first[t] + k]
+
+
+@kernel
+def linear_backward(
+    part: int,
+    first_gene: int,
+    last_gene: int,
+    token_starts: Any,  # (G + 2,) tokens by gene; the last group has no edges
+    token_order: Any,  # (T,)
+    cell: Any,  # (T,)
+    first: Any,  # (T,)
+    phi: Any,  # (T, J)
+    starts: Any,  # (G + 1,)
+    pathway: Any,  # (E,)
+    weight: Any,  # (E, n_basis)
+    d_activity: Any,  # (B, P)
+    d_phi: Any,  # (T, J) out, zero before
+    d_weight: Any,  # (E, n_basis) out, zero before
+) -> None:
+    """Gradients; every token and every edge belongs to one gene, so to one part."""
+    for g in range(first_gene, last_gene):
+        for at in range(token_starts[g], token_starts[g + 1]):
+            t = token_order[at]
+            for e in range(starts[g], starts[g + 1]):
+                grad = d_activity[cell[t], pathway[e]]
+                for k in range(phi.shape[1]):
+                    d_weight[e, first[t] + k] += grad * phi[t, k]
+                    d_phi[t, k] += grad * weight[e, first[t] + k]
+
+
+@kernel
+def sum_rows(
+    part: int,
+    first: int,
+    last: int,
+    starts: Any,  # (n + 1,)
+    row: Any,  # (M,)
+    rows: Any,  # (m, d)
+    result: Any,  # (n, d) out, zero before
+) -> None:
+    """``result_i = Σ rows[row[k]]`` for k from ``starts[i]`` to ``starts[i + 1]``."""
+    for i in range(first, last):
+        total = result[i]
+        for at in range(starts[i], starts[i + 1]):
+            source = rows[row[at]]
+            for j in range(len(total)):
+                total[j] += source[j]

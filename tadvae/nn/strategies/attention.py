@@ -1,0 +1,215 @@
+"""What the attention strategies share: embeddings, queries, keys, values, and the sum over edges."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from tadvae.batch import PackedCells
+from tadvae.nn.attention import (
+    edge_attention,
+    edge_dot,
+    edge_logits,
+    edge_values,
+    member_mean,
+    token_attention,
+    token_pairs,
+)
+from tadvae.nn.edges import ActiveEdges, EdgeTable, softmax_by_slot
+from tadvae.nn.embedding import GivenVectors, embedding_table
+from tadvae.nn.encoder import EncoderConfig, TokenEncoder
+from tadvae.nn.strategies.base import Contributions, PathwayLayer
+from tadvae.nn.tokens import TokenValues
+
+if TYPE_CHECKING:
+    from tadvae.nn.masking import PathwayConfig
+
+Gates = tuple[Tensor | None, Tensor | None]
+"""Factor and summand of the logits of each active edge, (E,) each; None: one, and zero."""
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Attention written out: N pairs of a token and a pathway.
+
+    Attributes
+    ----------
+    cell, gene, pathway : (N,) int64
+    member : (N,) bool
+    weight : (N, h)
+        Attention weights; they add up to one over the tokens of a cell.
+    value : (N, h)
+        The value's read-out.
+    """
+
+    cell: Tensor
+    gene: Tensor
+    pathway: Tensor
+    member: Tensor
+    weight: Tensor
+    value: Tensor
+
+
+class AttentionLayer(PathwayLayer):
+    """``softmax(QKᵀ/√d_head) V`` of pathways over a cell's tokens, read out to one scalar a pathway.
+
+    Queries are pathways; the read-out is one vector a pathway, so that the activity is
+    ``Σ_heads Σ_t α_pt·(o_p·v_t) + b_p`` and every token's part in it is exact. A strategy says which tokens
+    a pathway sees (its edges) and how their logits are gated (:meth:`gates`). A pathway that sees no token
+    has no contribution: its activity is its bias.
+    """
+
+    def __init__(
+        self,
+        config: "PathwayConfig",
+        edges: EdgeTable,
+        encoder: EncoderConfig | None = None,
+        given: GivenVectors | None = None,
+    ) -> None:
+        super().__init__(config, edges)
+        d, P, given = config.d_embed, edges.n_pathways, given or GivenVectors()
+        self.gene = embedding_table(edges.n_genes, d)
+        self.query = embedding_table(P, d)
+        self.readout = nn.Parameter(torch.randn(P, d) / d**0.5)
+        self.w_query = nn.Linear(d, d, bias=False)
+        self.w_key = nn.Linear(d, d, bias=False)
+        self.w_value = nn.Linear(d, d, bias=False)
+        self.values = TokenValues(self.expression, d)
+        self.encoder: TokenEncoder | None = None
+        if encoder is not None and encoder.kind != "none":
+            self.encoder = TokenEncoder(encoder, d, config.n_heads)
+        if config.gene_vectors is not None and config.gene_vectors_use == "frozen":
+            rows = torch.zeros(edges.n_genes, d) if given.gene is None else given.gene
+            self.gene_given = nn.Parameter(rows, requires_grad=False)
+        elif given.gene is not None:
+            with torch.no_grad():
+                self.gene[(given.gene != 0).any(1)] = given.gene[(given.gene != 0).any(1)]
+        if config.pathway_init == "text":
+            rows = torch.zeros(P, d) if given.pathway is None else given.pathway
+            self.text = nn.Parameter(rows, requires_grad=False)
+            self.w_text = nn.Linear(d, d, bias=False)
+
+    def gates(self, edges: ActiveEdges) -> Gates:
+        """What the strategy does to the logits of each edge."""
+        return None, None
+
+    # -- parameters to numbers ----------------------------------------------------------------------
+
+    def embedding(self) -> Tensor:
+        """Gene embeddings E, (n_genes, d); a given, frozen vector takes the place of the learned one."""
+        if not hasattr(self, "gene_given"):
+            return self.gene
+        has = (self.gene_given != 0).any(1, keepdim=True)
+        return torch.where(has, self.gene_given, self.gene)
+
+    def queries(self, embedding: Tensor) -> Tensor:
+        """Q/√d_head, (P, h, d_head)."""
+        query: Tensor = self.query
+        if self.config.pathway_init == "members":
+            query = query + member_mean(embedding, self.edges, self.numba)
+        elif self.config.pathway_init == "text":
+            query = query + self.w_text(self.text)
+        q = self._heads(self.w_query(query))
+        return q / q.shape[-1] ** 0.5
+
+    def edge_scalars(self, edges: ActiveEdges) -> tuple[Tensor | None, Tensor | None, Tensor]:
+        """``match`` and ``shift`` (E, h), ``load`` (E, n_basis, h) of :func:`edge_attention`."""
+        embedding = self.embedding()
+        rows = embedding[edges.genes]  # (G, d)
+        keys = self._heads(self.w_key(rows))[:, None]  # (G, 1, h, d_head)
+        logit = edge_dot(self.queries(embedding), keys, edges, self.numba)[:, 0]  # (E, h)
+        values = self.w_value(self.values.modulate(rows))  # (G, n_basis, d)
+        load = edge_dot(self._heads(self.readout), self._heads(values), edges, self.numba)
+        gate, shift = self.gates(edges)
+        logit = logit if gate is None else logit * gate[:, None]
+        shift = None if shift is None else shift[:, None].expand_as(logit)
+        if self.values.plain:
+            return logit, shift, load
+        return None, logit if shift is None else logit + shift, load
+
+    def keys_and_values(self, cells: PackedCells, embedding: Tensor) -> tuple[Tensor, Tensor]:
+        """K and V of every token, (T, h, d_head) each."""
+        rows, x = embedding[cells.gene_ids], cells.values  # (T, d)
+        tokens = self.values(rows, x)
+        if self.encoder is not None:
+            tokens = self.encoder(tokens, cells.offsets)
+            return self._heads(self.w_key(tokens)), self._heads(self.w_value(tokens))
+        # without an encoder film and bins keep expression out of the keys
+        keys = self.w_key(tokens if self.values.plain else rows)
+        return self._heads(keys), self._heads(self.w_value(tokens))
+
+    def _heads(self, rows: Tensor) -> Tensor:
+        return rows.unflatten(-1, (self.config.n_heads, -1))
+
+    # -- cells to activities ------------------------------------------------------------------------
+
+    def sums(self, cells: PackedCells) -> Tensor:
+        """Attention read out, shape (B, P)."""
+        edges = self.edges.active(cells)
+        if self.encoder is None:
+            basis = self.expression.of(cells.values)
+            return edge_attention(cells, edges, basis, *self.edge_scalars(edges), self.numba)
+        embedding = self.embedding()
+        query, readout = self.queries(embedding), self._heads(self.readout)
+        projected = self.keys_and_values(cells, embedding)
+        return token_attention(cells, edges, query, readout, *projected, *self.gates(edges), self.numba)
+
+    def pairs(self, cells: PackedCells, pathway: int | None = None) -> Pairs:
+        """Attention written out, for one pathway or for all; in plain torch."""
+        cells = self.tokens_of(cells)
+        edges = self.edges.active(cells, pathway)
+        pairs = edges.expand(cells)
+        if self.encoder is None:
+            match, shift, load = self.edge_scalars(edges)
+            logits = edge_logits(cells.values, match, shift, pairs, like=load)
+            value = edge_values(self.expression.of(cells.values), load, pairs)
+        else:
+            embedding = self.embedding()
+            query, readout = self.queries(embedding), self._heads(self.readout)
+            projected = self.keys_and_values(cells, embedding)
+            logits, value = token_pairs(edges, pairs, query, readout, *projected, *self.gates(edges))
+        return Pairs(
+            cell=cells.cell[pairs.token],
+            gene=cells.gene_ids[pairs.token],
+            pathway=edges.pathway[pairs.edge],
+            member=self.edges.is_member[edges.edge[pairs.edge]],
+            weight=softmax_by_slot(logits, pairs),
+            value=value,
+        )
+
+    def contributions(self, cells: PackedCells, pathway: int | None = None) -> Contributions:
+        """α·(o·v), summed over heads."""
+        pairs = self.pairs(cells, pathway)
+        return Contributions(pairs.cell, pairs.gene, pairs.pathway, (pairs.weight * pairs.value).sum(-1))
+
+    # -- what was learned ---------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def in_prior_mass(self, cells: PackedCells) -> pd.DataFrame:
+        """How much of its attention each pathway gives to its own members, mean over cells and heads.
+
+        Returns
+        -------
+        One row a pathway: ``pathway``, ``members``, ``cells`` (those in which it sees any token) and
+        ``in_prior_mass``, NaN where there are none.
+        """
+        P, cuts = self.edges.n_pathways, range(0, cells.n_cells, _CELLS_AT_ONCE)
+        inside, seen = self.bias.new_zeros(P), self.bias.new_zeros(P)
+        for start in cuts:
+            pairs = self.pairs(cells.part(start, start + _CELLS_AT_ONCE))
+            weight = pairs.weight.mean(1).to(inside.dtype)  # (N,)
+            inside.index_add_(0, pairs.pathway, weight * pairs.member)
+            seen.index_add_(0, pairs.pathway, weight)  # one for every cell
+        return pd.DataFrame(
+            {
+                "pathway": range(P),
+                "members": self.edges.size.cpu(),
+                "cells": seen.round().long().cpu(),
+                "in_prior_mass": (inside / seen).cpu(),
+            }
+        )
+
+
+_CELLS_AT_ONCE = 8

@@ -1,0 +1,57 @@
+"""Text files of the outside world, plain or gzipped."""
+
+import gzip
+import zlib
+from pathlib import Path
+
+from tadvae.errors import UserError
+
+
+def read_text(path: str | Path, kind: str = "pathway file", give: str = "a GMT file or a table") -> str:
+    """Return the text, gunzipped where needed, with Unix line ends and without a byte order mark.
+
+    Parameters
+    ----------
+    kind, give
+        What the file is meant to be, and what to give instead of binary data; for messages.
+
+    Raises
+    ------
+    UserError
+        If there is no such file, it cannot be read, or it is no whole UTF-8 text.
+    """
+    file = Path(path)
+    try:
+        data = file.read_bytes()
+    except FileNotFoundError:
+        raise UserError(
+            f"{path}: expected a {kind}, found no such file; give the path of an existing one."
+        ) from None
+    except OSError as error:
+        raise UserError(
+            f"{path}: expected a readable {kind}, found one that cannot be read ({error.strerror}); "
+            "give a readable file."
+        ) from None
+    if data.startswith(b"\x1f\x8b"):  # by its content: a download may have lost or kept its .gz
+        try:
+            data = gzip.decompress(data)
+        except (EOFError, OSError, zlib.error):
+            raise UserError(
+                f"{path}: expected a whole gzip file, found a truncated or damaged one; fetch the file again."
+            ) from None
+    elif file.suffix.lower() == ".gz" and data:
+        raise UserError(
+            f"{path}: expected gzip data after the suffix .gz, found none; fetch the file again or remove "
+            "the suffix."
+        )
+    if b"\0" in data:
+        raise UserError(f"{path}: expected UTF-8 text, found binary data; give {give}.")
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise UserError(
+            f"{path}, line {line}: expected UTF-8 text, found the byte {data[error.start]:#04x}; save the "
+            "file as UTF-8."
+        ) from None
+    return text.replace("\r\n", "\n").replace("\r", "\n")
