@@ -194,6 +194,20 @@ def test_exponential(dtype):
     assert exponential(-1.0) == pytest.approx(np.exp(-1.0))  # plain Python has it too
 
 
+def test_no_folder_to_keep_compiled_kernels_in(monkeypatch):
+    """As in a read-only installation without a home: compiled in every process instead."""
+    made = []
+
+    def njit(cache=False, **options):
+        if cache:
+            raise RuntimeError("cannot cache function: no locator available")
+        return lambda function: made.append(options) or function
+
+    monkeypatch.setattr("tadvae.nn.kernels.jit.numba.njit", njit)
+    assert kernel(len) is len
+    assert made[0]["nogil"]
+
+
 def test_group_is_a_stable_sort():
     keys = np.random.default_rng(0).integers(0, 7, 50)
     starts, order = group(keys, 9)

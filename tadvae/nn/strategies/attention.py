@@ -212,4 +212,4 @@ class AttentionLayer(PathwayLayer):
         )
 
 
-_CELLS_AT_ONCE = 8
+_CELLS_AT_ONCE = 4  # of in_prior_mass: under "none" a cell has tokens times pathways pairs

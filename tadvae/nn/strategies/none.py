@@ -35,7 +35,8 @@ class NoMasking(AttentionLayer, name="none"):
         cells = self.tokens_of(cells)
         embedding = self.embedding()
         P, T = self.edges.n_pathways, len(cells.gene_ids)
-        chosen = torch.arange(P, device=self.bias.device) if pathway is None else torch.tensor([pathway])
+        every = torch.arange(P, device=self.bias.device)
+        chosen = every if pathway is None else every[pathway : pathway + 1]
         query, readout = self.queries(embedding)[chosen], self._heads(self.readout)[chosen]  # (p, h, d_head)
         key, value = self.keys_and_values(cells, embedding)
         logits = torch.einsum("phi,thi->tph", query, key)
