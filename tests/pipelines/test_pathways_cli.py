@@ -1,7 +1,6 @@
 """``tadvae pathways``: selection, a release from a local server, and coverage of a store's panels."""
 
 import functools
-import gzip
 import http.server
 import json
 import threading
@@ -11,9 +10,9 @@ from types import SimpleNamespace
 import anndata as ad
 import numpy as np
 import pandas as pd
-import pyarrow.parquet as pq
 import pytest
 import torch
+from go_release import DIRECT, GENES, write_release
 from scipy import sparse
 
 from pipelines.cli import main
@@ -27,54 +26,6 @@ from tadvae.pathways.replicability import ReplicabilityConfig, replicability_on_
 from tadvae.pathways.selection import SelectionConfig
 from tadvae.pathways.table import read_parquet
 from tadvae.store.reader import Store
-
-GENES = ["TP53", "MDM2", "CDKN1A", "BAX", "MYC", "JUN", "FOS", "EGR1", "STAT1", "IRF1", "IRF7", "MX1"]
-TERMS = {
-    "GO:1": "all",
-    "GO:2": "damage",
-    "GO:3": "growth",
-    "GO:4": "interferon",
-    "GO:5": "response to interferon",
-}
-DIRECT = {"GO:2": GENES[:4], "GO:3": GENES[4:8], "GO:4": GENES[8:10], "GO:5": GENES[10:]}
-
-
-def write_release(folder: Path, release: str = "2024-01-17", direct: dict | None = None) -> None:
-    """A tiny GO release: GO:5 is part of GO:4, and everything is below GO:1."""
-    stanzas = [f"format-version: 1.2\ndata-version: releases/{release}\nontology: go\n"]
-    for term, name in TERMS.items():
-        up = {"GO:1": "", "GO:5": "relationship: part_of GO:4\n"}.get(term, "is_a: GO:1\n")
-        stanzas.append(f"[Term]\nid: {term}\nname: {name}\nnamespace: biological_process\n{up}")
-    (folder / "ontology").mkdir(parents=True, exist_ok=True)
-    (folder / "ontology" / "go-basic.obo").write_text("\n".join(stanzas))
-    rows = [
-        "\t".join(
-            [
-                "U",
-                "P",
-                gene,
-                "involved_in",
-                term,
-                "R",
-                "IDA",
-                "",
-                "P",
-                "",
-                "",
-                "protein",
-                "t",
-                "d",
-                "G",
-                "",
-                "",
-            ]
-        )
-        for term, genes in (direct or DIRECT).items()
-        for gene in genes
-    ]
-    text = f"!gaf-version: 2.2\n!date-generated: {release}\n" + "\n".join(rows) + "\n"
-    (folder / "annotations").mkdir(exist_ok=True)
-    (folder / "annotations" / "goa_human.gaf.gz").write_bytes(gzip.compress(text.encode()))
 
 
 @pytest.fixture
@@ -210,8 +161,7 @@ def test_select_with_ontology_annotations_and_genes(tmp_path, run):
 
 
 def test_ancestors_over_regulates_too_where_asked(tmp_path, run):
-    write_release(tmp_path)
-    obo, gaf = tmp_path / "ontology" / "go-basic.obo", tmp_path / "annotations" / "goa_human.gaf.gz"
+    obo, gaf = write_release(tmp_path)
     text = obo.read_text()
     obo.write_text(text.replace("name: growth\n", "name: growth\nrelationship: regulates GO:2\n"))
     arguments = (
@@ -231,23 +181,13 @@ def test_ancestors_over_regulates_too_where_asked(tmp_path, run):
 
 
 def test_the_same_input_gives_the_same_bytes(tmp_path):
+    written = []
     for name in ("a", "b"):
-        write_release(tmp_path / name)
-        select_pathways(
-            SelectionJob(
-                obo=str(tmp_path / name / "ontology" / "go-basic.obo"),
-                gaf=str(tmp_path / name / "annotations" / "goa_human.gaf.gz"),
-            ),
-            SelectionConfig(min_genes=2),
-            str(tmp_path / f"{name}.parquet"),
-        )
-    footer = [
-        json.loads(pq.read_schema(tmp_path / f"{n}.parquet").metadata[b"tadvae.pathways"]) for n in "ab"
-    ]
-    for about in footer:
-        about["sources"].pop()  # gzip writes the time
-    assert footer[0] == footer[1]
-    assert pq.read_table(tmp_path / "a.parquet").equals(pq.read_table(tmp_path / "b.parquet"))
+        obo, gaf = write_release(tmp_path / name)
+        out = tmp_path / f"{name}.parquet"
+        select_pathways(SelectionJob(obo=str(obo), gaf=str(gaf)), SelectionConfig(min_genes=2), str(out))
+        written.append(out.read_bytes())
+    assert written[0] == written[1]
 
 
 @pytest.mark.parametrize(
@@ -272,8 +212,7 @@ def test_refusals(tmp_path, run, monkeypatch, arguments, part):
     Path("x.gmt").write_text("P:1\tone\tTP53\tMYC\n")
     Path("empty.txt").write_text("\n")
     Path("g.txt").write_text("TP53\n")
-    write_release(tmp_path)
-    Path("go.obo").write_text((tmp_path / "ontology" / "go-basic.obo").read_text())
+    Path("go.obo").write_text(write_release(tmp_path)[0].read_text())
     code, _, err = run("pathways", "select", *arguments)
     assert code == 2
     assert part in err
