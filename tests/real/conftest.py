@@ -11,5 +11,7 @@ def data() -> Path:
     """The folder with ``screens``, ``cells``, ``profiles`` and ``pathways``."""
     folder = Path(os.environ.get("TADVAE_DATA") or Path(__file__).parents[2].parent / "shared" / "data")
     if not folder.is_dir():
+        if os.environ.get("TADVAE_REQUIRE_DATA"):  # continuous integration beside the data
+            pytest.fail(f"TADVAE_REQUIRE_DATA is set, but the real data are not at {folder}")
         pytest.skip("no real data: set TADVAE_DATA to their folder")
     return folder

@@ -11,7 +11,7 @@ from tadvae.genes import GeneReference, canonical_targets, harmonise
 
 DATA = Path(os.environ.get("TADVAE_DATA") or Path(__file__).parents[2].parent / "shared" / "data")
 
-pytestmark = pytest.mark.skipif(not DATA.is_dir(), reason="set TADVAE_DATA to the folder of the real data")
+pytestmark = pytest.mark.usefixtures("data")  # skips, or fails, where the data are absent
 
 # The least share of known genes. Papalexi's panel of 299 genes holds 30 clone names of an old Ensembl
 # release (RP11-34P13.3), the whole 10x panel 11,000: no reference of today lists those.

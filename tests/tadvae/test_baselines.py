@@ -1,9 +1,7 @@
 """Every baseline against plain loops written from its definition; invariances; degenerate training."""
 
-import importlib.util
 import itertools
 from dataclasses import replace as replaced
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -282,24 +280,3 @@ def test_predict_before_fit_and_a_bare_string():
         Additive().predict([("T0",)])
     with pytest.raises(ValueError, match="tuple of target names"):
         Additive().fit(make_profiles(0)).predict(["T0"])
-
-
-# ---------------------------------------------------------------- CaRPool-seq
-
-
-def test_additive_ridge_on_carpool():
-    source = Path(__file__).resolve().parents[2] / "benchmarks" / "carpool_baselines.py"
-    spec = importlib.util.spec_from_file_location("carpool_baselines", source)
-    benchmark = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(benchmark)
-    path = benchmark.data_folder() / benchmark.FILE
-    if not path.is_file():
-        pytest.skip(f"{path} is not there; set TADVAE_DATA")
-    summary = benchmark.summarise(benchmark.cross_validate(benchmark.read_profiles(path), seeds=[0]))
-    additive, ridge = summary["additive"], summary["additive_ridge"]
-    assert additive["pearson_delta"]["mean"] == pytest.approx(0.689, abs=0.001)
-    assert ridge["pearson_delta"]["mean"] >= 0.80
-    assert ridge["l2"]["mean"] <= 0.62 * additive["l2"]["mean"]
-    assert ridge["pearson_delta"]["minus_additive"]["low"] > 0.09
-    for name in set(summary) - {"additive_ridge"}:
-        assert summary[name]["pearson_delta"]["mean"] < ridge["pearson_delta"]["mean"] - 0.05
