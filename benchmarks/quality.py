@@ -23,7 +23,8 @@ from pipelines.convert import convert
 from tadvae.evaluation.bootstrap import bootstrap_mean, paired_bootstrap_difference
 from tadvae.evaluation.evaluate import METHOD, evaluate
 from tadvae.experiment import ExperimentConfig
-from tadvae.simulate import SimulationConfig, simulate_to
+from tadvae.simulate import SimulationConfig
+from tadvae.simulation_files import simulate_to
 from tadvae.store.reader import Store
 from tadvae.training import fit
 

@@ -91,7 +91,8 @@ def simulate(
 
     Example: tadvae simulate --out demo
     """
-    from tadvae.simulate import SimulationConfig, simulate_to
+    from tadvae.simulate import SimulationConfig
+    from tadvae.simulation_files import simulate_to
 
     config = SimulationConfig.load(None, [f"seed={seed}", *(settings or [])])
     spec = simulate_to(Path(out_), config)

@@ -24,7 +24,8 @@ from scipy import sparse
 from tadvae.errors import UserError
 from tadvae.filesystem import Location
 from tadvae.preprocess import Moments
-from tadvae.simulate import ScreenConfig, Simulation, SimulationConfig, simulate, write_simulation
+from tadvae.simulate import ScreenConfig, Simulation, SimulationConfig, simulate
+from tadvae.simulation_files import write_simulation
 from tadvae.store.conversion import finish_store, plan_store
 from tadvae.store.reader import Store
 from tadvae.store.spec import load_spec

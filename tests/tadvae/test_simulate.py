@@ -8,10 +8,11 @@ import pytest
 import yaml
 from scipy import sparse
 
-import tadvae.simulate as module
+import tadvae.simulation_files as module
 from tadvae.errors import UserError
 from tadvae.pathways.gmt import read_gmt
-from tadvae.simulate import ScreenConfig, SimulationConfig, latent, simulate, simulate_to, write_simulation
+from tadvae.simulate import ScreenConfig, SimulationConfig, latent, simulate
+from tadvae.simulation_files import simulate_to, write_simulation
 
 SMALL = {
     "n_genes": 120,
