@@ -40,13 +40,13 @@ def edge_dot(left: Tensor, right: Tensor, edges: ActiveEdges, numba: bool = True
 
     Returns
     -------
-    (E, n_basis, h)
+    (n_basis, E, h)
     """
     left, right = _wide(left), _wide(right)
     fused = _kernels_for(numba, left, right)
     if fused is not None:
         return fused.EdgeDot.apply(left, right, edges)
-    return (left[edges.pathway][:, None] * right[edges.gene]).sum(-1)
+    return (left[edges.pathway] * right[edges.gene].transpose(0, 1)).sum(-1)
 
 
 def edge_attention(
@@ -64,7 +64,7 @@ def edge_attention(
     ----------
     match, shift : (E, h) or None
         None: zero.
-    load : (E, n_basis, h)
+    load : (n_basis, E, h)
     """
     x, phi, load = _wide(cells.values), _wide(basis.phi), _wide(load)
     match, shift = _wide_or_none(match), _wide_or_none(shift)
@@ -92,7 +92,7 @@ def edge_values(basis: Basis, load: Tensor, pairs: CellEdges) -> Tensor:
     value = load.new_zeros(len(pairs.edge), load.shape[-1])
     for j in range(basis.phi.shape[1]):
         function = basis.first[pairs.token] + j
-        value = value + basis.phi[pairs.token, j][:, None] * load[pairs.edge, function]
+        value = value + basis.phi[pairs.token, j][:, None] * load[function, pairs.edge]
     return value
 
 
@@ -110,7 +110,7 @@ def edge_sum(
     if fused is not None:
         return fused.EdgeSum.apply(phi, weight, basis.first, cells, edges)
     pairs = edges.expand(cells)
-    value = edge_values(Basis(basis.first, phi), weight[..., None], pairs)[:, 0]
+    value = edge_values(Basis(basis.first, phi), weight.T[..., None], pairs)[:, 0]
     return sum_by_slot(value, pairs).view(cells.n_cells, -1)
 
 

@@ -39,7 +39,7 @@ class Inputs:
         self.first = torch.randint(0, FUNCTIONS - 1, (T,), generator=self.generator)
         self.phi = self.random(T, 2)
         self.match, self.shift = self.random(E, HEADS), self.random(E, HEADS)
-        self.load, self.weight = self.random(E, FUNCTIONS, HEADS), self.random(E, FUNCTIONS)
+        self.load, self.weight = self.random(FUNCTIONS, E, HEADS), self.random(E, FUNCTIONS)
         self.left, self.right = self.random(P, HEADS, WIDTH), self.random(G, FUNCTIONS, HEADS, WIDTH)
         self.query, self.readout = self.random(P, HEADS, WIDTH), self.random(P, HEADS, WIDTH)
         self.key, self.value = self.random(T, HEADS, WIDTH), self.random(T, HEADS, WIDTH)

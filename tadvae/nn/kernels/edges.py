@@ -2,12 +2,15 @@
 
 For a token of gene g with expression x, an edge e = (g, p) and a head::
 
-    logit = x·match_e + shift_e        value = Σ_j φ_j(x)·load_{e, first(x) + j}
+    logit = x·match_e + shift_e        value = Σ_j φ_j(x)·load_{first(x) + j, e}
 
 and the activity of pathway p in a cell is ``Σ_heads softmax(logit)·value`` over the cell's tokens with an
-edge to p. Edges are sorted by gene, so those of one token lie together, heads innermost. Forward works
-cell by cell and keeps the log-sum and the mean value of every (cell, pathway, head); backward works gene
-by gene, where tokens and edges each have one owner, and computes the weights again.
+edge to p. Edges are sorted by gene, heads innermost: the numbers of one token's edges lie end to end, and
+the loops over them are long enough to be vectorised. What belongs to a pathway is gathered in between.
+
+Forward works cell by cell and keeps three numbers of every (cell, pathway, head): the largest logit, one
+over the sum of weights, and the mean value. Backward works gene by gene, where tokens and edges each have
+one owner, and computes the weights again.
 """
 
 from typing import Any
@@ -15,6 +18,31 @@ from typing import Any
 import numpy as np
 
 from tadvae.nn.kernels.jit import exponential, kernel
+
+
+@kernel
+def widest(starts: Any) -> Any:
+    """The most edges that one gene has."""
+    most = 0
+    for g in range(len(starts) - 1):
+        most = max(most, starts[g + 1] - starts[g])
+    return most
+
+
+@kernel
+def logits(
+    result: Any, n: int, at: int, x: Any, match: Any, shift: Any, has_match: bool, has_shift: bool
+) -> None:
+    """``x·match + shift`` of n numbers from ``at``."""
+    if has_match:
+        for i in range(n):
+            result[i] = x * match[at + i]
+    else:
+        for i in range(n):
+            result[i] = 0.0
+    if has_shift:
+        for i in range(n):
+            result[i] += shift[at + i]
 
 
 @kernel
@@ -31,69 +59,65 @@ def attention_forward(
     pathway: Any,  # (E,)
     match: Any,  # (E, h)
     shift: Any,  # (E, h)
-    load: Any,  # (E, n_basis, h)
+    load: Any,  # (n_basis, E, h)
     has_match: bool,
     has_shift: bool,
-    log_sum: Any,  # (B, P, h) out
+    top: Any,  # (B, P, h) out
+    inverse: Any,  # (B, P, h) out
     mean: Any,  # (B, P, h) out
     activity: Any,  # (B, P) out
 ) -> None:
     """Activities, and the statistics that backward needs."""
-    P, h = log_sum.shape[1:]
+    P, h = top.shape[1:]
     J = phi.shape[1]
-    widest = 0
-    for g in range(len(starts) - 1):
-        widest = max(widest, starts[g + 1] - starts[g])
-    logit = np.empty((widest, h), x.dtype)
-    total = np.empty((P, h), x.dtype)
+    match, shift = match.reshape(-1), shift.reshape(-1)
+    load = load.reshape(load.shape[0], -1)  # (n_basis, E h)
+    weight = np.empty(widest(starts) * h, x.dtype)
+    value = np.empty(widest(starts) * h, x.dtype)
     for b in range(first_cell, last_cell):
-        top = log_sum[b]  # the largest logit, until the sums are known
-        sums = mean[b]
-        top[:] = -np.inf
+        top_b, total, sums = top[b].reshape(-1), inverse[b].reshape(-1), mean[b].reshape(-1)
+        top_b[:] = -np.inf
         total[:] = 0.0
         sums[:] = 0.0
         for t in range(offsets[b], offsets[b + 1]):
             if gene[t] < 0:
                 continue
-            for e in range(starts[gene[t]], starts[gene[t] + 1]):
-                p = pathway[e]
+            e0, n = starts[gene[t]], starts[gene[t] + 1] - starts[gene[t]]
+            logits(weight, n * h, e0 * h, x[t], match, shift, has_match, has_shift)
+            for i in range(n):
+                at = pathway[e0 + i] * h
                 for j in range(h):
-                    z = x.dtype.type(0.0)
-                    if has_match:
-                        z += x[t] * match[e, j]
-                    if has_shift:
-                        z += shift[e, j]
-                    top[p, j] = z if not z <= top[p, j] else top[p, j]
+                    z = weight[i * h + j]
+                    # not "z > top": a NaN must get into the maximum
+                    top_b[at + j] = z if not z <= top_b[at + j] else top_b[at + j]
         for t in range(offsets[b], offsets[b + 1]):
             if gene[t] < 0:
                 continue
             e0, n = starts[gene[t]], starts[gene[t] + 1] - starts[gene[t]]
             for i in range(n):
-                p = pathway[e0 + i]
+                at = pathway[e0 + i] * h
                 for j in range(h):
-                    z = -top[p, j]
-                    if has_match:
-                        z += x[t] * match[e0 + i, j]
-                    if has_shift:
-                        z += shift[e0 + i, j]
-                    logit[i, j] = z
+                    value[i * h + j] = top_b[at + j]
+            logits(weight, n * h, e0 * h, x[t], match, shift, has_match, has_shift)
+            for i in range(n * h):
+                weight[i] = exponential(weight[i] - value[i])
+                value[i] = 0.0
+            for k in range(J):
+                row = load[first[t] + k]
+                for i in range(n * h):
+                    value[i] += phi[t, k] * row[e0 * h + i]
             for i in range(n):
+                at = pathway[e0 + i] * h
                 for j in range(h):
-                    logit[i, j] = exponential(logit[i, j])
-            for i in range(n):
-                p = pathway[e0 + i]
-                for j in range(h):
-                    total[p, j] += logit[i, j]
-                for k in range(J):
-                    for j in range(h):
-                        sums[p, j] += logit[i, j] * phi[t, k] * load[e0 + i, first[t] + k, j]
+                    total[at + j] += weight[i * h + j]
+                    sums[at + j] += weight[i * h + j] * value[i * h + j]
         for p in range(P):
             activity[b, p] = 0.0
-            for j in range(h):
-                if total[p, j] != 0.0:
-                    sums[p, j] /= total[p, j]
-                    top[p, j] += np.log(total[p, j])
-                    activity[b, p] += sums[p, j]
+            for j in range(p * h, p * h + h):
+                if total[j] != 0.0:
+                    total[j] = 1.0 / total[j]
+                    sums[j] *= total[j]
+                    activity[b, p] += sums[j]
 
 
 @kernel
@@ -111,58 +135,63 @@ def attention_backward(
     pathway: Any,  # (E,)
     match: Any,  # (E, h)
     shift: Any,  # (E, h)
-    load: Any,  # (E, n_basis, h)
+    load: Any,  # (n_basis, E, h)
     has_match: bool,
     has_shift: bool,
-    log_sum: Any,  # (B, P, h)
+    needs_x: bool,
+    top: Any,  # (B, P, h)
+    inverse: Any,  # (B, P, h)
     mean: Any,  # (B, P, h)
     d_activity: Any,  # (B, P)
-    d_x: Any,  # (T,) out
+    d_x: Any,  # (T,) out; like d_phi only where it is needed
     d_phi: Any,  # (T, J) out
     d_match: Any,  # (E, h) out, like the rest zero before
     d_shift: Any,  # (E, h) out
-    d_load: Any,  # (E, n_basis, h) out
+    d_load: Any,  # (n_basis, E, h) out
 ) -> None:
     """Gradients; every token and every edge belongs to one gene, so to one part."""
-    h = log_sum.shape[2]
-    J = phi.shape[1]
-    widest = 0
-    for g in range(len(starts) - 1):
-        widest = max(widest, starts[g + 1] - starts[g])
-    weight = np.empty((widest, h), x.dtype)
+    h = top.shape[2]
+    match, d_match = match.reshape(-1), d_match.reshape(-1)
+    shift, d_shift = shift.reshape(-1), d_shift.reshape(-1)
+    load, d_load = load.reshape(load.shape[0], -1), d_load.reshape(load.shape[0], -1)  # (n_basis, E h)
+    share = np.empty(widest(starts) * h, x.dtype)
+    scale, value = np.empty_like(share), np.empty_like(share)
     for g in range(first_gene, last_gene):
         e0, n = starts[g], starts[g + 1] - starts[g]
-        for at in range(token_starts[g], token_starts[g + 1]):
-            t = token_order[at]
+        for place in range(token_starts[g], token_starts[g + 1]):
+            t = token_order[place]
             b = cell[t]
             for i in range(n):
                 p = pathway[e0 + i]
                 for j in range(h):
-                    z = -log_sum[b, p, j]
-                    if has_match:
-                        z += x[t] * match[e0 + i, j]
-                    if has_shift:
-                        z += shift[e0 + i, j]
-                    weight[i, j] = z
-            for i in range(n):
-                for j in range(h):
-                    weight[i, j] = exponential(weight[i, j])
+                    value[i * h + j] = top[b, p, j]
+                    scale[i * h + j] = d_activity[b, p] * inverse[b, p, j]
+            logits(share, n * h, e0 * h, x[t], match, shift, has_match, has_shift)
+            for i in range(n * h):
+                share[i] = exponential(share[i] - value[i]) * scale[i]
             for i in range(n):
                 p = pathway[e0 + i]
-                grad = d_activity[b, p]
                 for j in range(h):
-                    share = grad * weight[i, j]
-                    value = -mean[b, p, j]
-                    for k in range(J):
-                        value += phi[t, k] * load[e0 + i, first[t] + k, j]
-                        d_load[e0 + i, first[t] + k, j] += share * phi[t, k]
-                        d_phi[t, k] += share * load[e0 + i, first[t] + k, j]
-                    d_logit = share * value
-                    if has_match:
-                        d_match[e0 + i, j] += d_logit * x[t]
-                        d_x[t] += d_logit * match[e0 + i, j]
-                    if has_shift:
-                        d_shift[e0 + i, j] += d_logit
+                    value[i * h + j] = -mean[b, p, j]
+            for k in range(phi.shape[1]):
+                row, d_row = load[first[t] + k], d_load[first[t] + k]
+                for i in range(n * h):
+                    value[i] += phi[t, k] * row[e0 * h + i]
+                    d_row[e0 * h + i] += phi[t, k] * share[i]
+                if needs_x:
+                    for i in range(n * h):
+                        d_phi[t, k] += share[i] * row[e0 * h + i]
+            for i in range(n * h):
+                share[i] *= value[i]  # now the gradient of the logit
+            if has_match:
+                for i in range(n * h):
+                    d_match[e0 * h + i] += x[t] * share[i]
+                if needs_x:
+                    for i in range(n * h):
+                        d_x[t] += share[i] * match[e0 * h + i]
+            if has_shift:
+                for i in range(n * h):
+                    d_shift[e0 * h + i] += share[i]
 
 
 @kernel
@@ -174,7 +203,7 @@ def dot_forward(
     pathway: Any,  # (E,)
     left: Any,  # (P, h, w)
     right: Any,  # (G, n_basis, h, w)
-    result: Any,  # (E, n_basis, h) out
+    result: Any,  # (n_basis, E, h) out
 ) -> None:
     """``left_p · right_g`` of every edge, head by head."""
     n_basis, h, w = right.shape[1:]
@@ -186,7 +215,7 @@ def dot_forward(
                     total = result.dtype.type(0.0)
                     for i in range(w):
                         total += left[p, j, i] * right[g, k, j, i]
-                    result[e, k, j] = total
+                    result[k, e, j] = total
 
 
 @kernel
@@ -197,7 +226,7 @@ def dot_backward_right(
     starts: Any,  # (G + 1,)
     pathway: Any,  # (E,)
     left: Any,  # (P, h, w)
-    d_result: Any,  # (E, n_basis, h)
+    d_result: Any,  # (n_basis, E, h)
     d_right: Any,  # (G, n_basis, h, w) out, zero before
 ) -> None:
     """Gradient of the genes' side."""
@@ -208,7 +237,7 @@ def dot_backward_right(
             for k in range(n_basis):
                 for j in range(h):
                     for i in range(w):
-                        d_right[g, k, j, i] += d_result[e, k, j] * left[p, j, i]
+                        d_right[g, k, j, i] += d_result[k, e, j] * left[p, j, i]
 
 
 @kernel
@@ -220,7 +249,7 @@ def dot_backward_left(
     edge_order: Any,  # (E,)
     edge_gene: Any,  # (E,)
     right: Any,  # (G, n_basis, h, w)
-    d_result: Any,  # (E, n_basis, h)
+    d_result: Any,  # (n_basis, E, h)
     d_left: Any,  # (P, h, w) out, zero before
 ) -> None:
     """Gradient of the pathways' side."""
@@ -232,4 +261,4 @@ def dot_backward_left(
             for k in range(n_basis):
                 for j in range(h):
                     for i in range(w):
-                        d_left[p, j, i] += d_result[e, k, j] * right[g, k, j, i]
+                        d_left[p, j, i] += d_result[k, e, j] * right[g, k, j, i]

@@ -22,10 +22,10 @@ class EdgeDot(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, left: Tensor, right: Tensor, edges: ActiveEdges) -> Tensor:
-        """(E, n_basis, h)."""
+        """(n_basis, E, h)."""
         ctx.save_for_backward(left, right)
         ctx.edges = edges
-        result = right.new_empty(edges.n_edges, *right.shape[1:3])
+        result = right.new_empty(right.shape[1], edges.n_edges, right.shape[2])
         starts, pathway = edges.starts.numpy(), edges.pathway.numpy()
         run(edge_kernels.dot_forward, cut(starts), starts, pathway, *_arrays(left, right, result))
         return result
@@ -64,32 +64,32 @@ class EdgeAttention(torch.autograd.Function):
     ) -> Tensor:
         """(B, P)."""
         shape = cells.n_cells, edges.n_pathways, load.shape[-1]
-        log_sum, mean, activity = x.new_empty(shape), x.new_empty(shape), x.new_empty(shape[:2])
-        ctx.save_for_backward(x, phi, match, shift, load, first, log_sum, mean)
+        saved = [x.new_empty(shape) for _ in range(3)]
+        activity = x.new_empty(shape[:2])
+        ctx.save_for_backward(x, phi, match, shift, load, first, *saved)
         ctx.cells, ctx.edges = cells, edges
         offsets = cells.offsets.numpy()
-        arrays = _arrays(x, first, phi, edges.starts, edges.pathway, *_or_empty(load, 2, match, shift), load)
+        own = *_or_empty(load, 2, match, shift), load
+        arrays = _arrays(edges.token_gene, x, first, phi, edges.starts, edges.pathway, *own)
         has = match is not None, shift is not None
-        out = _arrays(log_sum, mean, activity)
-        run(
-            edge_kernels.attention_forward,
-            cut(offsets), offsets, edges.token_gene.numpy(), *arrays, *has, *out,
-        )  # fmt: skip
+        out = _arrays(*saved, activity)
+        run(edge_kernels.attention_forward, cut(offsets), offsets, *arrays, *has, *out)
         return activity
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_activity: Tensor) -> Gradients:
         """Gradients of x, phi, match, shift and load."""
-        x, phi, match, shift, load, first, log_sum, mean = ctx.saved_tensors
+        x, phi, match, shift, load, first, *saved = ctx.saved_tensors
         edges: ActiveEdges = ctx.edges
         by_gene, order, bounds = _by_gene(edges)
-        match_, shift_ = _or_empty(load, 2, match, shift)
-        inputs = _arrays(ctx.cells.cell, x, first, phi, edges.starts, edges.pathway, match_, shift_, load)
+        own = *_or_empty(load, 2, match, shift), load
+        inputs = _arrays(ctx.cells.cell, x, first, phi, edges.starts, edges.pathway, *own)
         has = match is not None, shift is not None
-        saved = _arrays(log_sum, mean, d_activity)
-        out = [np.zeros_like(array) for array in _arrays(x, phi, match_, shift_, load)]
-        run(edge_kernels.attention_backward, bounds, by_gene, order, *inputs, *has, *saved, *out)
+        needs_x = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
+        out = [np.zeros_like(array) for array in _arrays(x, phi, *own)]
+        gradients = *_arrays(*saved, d_activity), *out
+        run(edge_kernels.attention_backward, bounds, by_gene, order, *inputs, *has, needs_x, *gradients)
         d_x, d_phi, d_match, d_shift, d_load = map(torch.from_numpy, out)
         return d_x, d_phi, d_match if has[0] else None, d_shift if has[1] else None, d_load, None, None, None
 

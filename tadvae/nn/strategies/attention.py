@@ -115,11 +115,11 @@ class AttentionLayer(PathwayLayer):
         return q / q.shape[-1] ** 0.5
 
     def edge_scalars(self, edges: ActiveEdges) -> tuple[Tensor | None, Tensor | None, Tensor]:
-        """``match`` and ``shift`` (E, h), ``load`` (E, n_basis, h) of :func:`edge_attention`."""
+        """``match`` and ``shift`` (E, h), ``load`` (n_basis, E, h) of :func:`edge_attention`."""
         embedding = self.embedding()
         rows = embedding[edges.genes]  # (G, d)
         keys = self._heads(self.w_key(rows))[:, None]  # (G, 1, h, d_head)
-        logit = edge_dot(self.queries(embedding), keys, edges, self.numba)[:, 0]  # (E, h)
+        logit = edge_dot(self.queries(embedding), keys, edges, self.numba).squeeze(0)  # (E, h)
         values = self.w_value(self.values.modulate(rows))  # (G, n_basis, d)
         load = edge_dot(self._heads(self.readout), self._heads(values), edges, self.numba)
         gate, shift = self.gates(edges)

@@ -69,7 +69,7 @@ class LinearMasking(PathwayLayer, name="linear"):
             cell=cells.cell[pairs.token],
             gene=cells.gene_ids[pairs.token],
             pathway=edges.pathway[pairs.edge],
-            value=edge_values(self.expression.of(cells.values), weight[..., None], pairs)[:, 0],
+            value=edge_values(self.expression.of(cells.values), weight.T[..., None], pairs)[:, 0],
         )
         if not self.config.leak:
             return members
