@@ -35,6 +35,7 @@ from tadvae import __version__
 from tadvae.batch import Batch
 from tadvae.cells import write_controls
 from tadvae.checkpoint import AVERAGE, WEIGHTS, Position, load_checkpoint, save_checkpoint
+from tadvae.effects.file import save_effects
 from tadvae.errors import UserError
 from tadvae.experiment import ExperimentConfig
 from tadvae.filesystem import Location, absolute
@@ -186,6 +187,8 @@ def _begin(
     (run / "log").make_folder()
     vocabulary.save(run / "model")
     write_controls(run, prepared.controls)
+    if prepared.effects is not None:
+        save_effects(prepared.effects, run / "model")
     for folder in (run, run / "model"):
         (folder / "config.yaml").write_text(config.to_yaml())
     buffer = io.BytesIO()

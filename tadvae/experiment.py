@@ -3,6 +3,7 @@
 from pydantic import Field
 
 from tadvae.config import Config
+from tadvae.effects.model import EffectsConfig
 from tadvae.evaluation.splits import SplitConfig
 from tadvae.module import ModelConfig
 from tadvae.nn.losses import LossConfig
@@ -47,4 +48,5 @@ class ExperimentConfig(Config):
     stream: StreamConfig = StreamConfig()
     model: ModelConfig = ModelConfig()
     loss: LossConfig = LossConfig()
+    effects: EffectsConfig = EffectsConfig()
     train: TrainConfig = TrainConfig()

@@ -18,6 +18,8 @@ from safetensors.torch import save_file
 from tadvae.batch import Cells, PackedCells
 from tadvae.cells import NewCells, cells_of, read_controls
 from tadvae.checkpoint import WEIGHTS, load_weights, state_tensors
+from tadvae.effects.file import load_effects, save_effects
+from tadvae.effects.model import EffectModel, EffectsConfig
 from tadvae.errors import UserError
 from tadvae.experiment import ExperimentConfig
 from tadvae.filesystem import Location
@@ -43,6 +45,8 @@ class TADVAE:
     controls
         Some control cells of each context, where the model was loaded from a run; predictions start from
         them. By row of ``vocabulary.contexts``.
+    effects
+        The regression of mean effects; None: predictions are the network's alone.
     """
 
     def __init__(
@@ -51,11 +55,13 @@ class TADVAE:
         vocabulary: Vocabulary,
         config: ExperimentConfig,
         controls: dict[int, Cells] | None = None,
+        effects: EffectModel | None = None,
     ) -> None:
         self.module = module.eval()
         self.vocabulary = vocabulary
         self.config = config
         self.controls = controls or {}
+        self.effects = effects
 
     @classmethod
     def from_pretrained(cls, place: str | os.PathLike[str]) -> Self:
@@ -83,14 +89,21 @@ class TADVAE:
             ) from None
         module = TADVAEModule(config.model, config.loss, vocabulary, files=False)
         load_weights((folder / WEIGHTS), module)
-        return cls(module, vocabulary, config, read_controls(run) if run is not None else None)
+        genes = {i: dataset.genes for i, dataset in enumerate(vocabulary.datasets)}
+        effects = load_effects(folder, genes) if config.effects.weight else None
+        return cls(module, vocabulary, config, read_controls(run) if run is not None else None, effects)
 
     def save_pretrained(self, place: str | os.PathLike[str]) -> None:
-        """Write weights, config and vocabulary; control cells stay behind, they are data."""
+        """Write weights, config, vocabulary and mean effects; control cells stay behind, they are data."""
         folder = Location.of(place)
         folder.make_folder()
         self.vocabulary.save(folder)
-        (folder / CONFIG).write_text(self.config.to_yaml())
+        config = self.config
+        if self.effects is not None:
+            save_effects(self.effects, folder)
+        else:  # a config that asks for them would look for their file
+            config = config.model_copy(update={"effects": EffectsConfig(weight=0.0)})
+        (folder / CONFIG).write_text(config.to_yaml())
         with (folder / WEIGHTS).replacing() as partial:
             save_file(state_tensors(self.module), partial.path)
 
@@ -213,7 +226,7 @@ class TADVAE:
         names = target.split("+") if isinstance(target, str) else list(target)
         if controls is not None:
             new = cells_of(controls, self.vocabulary, self.config.preprocess, layer=None, values=values)
-            cells, genes, start = new.cells, new.genes, "given control cells"
+            cells, genes, start, row = new.cells, new.genes, "given control cells", -1
             d = self._dataset_like(names, dataset)
             profile = mean_profile(cells, genes)
             index = controls.obs_names.astype(str).tolist()
@@ -227,7 +240,7 @@ class TADVAE:
                 cells, start = profile_cell(profile, genes), "mean control profile"
             index = [f"control_{i}" for i in range(len(cells))]
         pairs = [self._target(name.strip(), d) for name in names]
-        predicted = self.counterfactual(cells, genes, profile, d, [pairs])[0]
+        predicted = self.counterfactual(cells, genes, profile, d, [pairs], row)[0]
         symbols = self.vocabulary.symbols(genes)
         var = pd.DataFrame(
             {
@@ -255,8 +268,12 @@ class TADVAE:
         profile: np.ndarray,
         dataset: int,
         perturbations: Sequence[Sequence[tuple[int, int]]],
+        context: int = -1,
     ) -> np.ndarray:
         """The cells under each of M perturbations, float32, shape (M, n, G).
+
+        The network moves each cell; the mean of the moves is then mixed with the regression's mean effect
+        (``effects.weight``), which has the whole say of a target that the network does not know.
 
         Parameters
         ----------
@@ -270,7 +287,28 @@ class TADVAE:
             Model index of the dataset.
         perturbations
             (target, modality) model indices of each perturbation.
+        context
+            Row of the vocabulary's contexts; −1: a new one.
         """
+        known = [[(t, m) for t, m in pairs if self.unknown(t) is None] for pairs in perturbations]
+        predicted = self._network(cells, genes, profile, dataset, known)  # (M, n, G)
+        if self.effects is None:
+            return predicted
+        effect = self.effects.predict(dataset, context, perturbations, genes)  # (M, G)
+        moved = predicted.mean(axis=1, dtype=np.float64) - cells.dense(genes).mean(axis=0, dtype=np.float64)
+        whole = [len(kept) < len(pairs) for kept, pairs in zip(known, perturbations, strict=True)]
+        weight = np.where(whole, 1.0, self.config.effects.weight)[:, None]  # (M, 1)
+        return predicted + (weight * (effect - moved))[:, None].astype(np.float32)
+
+    def _network(
+        self,
+        cells: Cells,
+        genes: np.ndarray,
+        profile: np.ndarray,
+        dataset: int,
+        perturbations: Sequence[Sequence[tuple[int, int]]],
+    ) -> np.ndarray:
+        """:meth:`counterfactual` without the regression."""
         module, on = self.module, torch.from_numpy(genes)
         available = self.vocabulary.membership.availability(genes, self.vocabulary.min_measured)
         flat = [(t, m, i) for i, pairs in enumerate(perturbations) for t, m in pairs]

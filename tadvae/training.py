@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from tadvae.assemble import BatchAssembler
 from tadvae.batch import Batch, Cells
+from tadvae.effects.model import EffectModel
+from tadvae.effects.observe import fit_effects
 from tadvae.errors import UserError
 from tadvae.evaluation.splits import split_groups
 from tadvae.experiment import ExperimentConfig
@@ -52,11 +54,14 @@ class Preparation:
     vocabulary
     controls
         Control cells by row of ``vocabulary.contexts``.
+    effects
+        Mean effects; None where they have no weight.
     """
 
     groups: pd.DataFrame
     vocabulary: Vocabulary
     controls: dict[int, Cells]
+    effects: EffectModel | None
 
 
 def prepare_training(store: Store, config: ExperimentConfig, mapper: Mapper = loop) -> Preparation:
@@ -80,7 +85,12 @@ def prepare_training(store: Store, config: ExperimentConfig, mapper: Mapper = lo
     mask = membership(sets, genes, resolver(store), panels, least)
     vocabulary = build_vocabulary(store, groups, views, controls, mask, least)
     TADVAEModule(config.model, config.loss, vocabulary)  # a config that cannot be built fails here
-    return Preparation(groups, vocabulary, dict(enumerate(controls.values())))
+    by_row = dict(enumerate(controls.values()))
+    effects = None
+    if config.effects.weight:
+        reader = CellReader(store, views, config.split)
+        effects = fit_effects(reader, bags, vocabulary, by_row, config.effects, mapper)
+    return Preparation(groups, vocabulary, by_row, effects)
 
 
 def _require_controls(store: Store, bags: pd.DataFrame, found: set[tuple[int, int]]) -> None:
@@ -219,4 +229,6 @@ def fit(store: Store, config: ExperimentConfig) -> tuple[TADVAE, pd.DataFrame]:
             number += 1
     if learner.average is not None:
         learner.module.load_state_dict(learner.average.module.state_dict())
-    return TADVAE(learner.module, prepared.vocabulary, config, prepared.controls), prepared.groups
+    return TADVAE(
+        learner.module, prepared.vocabulary, config, prepared.controls, prepared.effects
+    ), prepared.groups

@@ -27,6 +27,7 @@ from tadvae.prepare import (
     CellReader,
     Group,
     Mapper,
+    context_rows,
     interventions,
     load_controls,
     load_groups,
@@ -173,15 +174,15 @@ def _score(
         for name, baseline in fit_all(profiles).items()
     }
     pairs = interventions(store, model.vocabulary)
-    asked = []
     for p in perturbations:
         reasons = {store_target: model.unknown(store_target) for store_target, _ in pairs[p]}
-        asked.append([(t, m) for t, m in pairs[p] if reasons[t] is None])
         for t, reason in reasons.items():
             if reason is not None:
                 label = f"{part['dataset_name'].iloc[0]}: {'+'.join(targets[p])}"
                 abstained[label] = f"{model.vocabulary.targets[t].name}: {reason}"
-    own = model.counterfactual(cells, genes, control.astype(np.float32), dataset, asked)  # (M, n, G)
+    asked = [pairs[p] for p in perturbations]
+    row = context_rows(store, model.vocabulary).get(place, -1)
+    own = model.counterfactual(cells, genes, control.astype(np.float32), dataset, asked, row)  # (M, n, G)
     # the control cells are a sample; the change they undergo is added to the mean of all of them
     predicted[METHOD] = control + own.mean(axis=1, dtype=np.float64) - dense.mean(axis=0, dtype=np.float64)
 

@@ -1,0 +1,1 @@
+"""Mean effects of perturbations, by Gaussian process regression over the conditions of a store."""

@@ -1,0 +1,317 @@
+"""What a perturbation does to the mean profile, learned from all conditions at once.
+
+Two regressions (:mod:`tadvae.effects.regression`): one of single perturbations, which shrinks a noisy effect
+towards what its context, its target elsewhere and all perturbations have in common; and one of
+combinations, whose prior mean is the scaled sum of the parts' effects. Arithmetic is inside: with no
+noise and no likeness they are the observed single effects and their sum.
+
+The network learns what cells do; this learns what means do, where there are few conditions and a closed
+solution. ``weight`` mixes the two.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Self
+
+import numpy as np
+from pydantic import Field
+
+from tadvae.config import Config
+from tadvae.effects.conditions import (
+    Conditions,
+    Floats,
+    combination_terms,
+    nearness,
+    single_terms,
+    squared_distances,
+)
+from tadvae.effects.regression import Block, Regression, fit_regression
+
+Pairs = Sequence[tuple[int, int]]
+"""(target, modality) model indices of a perturbation."""
+LEAST_COMBINATIONS = 3
+"""Fewer than these in training, and combinations are plain sums."""
+LEAST_GENES = 100
+"""A vocabulary with fewer genes is one stratum."""
+
+
+class EffectsConfig(Config):
+    """The regression of mean effects, and its say in a prediction."""
+
+    weight: float = Field(0.7, ge=0, le=1)
+    """Share of the regression in a predicted mean; the network has the rest. 0: the network alone."""
+    strata: list[float] = [0.8, 0.98]
+    """Quantiles of the genes' signal-to-noise that part them into strata with variances of their own."""
+
+
+@dataclass(frozen=True)
+class Observed:
+    """Mean effects to learn from.
+
+    Attributes
+    ----------
+    conditions
+        n of them.
+    effects
+        Mean minus mean of the controls, each (G_d,) on the genes of its dataset.
+    n_cells : (n,)
+    genes
+        Sorted vocabulary indices by dataset.
+    variance
+        Variance of a gene between control cells, (G_d,) by dataset; None where values are profiles.
+    """
+
+    conditions: Conditions
+    effects: list[Floats]
+    n_cells: np.ndarray
+    genes: Mapping[int, np.ndarray]
+    variance: Mapping[int, Floats | None]
+
+    def __getitem__(self, rows: np.ndarray) -> Self:
+        """Some conditions."""
+        return type(self)(
+            self.conditions[rows],
+            [self.effects[i] for i in rows],
+            self.n_cells[rows],
+            self.genes,
+            self.variance,
+        )
+
+    def noise(self) -> list[Floats]:
+        """Sampling variance of one cell's worth of each condition's genes; zeros: not known."""
+        result = []
+        for dataset in self.conditions.dataset.tolist():
+            variance = self.variance[dataset]
+            # a gene that no control cell expresses is not free of noise
+            floor = 0.0 if variance is None else max(0.05 * float(variance.mean()), 1e-8)
+            zeros = np.zeros(len(self.genes[dataset]))
+            result.append(zeros if variance is None else np.maximum(variance, floor))
+        return result
+
+
+@dataclass
+class Stage:
+    """One regression in strata of genes, with the conditions it learned from.
+
+    Attributes
+    ----------
+    conditions
+    strata
+    """
+
+    conditions: Conditions
+    strata: list[Regression] = field(default_factory=list)
+
+    @classmethod
+    def fit(
+        cls, observed: Observed, terms: Sequence[Floats], prior: Sequence[Floats], config: EffectsConfig
+    ) -> Self:
+        """Learn variances and weights of every stratum."""
+        conditions = observed.conditions
+        genes = np.unique(np.concatenate([observed.genes[d] for d in conditions.dataset.tolist()]))
+        noise = observed.noise()
+        stratum = _strata(observed, noise, genes, config)  # (G,)
+        result = cls(conditions)
+        for s in np.unique(stratum):
+            blocks = _blocks(observed, prior, genes[stratum == s])
+            inside = [np.isin(observed.genes[d], genes[stratum == s]) for d in conditions.dataset.tolist()]
+            cell = np.array([n[i].mean() if i.any() else 0.0 for n, i in zip(noise, inside, strict=True)])
+            result.strata.append(fit_regression(terms, cell / observed.n_cells, blocks))
+        return result
+
+    def predict(self, terms: Sequence[Floats], genes: np.ndarray, prior: Floats | None = None) -> Floats:
+        """Mean effects of q new conditions on some genes, (q, G); a gene never seen has its prior mean.
+
+        Parameters
+        ----------
+        terms : n_terms of (q, n)
+        prior : (q, G) or None
+        """
+        result = np.zeros((len(terms[0]), len(genes))) if prior is None else prior.copy()
+        for regression in self.strata:
+            covariance = regression.covariance(terms)  # (q, n)
+            for block in regression.blocks:
+                _, ours, theirs = np.intersect1d(genes, block.genes, assume_unique=True, return_indices=True)
+                if len(ours):
+                    result[:, ours] *= regression.scale
+                    result[:, ours] += covariance[:, block.rows] @ block.weights[:, theirs]
+        return result
+
+
+@dataclass
+class EffectModel:
+    """Both stages.
+
+    Attributes
+    ----------
+    n_targets, signs
+        Of the vocabulary.
+    n_controls
+        By context row.
+    genes
+        By dataset.
+    singles, combinations
+        None: too few conditions in training.
+    sums
+        Prior means of the training combinations, each (G_d,).
+    spread : (n_combinations,)
+        Median squared distance of the sums of a combination's context.
+    """
+
+    n_targets: int
+    signs: list[int]
+    n_controls: Mapping[int, int]
+    genes: Mapping[int, np.ndarray]
+    singles: Stage | None = None
+    combinations: Stage | None = None
+    sums: list[Floats] = field(default_factory=list)
+    spread: Floats = field(default_factory=lambda: np.zeros(0))
+
+    @classmethod
+    def fit(
+        cls,
+        observed: Observed,
+        signs: Sequence[int],
+        n_controls: Mapping[int, int],
+        config: EffectsConfig,
+    ) -> Self:
+        """Learn from training conditions."""
+        conditions = observed.conditions
+        result = cls(conditions.targets.shape[1], list(signs), n_controls, observed.genes)
+        alone = np.flatnonzero(conditions.size == 1)
+        if len(alone) > 1:
+            part = observed[alone]
+            zeros = [np.zeros_like(effect) for effect in part.effects]
+            terms = single_terms(part.conditions, part.conditions)
+            result.singles = Stage.fit(part, terms, zeros, config)
+        several = np.flatnonzero(conditions.size > 1)
+        if result.singles is not None and len(several) >= LEAST_COMBINATIONS:
+            part = observed[several]
+            of = part.conditions
+            result.sums = [
+                result._sum(of[np.array([i])], observed.genes[d])[0]
+                for i, d in enumerate(of.dataset.tolist())
+            ]
+            result.spread = _spread(of, result.sums)
+            terms = combination_terms(of, of, result._near(of, result.sums, of))
+            result.combinations = Stage.fit(part, terms, result.sums, config)
+        return result
+
+    def predict(
+        self, dataset: int, context: int, perturbations: Sequence[Pairs], genes: np.ndarray
+    ) -> Floats:
+        """Mean effects, (M, G) on sorted vocabulary genes.
+
+        Parameters
+        ----------
+        context
+            Row of the vocabulary's contexts; −1: one that training has not seen.
+        """
+        places = [(dataset, context)] * len(perturbations)
+        asked = Conditions.of(places, perturbations, self.n_targets, self.signs, self.n_controls)
+        result = np.zeros((len(asked), len(genes)))
+        if self.singles is None:
+            return result
+        wanted = np.array([len(dict(pairs)) for pairs in perturbations])
+        alone, several = np.flatnonzero(wanted == 1), np.flatnonzero(wanted > 1)
+        if len(alone):
+            terms = single_terms(asked[alone], self.singles.conditions)
+            result[alone] = self.singles.predict(terms, genes)
+        if len(several):
+            of = asked[several]
+            unknown = wanted[several] - of.size
+            sums = self._sum(of, genes, unknown)
+            result[several] = sums
+            if self.combinations is not None:
+                own = self._sum(of, self.genes[dataset], unknown)
+                near = self._near(of, list(own), self.combinations.conditions)
+                terms = combination_terms(of, self.combinations.conditions, near)
+                result[several] = self.combinations.predict(terms, genes, sums)
+        return result
+
+    def _sum(self, of: Conditions, genes: np.ndarray, unknown: np.ndarray | None = None) -> Floats:
+        """Sum of the effects of each target of conditions in one place, (n, G).
+
+        ``unknown`` counts the targets that are like no other: each adds what any perturbation does.
+        """
+        assert self.singles is not None
+        total = np.zeros((len(of), len(genes)))
+        for sign in (1, -1):
+            used = np.flatnonzero((of.targets == sign).any(axis=0))
+            if len(used):
+                targets = np.zeros((len(used), self.n_targets), np.int64)
+                targets[np.arange(len(used)), used] = sign
+                total += (of.targets[:, used] == sign) @ self._parts(of, targets, genes)
+        if unknown is not None and unknown.any():
+            none = np.zeros((1, self.n_targets), np.int64)
+            total += unknown[:, None] * self._parts(of, none, genes)
+        return total
+
+    def _parts(self, of: Conditions, targets: np.ndarray, genes: np.ndarray) -> Floats:
+        """Effects of single targets (k, n_targets) in the place of some conditions, (k, G)."""
+        assert self.singles is not None
+        dataset, context, controls = (
+            np.full(len(targets), column[0]) for column in (of.dataset, of.context, of.n_controls)
+        )
+        parts = Conditions(dataset, context, targets, controls)
+        return self.singles.predict(single_terms(parts, self.singles.conditions), genes)
+
+    def _near(self, a: Conditions, sums: list[Floats], b: Conditions) -> Floats:
+        """:func:`nearness` of conditions to training combinations of the same place, else 0."""
+        result = np.zeros((len(a), len(b)))
+        for i, j in _places(a, b):
+            mine, theirs = np.stack([sums[k] for k in i]), np.stack([self.sums[k] for k in j])
+            result[np.ix_(i, j)] = nearness(mine, theirs, self.spread[j])
+        return result
+
+
+def _places(a: Conditions, b: Conditions) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Rows of a and of b in every place that both have."""
+    both = []
+    for place in sorted(set(zip(a.dataset.tolist(), a.context.tolist(), strict=True))):
+        i, j = (np.flatnonzero((c.dataset == place[0]) & (c.context == place[1])) for c in (a, b))
+        if len(j):
+            both.append((i, j))
+    return both
+
+
+def _spread(of: Conditions, sums: list[Floats]) -> Floats:
+    """Median squared distance between the sums of each place, by condition."""
+    result = np.ones(len(of))
+    for rows, _ in _places(of, of):
+        S = np.stack([sums[i] for i in rows])
+        squared = squared_distances(S, S)[np.triu_indices(len(S), 1)]
+        median = float(np.median(squared)) if len(squared) else 0.0
+        result[rows] = median if median > 0.0 else 1.0
+    return result
+
+
+def _strata(
+    observed: Observed, noise: Sequence[Floats], genes: np.ndarray, config: EffectsConfig
+) -> np.ndarray:
+    """Stratum of each gene by its signal-to-noise over all conditions, (G,)."""
+    if len(genes) < LEAST_GENES or not config.strata:
+        return np.zeros(len(genes), np.int64)
+    signal, expected = np.zeros(len(genes)), np.zeros(len(genes))
+    for i, dataset in enumerate(observed.conditions.dataset.tolist()):
+        at = np.searchsorted(genes, observed.genes[dataset])
+        signal[at] += observed.effects[i] ** 2
+        expected[at] += noise[i] / observed.n_cells[i] if noise[i].any() else 1.0
+    ratio = signal / np.maximum(expected, 1e-12)
+    return np.searchsorted(np.quantile(ratio, config.strata), ratio, side="right")
+
+
+def _blocks(observed: Observed, prior: Sequence[Floats], genes: np.ndarray) -> list[Block]:
+    """Genes by the datasets that measure them."""
+    dataset = observed.conditions.dataset
+    datasets = np.unique(dataset)
+    measured = np.stack([np.isin(genes, observed.genes[int(d)]) for d in datasets])  # (D, G)
+    blocks = []
+    for pattern in np.unique(measured, axis=1).T:  # (D,)
+        chosen = genes[(measured == pattern[:, None]).all(axis=0)]
+        rows = np.flatnonzero(np.isin(dataset, datasets[pattern]))
+        at = {int(d): np.searchsorted(observed.genes[int(d)], chosen) for d in datasets[pattern]}
+        effects = np.stack([observed.effects[i][at[int(dataset[i])]] for i in rows.tolist()])
+        means = np.stack([prior[i][at[int(dataset[i])]] for i in rows.tolist()])
+        blocks.append(Block(chosen, rows, effects, means))
+    return blocks

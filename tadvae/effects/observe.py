@@ -1,0 +1,79 @@
+"""From a store's training cells to the mean effects that the regression learns from."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+
+from tadvae.batch import Cells
+from tadvae.effects.conditions import Conditions
+from tadvae.effects.model import EffectModel, EffectsConfig, Observed
+from tadvae.evaluation.profiles import group_means
+from tadvae.prepare import CellReader, Mapper, context_rows, interventions, loop
+from tadvae.vocabulary import Vocabulary
+
+
+def fit_effects(
+    reader: CellReader,
+    bags: pd.DataFrame,
+    vocabulary: Vocabulary,
+    controls: Mapping[int, Cells],
+    config: EffectsConfig,
+    mapper: Mapper = loop,
+) -> EffectModel:
+    """Learn mean effects from the training side of a store.
+
+    Parameters
+    ----------
+    reader
+        Of training cells.
+    bags
+        Training bags, those of control cells too.
+    controls
+        Control cells by row of the vocabulary's contexts; the genes' variance is taken from them.
+    """
+    store, rows = reader.store, context_rows(reader.store, vocabulary)
+    means = group_means(reader, bags, mapper)
+    pairs = interventions(store, vocabulary)
+    known = {
+        row: (means.mean[d, c, store.control], means.n_cells[d, c, store.control])
+        for (d, c), row in rows.items()
+        if (d, c, store.control) in means.mean
+    }
+    # a condition without targets in a context without controls has nothing to be compared with
+    keys = [
+        key for key in means.mean if key[2] != store.control and pairs[key[2]] and rows.get(key[:2]) in known
+    ]
+    n_controls = {row: count for row, (_, count) in known.items()}
+    conditions = Conditions.of(
+        [(d, rows[d, c]) for d, c, _ in keys],
+        [pairs[p] for *_, p in keys],
+        len(vocabulary.targets),
+        vocabulary.signs,
+        n_controls,
+    )
+    observed = Observed(
+        conditions,
+        [means.mean[key] - known[rows[key[:2]]][0] for key in keys],
+        np.array([means.n_cells[key] for key in keys]),
+        {i: dataset.genes for i, dataset in enumerate(vocabulary.datasets)},
+        {i: _variance(i, vocabulary, controls) for i in range(len(vocabulary.datasets))},
+    )
+    return EffectModel.fit(observed, vocabulary.signs, n_controls, config)
+
+
+def _variance(dataset: int, vocabulary: Vocabulary, controls: Mapping[int, Cells]) -> np.ndarray | None:
+    """Variance within contexts of each gene over control cells; None where there is no telling."""
+    entry = vocabulary.datasets[dataset]
+    if entry.kind == "profiles":
+        return None
+    G, freedom = len(entry.genes), 0
+    squares = np.zeros(G)
+    for row, cells in controls.items():
+        if vocabulary.contexts[row].dataset != dataset or len(cells) < 2:
+            continue
+        at, x = np.searchsorted(entry.genes, cells.gene_ids), cells.values.astype(np.float64)
+        total = np.bincount(at, weights=x, minlength=G)
+        squares += np.bincount(at, weights=x**2, minlength=G) - total**2 / len(cells)
+        freedom += len(cells) - 1
+    return np.maximum(squares / freedom, 0.0) if freedom else None
