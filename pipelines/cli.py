@@ -108,6 +108,10 @@ def train(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="One setting, such as train.epochs=1."),
     ] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="A whole model to start from: dvae, sena, …; see docs/model.md."),
+    ] = None,
     workers: Annotated[int, typer.Option(min=1, help="Ray Train workers.")] = 1,
     gpu: Annotated[bool, typer.Option("--gpu", help="One GPU a worker.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
@@ -118,10 +122,14 @@ def train(
     """
     from pipelines.train import train as run
     from tadvae.experiment import ExperimentConfig
+    from tadvae.presets import settings_of
 
-    if resume and (config or settings):
-        raise UserError("--resume goes on with the run's own settings; leave out --config and --set.")
-    experiment = None if resume else ExperimentConfig.load(config, settings or [])
+    if resume and (config or settings or preset):
+        raise UserError(
+            "--resume goes on with the run's own settings; leave out --config, --preset and --set."
+        )
+    base = None if preset is None else settings_of(preset)
+    experiment = None if resume else ExperimentConfig.load(config, settings or [], base)
     run(store, out_, experiment, workers=workers, gpu=gpu, resume=resume)
     out.print(f"{out_}: done; compare it with arithmetic: `tadvae evaluate {out_}`.")
 

@@ -28,13 +28,24 @@ class Config(BaseModel):
             raise UserError(f"{source}: {_first_problem(error)}.") from None
 
     @classmethod
-    def load(cls, path: str | Path | None, overrides: Iterable[str] = ()) -> Self:
-        """Read a YAML file (``None``: the defaults) and apply ``key.sub=value`` overrides."""
+    def load(
+        cls,
+        path: str | Path | None,
+        overrides: Iterable[str] = (),
+        base: Mapping[str, Any] | None = None,
+    ) -> Self:
+        """Read a YAML file (``None``: the defaults) and apply ``key.sub=value`` overrides.
+
+        Parameters
+        ----------
+        base
+            Settings that the file's are laid over, such as a preset's.
+        """
         data = read_yaml(path) if path is not None else {}
         if not isinstance(data, dict):
             raise UserError(f"{path}: expected a mapping of settings, found {type(data).__name__}.")
         source = str(path) if path is not None else "--set"
-        return cls.parse(override(data, overrides), source)
+        return cls.parse(override(_over(base or {}, data), overrides), source)
 
     @classmethod
     def load_text(cls, text: str, source: str) -> Self:
@@ -95,6 +106,15 @@ def override(data: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any
 
 def _copy(data: Mapping[str, Any]) -> dict[str, Any]:
     return {key: _copy(value) if isinstance(value, Mapping) else value for key, value in data.items()}
+
+
+def _over(base: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, Any]:
+    """``data`` over ``base``, group by group."""
+    result = _copy(base)
+    for key, value in data.items():
+        below = result.get(key)
+        result[key] = _over(below, value) if isinstance(below, dict) and isinstance(value, Mapping) else value
+    return result
 
 
 def _first_problem(error: ValidationError) -> str:

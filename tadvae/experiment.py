@@ -18,6 +18,8 @@ class PathwaysConfig(Config):
     file: str | None = None
     """A GMT file, a two-column table, or Parquet of ``tadvae pathways``; None: the packaged GO terms, for
     each dataset the most specific that it can see."""
+    units: int | None = Field(None, ge=1)
+    """So many hidden units that see every gene, in place of pathways (D-VAE)."""
     min_measured: int = Field(MIN_MEASURED, ge=1)
     """Measured genes that make a pathway available in a dataset."""
 
@@ -34,6 +36,10 @@ class TrainConfig(Config):
     checkpoint_every: int | None = Field(None, ge=1)
     """Steps between checkpoints; None: at the end of every epoch."""
     keep_checkpoints: int = Field(2, ge=1)
+    compile: bool = False
+    """Compile the network by torch.compile; where that fails, the run goes on without and says so."""
+    bf16: bool = False
+    """Matrix products in bfloat16 (autocast), for GPUs that have it; the loss stays in single precision."""
     max_failures: int = Field(3, ge=0)
     """Failures of workers that a run survives, each time from its last checkpoint."""
 

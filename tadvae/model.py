@@ -334,7 +334,7 @@ class TADVAE:
 
     def factors(self, top: int = 10) -> pd.DataFrame:
         """The pathways that make each factor: the ``top`` largest |δ|, one row a (factor, pathway)."""
-        delta = self.module.factors.mean.weight.detach().numpy()  # (K, P)
+        delta = self.module.factors.loadings.detach().numpy()  # (K, P)
         membership = self.vocabulary.membership
         rows = []
         for k, loadings in enumerate(delta):

@@ -1,6 +1,7 @@
 """The network and its training loss: tokens → activities → factors → causal layer → genes."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -15,10 +16,20 @@ from tadvae.nn.decoder import DecoderConfig, GeneDecoder
 from tadvae.nn.edges import EdgeTable
 from tadvae.nn.embedding import GivenVectors
 from tadvae.nn.encoder import EncoderConfig
-from tadvae.nn.latent import FactorLoadings, sample
-from tadvae.nn.losses import LossConfig, kl_divergence, median_bandwidths, mmd, published_bandwidths
+from tadvae.nn.latent import FactorLoadings, LatentConfig, sample
+from tadvae.nn.losses import (
+    LossConfig,
+    expected_counts,
+    kl_divergence,
+    l1_norm,
+    median_bandwidths,
+    mmd,
+    negative_binomial,
+    published_bandwidths,
+)
 from tadvae.nn.masking import STRATEGIES, PathwayConfig, PathwayLayer, pathway_layer
 from tadvae.nn.vectors import given_vectors
+from tadvae.preprocess import SCALE
 from tadvae.vocabulary import Vocabulary
 
 
@@ -27,14 +38,27 @@ class ModelConfig(Config):
 
     pathway: PathwayConfig = PathwayConfig()
     encoder: EncoderConfig = EncoderConfig()
+    latent: LatentConfig = LatentConfig()
     causal: CausalConfig = CausalConfig()
     decoder: DecoderConfig = DecoderConfig()
+    init: Literal["scaled", "normal"] = "scaled"
+    """How weights begin: each part in its own way, or all from N(0, 0.02) with no biases (D-VAE)."""
 
     @model_validator(mode="after")
     def _encoder_has_tokens(self) -> "ModelConfig":
         if self.encoder.kind != "none" and not STRATEGIES[self.pathway.masking].has_tokens:
             raise ValueError(
                 f"encoder '{self.encoder.kind}' needs tokens, and masking '{self.pathway.masking}' has none"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _decoder_suits(self) -> "ModelConfig":
+        if self.decoder.kind == "mlp" and (
+            self.decoder.decode != "direct" or self.decoder.counterfactual != "mean"
+        ):
+            raise ValueError(
+                "decoder 'mlp' ends in a LeakyReLU: it needs decode 'direct', counterfactual 'mean'"
             )
         return self
 
@@ -53,6 +77,8 @@ class ModelBag:
         The encoded cells (controls, or the bag itself) on the dataset's genes.
     observed : (m, G) or None
         The perturbed cells; None for a bag of controls.
+    per_unit : (n,)
+        Counts of each encoded cell that are one normalised unit; NaN where there are no counts.
     """
 
     dataset: int
@@ -60,6 +86,7 @@ class ModelBag:
     rows: slice
     encoded: Tensor
     observed: Tensor | None
+    per_unit: Tensor
 
 
 @dataclass(frozen=True)
@@ -93,23 +120,30 @@ class TADVAEModule(nn.Module):
         n_genes = vocabulary.n_genes
         given = given_vectors(config.pathway, vocabulary) if files else None
         self.pathway = build_pathways(config, vocabulary, given)
-        self.factors = FactorLoadings(vocabulary.membership.n_pathways, config.causal.n_factors)
-        self.decoder = GeneDecoder(config.decoder, config.causal.n_factors, n_genes)
+        n_pathways, causal = vocabulary.membership.n_pathways, config.causal
+        if config.latent.kind == "identity":
+            causal = causal.model_copy(update={"n_factors": n_pathways})
+        self.factors = FactorLoadings(n_pathways, causal.n_factors, config.latent)
+        self.decoder = GeneDecoder(config.decoder, causal.n_factors, n_genes)
         self.causal = CausalLayer(
-            config.causal,
+            causal,
             target_gene=torch.tensor([t.gene for t in vocabulary.targets], dtype=torch.int64),
             signs=torch.tensor(vocabulary.signs),
             n_datasets=len(vocabulary.datasets),
-            d_gene=config.decoder.d_gene,
+            d_gene=self.decoder.width,
         )
+        if config.init == "normal":
+            start_normal(self.pathway, self.factors, self.decoder)
+        if loss.likelihood == "negative_binomial":
+            self.log_dispersion = nn.Parameter(torch.zeros(n_genes))
         self.register_buffer("available", torch.from_numpy(vocabulary.available), persistent=False)
         for i, dataset in enumerate(vocabulary.datasets):
             self.register_buffer(f"genes_{i}", torch.from_numpy(dataset.genes), persistent=False)
         for i, context in enumerate(vocabulary.contexts):
             self.register_buffer(f"profile_{i}", torch.from_numpy(context.profile), persistent=False)
 
-    def encode(self, cells: PackedCells, available: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Activities (B, P), latent means and log variances (B, K); ``available`` is (B, P)."""
+    def encode(self, cells: PackedCells, available: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Activities (B, P), latent means and log variances (B, K) or None; ``available`` is (B, P)."""
         activity = self.pathway(cells)
         return activity, *self.factors(activity, available)
 
@@ -148,7 +182,7 @@ class TADVAEModule(nn.Module):
             genes, profile = getattr(self, f"genes_{bag.dataset}"), getattr(self, f"profile_{bag.context}")
             before = self.decoder.hidden(self.causal(z[bag.rows]))  # (n, d)
             decoded = self.decode(before, genes, profile)  # (n, G)
-            reconstruction = reconstruction + ((decoded - bag.encoded) ** 2).mean()
+            reconstruction = reconstruction + self._reconstruction(decoded, bag, genes)
             if bag.observed is None:
                 continue
             after = self.decoder.hidden(self.causal(z[bag.rows] + shifts[i]))  # (n, d)
@@ -162,8 +196,8 @@ class TADVAEModule(nn.Module):
             "reconstruction": reconstruction / len(batch.bags),
             "mmd": discrepancy / max(n_mmd, 1),
             "mean_match": matching / max(n_match, 1),
-            "kl": kl_divergence(mean, log_variance),
-            "sparsity": self.causal.adjacency().abs().sum(),
+            "kl": kl_divergence(mean, log_variance, loss.kl),
+            "sparsity": l1_norm(self.causal.adjacency(), loss.l1),
         }
         total = (
             terms["reconstruction"]
@@ -176,11 +210,28 @@ class TADVAEModule(nn.Module):
         total = total + 0.0 * shifts.sum()
         return total, {"loss": total, **terms}
 
+    def _reconstruction(self, decoded: Tensor, bag: ModelBag, genes: Tensor) -> Tensor:
+        if self.loss_config.likelihood == "gaussian":
+            return ((decoded - bag.encoded) ** 2).mean()
+        counts = torch.expm1(bag.encoded) * bag.per_unit[:, None]
+        expected = expected_counts(decoded, bag.per_unit)
+        return negative_binomial(counts, expected, self.log_dispersion[genes])
+
     def _mmd(self, predicted: Tensor, observed: Tensor) -> Tensor:
         if self.loss_config.mmd == "biased":
             bandwidths = published_bandwidths(self.loss_config.sigma).to(observed.device)
             return mmd(predicted, observed, bandwidths, unbiased=False)
         return mmd(predicted, observed, median_bandwidths(observed), unbiased=True)
+
+
+def start_normal(*parts: nn.Module, deviation: float = 0.02) -> None:
+    """Draw all weights from N(0, 0.02) and set biases to zero (Zhang et al. 2023, REFERENCES A1)."""
+    for part in parts:
+        for name, parameter in part.named_parameters():
+            if name.rsplit(".", 1)[-1] == "bias":
+                nn.init.zeros_(parameter)
+            else:
+                nn.init.normal_(parameter, 0.0, deviation)
 
 
 def build_pathways(config: ModelConfig, vocabulary: Vocabulary, given: GivenVectors | None) -> PathwayLayer:
@@ -222,7 +273,10 @@ def pack(
         parts.append(encoded)
         dataset.append(np.full(len(encoded), bag.dataset))
         dense = torch.from_numpy(encoded.dense(genes)).to(device)
-        bags.append(ModelBag(bag.dataset, context_row[bag.dataset, bag.context], rows, dense, observed))
+        per_unit = encoded.total_counts / SCALE.get(vocabulary.datasets[bag.dataset].method, np.nan)
+        counts = torch.from_numpy(np.asarray(per_unit, np.float32)).to(device)
+        row = context_row[bag.dataset, bag.context]
+        bags.append(ModelBag(bag.dataset, row, rows, dense, observed, counts))
         for t, m in interventions[bag.perturbation]:
             target.append(t)
             modality.append(m)

@@ -22,9 +22,10 @@ from tadvae.experiment import ExperimentConfig
 from tadvae.model import TADVAE
 from tadvae.module import ModelBatch, TADVAEModule, pack
 from tadvae.nn.averaging import averaged
+from tadvae.nn.compiling import compile_parts, or_eager
 from tadvae.pathways.default import default_pathways
 from tadvae.pathways.gmt import read_pathways
-from tadvae.pathways.membership import membership
+from tadvae.pathways.membership import hidden_units, membership
 from tadvae.prepare import (
     CellReader,
     Mapper,
@@ -73,6 +74,7 @@ def prepare_training(store: Store, config: ExperimentConfig, mapper: Mapper = lo
         For whatever in the config does not fit the store; nothing has been written then.
     """
     sets = read_pathways(Path(config.pathways.file)) if config.pathways.file is not None else None
+    _require_counts(store, config)
     groups = split_groups(store, config.split)
     bags = training_bags(store, groups, config.split)
     views = make_views(store, bags, config.split, config.preprocess, mapper)
@@ -80,9 +82,12 @@ def prepare_training(store: Store, config: ExperimentConfig, mapper: Mapper = lo
     _require_controls(store, bags, set(controls))
     genes, panels = store.genes["gene"].tolist(), [view.genes for view in views]
     least = config.pathways.min_measured
-    if sets is None:
-        sets = default_pathways(genes, panels, store.gene_reference, least)
-    mask = membership(sets, genes, resolver(store), panels, least)
+    if config.pathways.units is not None:
+        mask = hidden_units(config.pathways.units, len(genes))
+    else:
+        if sets is None:
+            sets = default_pathways(genes, panels, store.gene_reference, least)
+        mask = membership(sets, genes, resolver(store), panels, least)
     vocabulary = build_vocabulary(store, groups, views, controls, mask, least)
     TADVAEModule(config.model, config.loss, vocabulary)  # a config that cannot be built fails here
     by_row = dict(enumerate(controls.values()))
@@ -91,6 +96,19 @@ def prepare_training(store: Store, config: ExperimentConfig, mapper: Mapper = lo
         reader = CellReader(store, views, config.split)
         effects = fit_effects(reader, bags, vocabulary, by_row, config.effects, mapper)
     return Preparation(groups, vocabulary, by_row, effects)
+
+
+def _require_counts(store: Store, config: ExperimentConfig) -> None:
+    if config.loss.likelihood != "negative_binomial":
+        return
+    if config.preprocess.normalize == "tpm":
+        raise UserError("loss.likelihood: negative_binomial needs counts a library size, not TPM; use cp10k.")
+    for entry in store.manifest.datasets:
+        if entry.values != "counts":
+            raise UserError(
+                f"loss.likelihood: negative_binomial needs counts, but dataset '{entry.name}' holds "
+                f"{entry.values} values; use gaussian, or leave the dataset out."
+            )
 
 
 def _require_controls(store: Store, bags: pd.DataFrame, found: set[tuple[int, int]]) -> None:
@@ -173,6 +191,8 @@ class Learner:
         self.config = config
         self.module = module
         self.model = module if model is None else model
+        if config.train.compile:
+            compile_parts(module)
         self.optimizer = torch.optim.Adam(module.parameters(), lr=config.train.learning_rate)
         decay = config.train.weight_average
         self.average = None if decay is None else averaged(module, decay)
@@ -184,8 +204,13 @@ class Learner:
         all there is to know of it when training resumes.
         """
         seed = np.random.SeedSequence([self.config.seed, rank, number]).generate_state(1, np.uint64)[0]
-        noise = torch.Generator().manual_seed(int(seed >> np.uint64(1)))
-        loss, terms = self.model(batch, epoch, noise)
+
+        def forward() -> tuple[Tensor, dict[str, Tensor]]:
+            noise = torch.Generator().manual_seed(int(seed >> np.uint64(1)))
+            with torch.autocast(batch.dataset.device.type, torch.bfloat16, enabled=self.config.train.bf16):
+                return self.model(batch, epoch, noise)
+
+        loss, terms = or_eager(self.module, forward) if self.config.train.compile else forward()
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         if self.config.train.clip_norm is not None:

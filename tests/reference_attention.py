@@ -87,17 +87,17 @@ def encode(encoder, x, heads):
 def linear(layer, mask, cells):
     """``a_p = Σ_g m_pg Σ_b w_pgb φ_b(x_g) + b_p``; activity (B, P), contributions (B, P, G)."""
     config, (P, G) = layer.config, mask.shape
-    weight = layer.weight.view(-1, layer.expression.n_basis)
+    weight = layer.weight if config.leak else layer.weight.view(-1, layer.expression.n_basis)
     shares = []
     for cell in dense_cells(cells, config.tokens):
         share = torch.zeros(P, G, dtype=weight.dtype)
         for g, x in zip(cell.genes, cell.x, strict=True):
             for p in range(P):
-                if mask[p, g]:
+                if config.leak:
+                    value = (1.0 if mask[p, g] else config.leak) * layer.weight[g, p] * x
+                elif mask[p, g]:
                     e = int(((layer.edges.pathway == p) & (layer.edges.gene == g)).nonzero())
                     value = sum(w * f for w, f in zip(weight[e], functions(config, x), strict=True))
-                elif config.leak:
-                    value = config.leak * layer.outside[g, p] * x
                 else:
                     continue
                 share = share.index_put((torch.tensor(p), torch.tensor(g)), value)

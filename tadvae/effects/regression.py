@@ -112,7 +112,7 @@ def fit_regression(terms: Sequence[Floats], noise: Floats, blocks: Sequence[Bloc
         search = np.sort(np.random.default_rng(0).permutation(n)[:SEARCH_CONDITIONS])
     problem = _Likelihood([terms[alike[0]] for alike in groups], noise, unit, blocks, search)
     start = np.full(len(groups) + 1, np.log(unit) - 1.5)
-    # a condition seen once: noise and effect of its own cannot be told apart, and the search keeps their ratio
+    # of a condition seen once, noise and effect of its own cannot be told apart: the search keeps their ratio
     start[-1] -= np.log(10.0)
     low, high = np.log(unit * SMALLEST), np.log(unit * LARGEST)
     found = minimize(

@@ -22,6 +22,8 @@ class CausalConfig(Config):
     targets: Literal["identity", "gene"] = "identity"
     """Targets as one-hot codes (published), or by an embedding of the target gene."""
     hidden: int = Field(128, ge=1)
+    graph: bool = True
+    """Whether factors act on each other; without, u = z (NetActivity)."""
     graph_init: float = Field(0.1, ge=0)
     """Standard deviation of G at the start (published: 0.1)."""
     shift: Literal["assigned", "free"] = "free"
@@ -31,6 +33,12 @@ class CausalConfig(Config):
     """``additive``: shifts of several targets add up (published); ``pairwise``: plus a low-rank term of every
     pair of targets, zero at the start."""
     interaction_rank: int = Field(8, ge=1)
+    sign_prior: Literal["none", "start", "strict"] = "start"
+    """What is believed of activating and silencing modalities. ``none``: nothing (published); ``start``: a
+    target's shift through a silencing screen has the other sign than through an activating one, and starts
+    below zero; ``strict``: on its assigned factor it stays there."""
+    scales: bool = True
+    """A factor ``exp(modality + dataset)`` on all shifts; the published models have none."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +81,8 @@ class CausalLayer(nn.Module):
         super().__init__()
         K, n_targets = config.n_factors, len(target_gene)
         self.config = config
-        self.graph = nn.Parameter(torch.randn(K, K) * config.graph_init)
+        if config.graph:
+            self.graph = nn.Parameter(torch.randn(K, K) * config.graph_init)
         # screens without perturbations have no targets; a layer of width 0 would be none
         width = max(n_targets, 1) if config.targets == "identity" else d_gene
         self.assign = nn.Sequential(
@@ -92,10 +101,14 @@ class CausalLayer(nn.Module):
             self.pair_in = nn.Linear(K, config.interaction_rank, bias=False)
             self.pair_out = nn.Linear(config.interaction_rank, K, bias=False)
             nn.init.zeros_(self.pair_out.weight)
-        self.modality = nn.Parameter(torch.zeros(len(signs)))
-        self.dataset = nn.Parameter(torch.zeros(n_datasets))
+        if config.scales:
+            self.modality = nn.Parameter(torch.zeros(len(signs)))
+            self.dataset = nn.Parameter(torch.zeros(n_datasets))
         self.register_buffer("target_gene", target_gene, persistent=False)
-        self.register_buffer("sign", torch.where(signs == 0, 1, signs).float(), persistent=False)
+        believed = (
+            torch.ones_like(signs) if config.sign_prior == "none" else torch.where(signs == 0, 1, signs)
+        )
+        self.register_buffer("sign", believed.float(), persistent=False)
 
     @property
     def n_targets(self) -> int:
@@ -104,6 +117,9 @@ class CausalLayer(nn.Module):
 
     def adjacency(self) -> Tensor:
         """The strictly upper triangular graph: entry (i, j) is the effect of factor i on factor j."""
+        if not self.config.graph:
+            K = self.config.n_factors
+            return next(self.assign.parameters()).new_zeros(K, K)
         return torch.triu(self.graph, diagonal=1)
 
     def codes(self, target: Tensor, gene_embedding: Tensor) -> Tensor:
@@ -130,11 +146,16 @@ class CausalLayer(nn.Module):
             size = self.size[intervention.target]
         else:
             size = self.size_of_code(codes).squeeze(-1)
+        if self.config.sign_prior == "strict":
+            size = nn.functional.softplus(size)
         rows = self.assignment(codes, temperature) * size[:, None]  # (n_targets, K)
         if self.config.shift == "free":
             rows = rows + self.free(codes)
-        scale = torch.exp(self.modality[intervention.modality] + self.dataset[intervention.dataset])
-        rows = rows * (self.sign[intervention.modality] * scale)[:, None]
+        scale = self.sign[intervention.modality]
+        if self.config.scales:
+            of = self.modality[intervention.modality] + self.dataset[intervention.dataset]
+            scale = scale * torch.exp(of)
+        rows = rows * scale[:, None]
         total = self._by_bag(rows, intervention)
         if self.config.interaction == "pairwise":
             # Σ_{i<j} a_i a_j = ((Σ a_i)² − Σ a_i²) / 2, for any number of targets
@@ -150,6 +171,8 @@ class CausalLayer(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         """Solve ``u (I − G) = z`` for row vectors, shape (B, K)."""
+        if not self.config.graph:
+            return z
         identity = torch.eye(z.shape[1], device=z.device, dtype=z.dtype)
         return torch.linalg.solve_triangular(
             identity - self.adjacency(), z, upper=True, left=False, unitriangular=True

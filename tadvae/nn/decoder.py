@@ -12,9 +12,14 @@ from tadvae.config import Config
 class DecoderConfig(Config):
     """``x̂_g = ⟨h(u), D_g⟩ + b_g``."""
 
+    kind: Literal["embedding", "mlp", "linear"] = "embedding"
+    """``embedding``: h is a linear map plus a small network that starts at zero, so effects start out
+    additive; ``mlp``: h is one layer of ``d_gene`` units, with a LeakyReLU after it and after x̂ (published);
+    ``linear``: h(u) = u (NetActivity)."""
     d_gene: int = Field(64, ge=1)
-    """Width of the genes' decoder embeddings."""
+    """Width of the genes' decoder embeddings; of no meaning where ``linear``."""
     hidden: int = Field(128, ge=1)
+    """``embedding`` only: units of the small network."""
     decode: Literal["residual", "direct"] = "residual"
     """``residual``: added to the context's control profile, so that "no change" is where training starts;
     ``direct``: the whole profile (published)."""
@@ -24,26 +29,39 @@ class DecoderConfig(Config):
 
 
 class GeneDecoder(nn.Module):
-    """h is a linear map plus a small network that starts at zero, so effects start out additive."""
+    """Genes from the latent factors, any list of them."""
 
     def __init__(self, config: DecoderConfig, n_factors: int, n_genes: int) -> None:
         super().__init__()
-        self.linear = nn.Linear(n_factors, config.d_gene, bias=False)
-        last = nn.Linear(config.hidden, config.d_gene)
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
-        self.network = nn.Sequential(nn.Linear(n_factors, config.hidden), nn.LeakyReLU(0.2), last)
-        self.gene = nn.Parameter(torch.randn(n_genes, config.d_gene) / config.d_gene**0.5)
+        self.config = config
+        width = n_factors if config.kind == "linear" else config.d_gene
+        if config.kind == "embedding":
+            self.linear = nn.Linear(n_factors, width, bias=False)
+            last = nn.Linear(config.hidden, width)
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
+            self.network = nn.Sequential(nn.Linear(n_factors, config.hidden), nn.LeakyReLU(0.2), last)
+        elif config.kind == "mlp":
+            self.network = nn.Sequential(nn.Linear(n_factors, width), nn.LeakyReLU(0.2))
+        self.gene = nn.Parameter(torch.randn(n_genes, width) / width**0.5)
         self.bias = nn.Parameter(torch.zeros(n_genes))
 
+    @property
+    def width(self) -> int:
+        """Length of a gene's embedding."""
+        return self.gene.shape[1]
+
     def hidden(self, u: Tensor) -> Tensor:
-        """h(u), shape (B, d_gene)."""
-        return self.linear(u) + self.network(u)
+        """h(u), shape (B, width)."""
+        if self.config.kind == "linear":
+            return u
+        return self.network(u) if self.config.kind == "mlp" else self.linear(u) + self.network(u)
 
     def forward(self, hidden: Tensor, genes: Tensor) -> Tensor:
         """Values of a gene list, shape (B, G)."""
-        return hidden @ self.gene[genes].T + self.bias[genes]
+        values = hidden @ self.gene[genes].T + self.bias[genes]
+        return nn.functional.leaky_relu(values, 0.2) if self.config.kind == "mlp" else values
 
     def change(self, hidden: Tensor, genes: Tensor) -> Tensor:
-        """Change of a gene list for a change of h(u), shape (B, G)."""
+        """Change of a gene list for a change of h(u), shape (B, G); not where x̂ ends in a LeakyReLU."""
         return hidden @ self.gene[genes].T

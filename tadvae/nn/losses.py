@@ -8,7 +8,7 @@ from typing import Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from tadvae.config import Config
 
@@ -36,11 +36,19 @@ class LossConfig(Config):
     alpha: Schedule = Schedule(high=1.0, start=0, end=5)
     """Weight of the MMD."""
     beta: Schedule = Schedule(high=1e-3, start=0, end=10)
-    """Weight of the KL divergence (mean over cells, sum over factors)."""
+    """Weight of the KL divergence."""
+    kl: Literal["sum", "mean"] = "sum"
+    """Mean over cells of the sum over factors, or the mean over both divided by the number of cells once
+    more, as SENA's code does (REFERENCES A1)."""
     temperature: Schedule = Schedule(low=1.0, high=5.0, start=0, end=50)
     """Sharpness of the targets' assignment to factors."""
     sparsity: float = Field(1e-3, ge=0)
-    """λ of the L1 norm of the graph (sum over edges)."""
+    """λ of the L1 norm of the graph."""
+    l1: Literal["sum", "mean"] = "sum"
+    """The norm is the sum over edges, or the mean over the K × K matrix (SENA)."""
+    likelihood: Literal["gaussian", "negative_binomial"] = "gaussian"
+    """Of the reconstruction: squared error on log values (published), or of the counts (negative log
+    likelihood, mean over cells and genes; needs counts and their library sizes)."""
     mean_match: float = Field(10.0, ge=0)
     """Weight of the squared distance of bag means; for bags of one profile it stands in for the MMD."""
     mmd: Literal["unbiased", "biased"] = "unbiased"
@@ -94,6 +102,53 @@ def mmd(x: Tensor, y: Tensor, bandwidths: Tensor, *, unbiased: bool) -> Tensor:
     return xx + yy - 2 * kxy.mean()
 
 
-def kl_divergence(mean: Tensor, log_variance: Tensor) -> Tensor:
-    """KL(N(μ, σ²) ‖ N(0, 1)), summed over factors, mean over cells."""
-    return -0.5 * (1 + log_variance - mean**2 - log_variance.exp()).sum(1).mean()
+def kl_divergence(mean: Tensor, log_variance: Tensor | None, reduction: str = "sum") -> Tensor:
+    """KL(N(μ, σ²) ‖ N(0, 1)), reduced as :attr:`LossConfig.kl` says; zero without a variance."""
+    if log_variance is None:
+        return mean.new_zeros(())
+    each = -0.5 * (1 + log_variance - mean**2 - log_variance.exp())  # (B, K)
+    return each.sum(1).mean() if reduction == "sum" else each.mean() / len(each)
+
+
+def l1_norm(adjacency: Tensor, reduction: str = "sum") -> Tensor:
+    """|G|₁ of (K, K), reduced as :attr:`LossConfig.l1` says."""
+    return adjacency.abs().sum() if reduction == "sum" else adjacency.abs().mean()
+
+
+def negative_binomial(counts: Tensor, mean: Tensor, log_dispersion: Tensor) -> Tensor:
+    """Negative log likelihood of counts, mean over all of them.
+
+    ``NB(x; m, r)`` with mean m and variance ``m + m²/r``.
+
+    Parameters
+    ----------
+    counts, mean : (n, G)
+        ``mean`` above zero.
+    log_dispersion : (G,)
+        log r.
+    """
+    r = log_dispersion.exp()
+    log_total = torch.log(r + mean)
+    likelihood = (
+        torch.lgamma(counts + r)
+        - torch.lgamma(r)
+        - torch.lgamma(counts + 1)
+        + r * (log_dispersion - log_total)
+        + counts * (mean.log() - log_total)
+    )
+    return -likelihood.mean()
+
+
+def expected_counts(values: Tensor, per_unit: Tensor) -> Tensor:
+    """Mean counts from log1p-normalised values: ``(e^s(x) − 1)·per_unit``, above zero and smooth.
+
+    ``s(x) = softplus(10 x) / 10`` is x for expressed genes, and keeps a gradient at and below zero.
+
+    Parameters
+    ----------
+    values : (n, G)
+    per_unit : (n,)
+        Counts of a cell that are one normalised unit: library size / 10⁴ for CP10K.
+    """
+    positive = nn.functional.softplus(values, beta=10.0)
+    return torch.expm1(positive).clamp(min=1e-6) * per_unit[:, None]

@@ -57,6 +57,9 @@ class PathwayConfig(Config):
     """``soft_log`` only: share of the attention that starts inside the pathway."""
     leak: float = Field(0.0, ge=0, le=1)
     """``linear`` only: weight λ of genes outside a pathway (SENA)."""
+    weight_init: Literal["members", "genes"] = "members"
+    """``linear`` only: weights start with the size that suits a pathway's number of members, or that of a
+    dense layer over all genes, which starts small pathways near zero (SENA)."""
     kernel: Literal["auto", "numba", "torch"] = "auto"
     """CPU kernels: ``auto`` takes numba where it is installed; GPU tensors always take torch."""
 

@@ -294,3 +294,9 @@ def _positions(values: np.ndarray, limit: int, name: str) -> np.ndarray:
 
 def _example(values: Sequence[str]) -> str:
     return f"'{values[0]}'" if values else "(none)"
+
+
+def hidden_units(n: int, n_genes: int) -> Membership:
+    """N units that every gene belongs to: a plain hidden layer in place of pathways (D-VAE)."""
+    names = [f"unit_{i}" for i in range(n)]
+    return Membership(names, names, np.repeat(np.arange(n), n_genes), np.tile(np.arange(n_genes), n), n_genes)

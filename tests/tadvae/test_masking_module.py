@@ -78,8 +78,9 @@ def test_no_gene_outside_the_panel_enters(small_vocabulary, small_batch, pack_sm
     activity = module.pathway(batch.cells)
     activity.sum().backward()
     layer = module.pathway
-    by_gene = {"gene": outside, "outside": outside}
-    by_gene |= dict.fromkeys(("weight", "mask"), outside[layer.edges.gene])
+    by_gene = {"gene": outside} | dict.fromkeys(("weight", "mask"), outside[layer.edges.gene])
+    if layer.config.leak:
+        by_gene["weight"] = outside
     checked = 0
     for parameter_name, parameter in layer.named_parameters():
         if parameter_name in by_gene:

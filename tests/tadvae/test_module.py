@@ -221,9 +221,7 @@ def test_no_gene_outside_the_panel_enters(
     if pathway is HARD:
         by_gene["pathway.gene"] = outside
     else:
-        by_gene["pathway.weight"] = outside[module.pathway.edges.gene]
-    if pathway is LEAKING:
-        by_gene["pathway.outside"] = outside
+        by_gene["pathway.weight"] = outside if pathway is LEAKING else outside[module.pathway.edges.gene]
     parameters = dict(module.named_parameters())
     for name, rows in by_gene.items():
         assert rows.any()

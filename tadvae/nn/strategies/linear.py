@@ -24,7 +24,8 @@ class LinearMasking(PathwayLayer, name="linear"):
     ``Σ_b w_b φ_b(x)``, affine or piecewise linear.
     """
 
-    own_settings = frozenset({"leak"})
+    inside: Tensor
+    own_settings = frozenset({"leak", "weight_init"})
     has_tokens = False
 
     def __init__(
@@ -35,57 +36,60 @@ class LinearMasking(PathwayLayer, name="linear"):
         given: GivenVectors | None = None,
     ) -> None:
         super().__init__(config, edges)
-        slope = torch.randn(edges.n_edges) / edges.size.clamp(min=1)[edges.pathway] ** 0.5  # (E,)
+        if config.leak:  # a dense layer whose weights count 1 inside and λ outside, as published
+            inside = torch.zeros(edges.n_genes, edges.n_pathways, dtype=torch.bool)
+            inside[edges.gene, edges.pathway] = True
+            self.register_buffer("inside", inside, persistent=False)
+            self.weight = nn.Parameter(self._start(inside.shape, torch.tensor(float(edges.n_genes))))
+            return
+        slope = self._start((edges.n_edges,), edges.size.clamp(min=1)[edges.pathway])  # (E,)
         identity = torch.tensor(self.expression.identity)
         self.weight = nn.Parameter(slope if len(identity) == 1 else slope[:, None] * identity)
-        if config.leak:
-            self.outside = nn.Parameter(torch.randn(edges.n_genes, edges.n_pathways) / edges.n_genes**0.5)
+
+    def _start(self, shape: tuple[int, ...], inputs: Tensor) -> Tensor:
+        """Random weights for so many inputs: of unit variance a pathway, or a dense layer's."""
+        if self.config.weight_init == "members":
+            return torch.randn(shape) / inputs**0.5
+        return torch.empty(shape).uniform_(-1.0, 1.0) / self.edges.n_genes**0.5
 
     def sums(self, cells: PackedCells) -> Tensor:
         """Masked sums, shape (B, P)."""
+        if self.config.leak:
+            n_genes = self.edges.n_genes
+            dense = cells.values.new_zeros(cells.n_cells * n_genes)
+            dense = dense.index_add(0, cells.cell * n_genes + cells.gene_ids, cells.values)
+            return dense.view(-1, n_genes) @ self._leaking()  # (B, P)
         edges = self.edges.active(cells)
         weight = self.weight.view(-1, self.expression.n_basis)[edges.edge]  # (E, n_basis)
-        activity = edge_sum(cells, edges, self.expression.of(cells.values), weight, self.numba)
-        if not self.config.leak:
-            return activity
-        n_genes = self.edges.n_genes
-        dense = cells.values.new_zeros(cells.n_cells * n_genes)
-        dense = dense.index_add(0, cells.cell * n_genes + cells.gene_ids, cells.values).view(-1, n_genes)
-        return activity + self.config.leak * (dense @ self._outside())  # (B, P)
+        return edge_sum(cells, edges, self.expression.of(cells.values), weight, self.numba)
 
-    def _outside(self) -> Tensor:
-        """Weights of the genes outside, zero where a gene is a member, (n_genes, P)."""
-        inside = torch.ones_like(self.outside)
-        inside[self.edges.gene, self.edges.pathway] = 0.0
-        return self.outside * inside
+    def _leaking(self) -> Tensor:
+        """Weights times the mask, (n_genes, P)."""
+        return torch.where(self.inside, self.weight, self.config.leak * self.weight)
 
     def contributions(self, cells: PackedCells, pathway: int | None = None) -> Contributions:
         """w·x of the members, and with a leak λ·w·x of every other gene."""
         cells = self.tokens_of(cells)
+        if self.config.leak:
+            chosen = torch.arange(self.edges.n_pathways, device=cells.cell.device)
+            if pathway is not None:
+                chosen = chosen[pathway : pathway + 1]
+            value = cells.values[:, None] * self._leaking()[cells.gene_ids][:, chosen]  # (T, n)
+            n = len(chosen)
+            return Contributions(
+                cell=cells.cell.repeat_interleave(n),
+                gene=cells.gene_ids.repeat_interleave(n),
+                pathway=chosen.repeat(len(cells.gene_ids)),
+                value=value.flatten(),
+            )
         edges = self.edges.active(cells, pathway)
         pairs = edges.expand(cells)
         weight = self.weight.view(-1, self.expression.n_basis)[edges.edge]
-        members = Contributions(
+        return Contributions(
             cell=cells.cell[pairs.token],
             gene=cells.gene_ids[pairs.token],
             pathway=edges.pathway[pairs.edge],
             value=edge_values(self.expression.of(cells.values), weight.T[..., None], pairs)[:, 0],
-        )
-        if not self.config.leak:
-            return members
-        device = cells.cell.device
-        every = torch.arange(self.edges.n_pathways, device=device)
-        chosen = every if pathway is None else every[pathway : pathway + 1]
-        edge = torch.zeros(self.edges.n_genes, self.edges.n_pathways, dtype=torch.bool, device=device)
-        edge[self.edges.gene, self.edges.pathway] = True
-        token, column = torch.nonzero(~edge[:, chosen][cells.gene_ids], as_tuple=True)  # (N,)
-        gene, outside = cells.gene_ids[token], chosen[column]
-        leaking = self.config.leak * cells.values[token] * self.outside[gene, outside]
-        return Contributions(
-            cell=torch.cat([members.cell, cells.cell[token]]),
-            gene=torch.cat([members.gene, gene]),
-            pathway=torch.cat([members.pathway, outside]),
-            value=torch.cat([members.value, leaking]),
         )
 
     def reads(self, pathway: int) -> Tensor:
