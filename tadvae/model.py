@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import save_file
 
 from tadvae.batch import Cells, PackedCells
+from tadvae.causal_graph import CausalGraph, pathway_effects, read_graph
 from tadvae.cells import NewCells, cells_of, read_controls
 from tadvae.checkpoint import WEIGHTS, load_weights, state_tensors
 from tadvae.effects.file import load_effects, save_effects
@@ -345,6 +346,24 @@ class TADVAE:
     def graph(self) -> np.ndarray:
         """Effects of factors on each other, strictly upper triangular: (i, j) is the effect of i on j."""
         return self.module.causal.adjacency().detach().numpy()
+
+    def causal_graph(self, n_factors: int | None = None, threshold: float = 0.2) -> CausalGraph:
+        """The graph that the effects of single targets on pathways show; see :mod:`tadvae.causal_graph`.
+
+        Only pathways that every dataset can see take part, and the targets seen in training, in the
+        vocabulary's order. Effects are those of the regression, averaged over contexts, with the sign that
+        they would have were all targets activated.
+
+        Raises
+        ------
+        UserError
+            If the model has no regression of effects, or too few targets or pathways.
+        """
+        if self.effects is None:
+            raise UserError("causal graph: this model was trained with effects.weight 0; train with effects.")
+        effects, _ = pathway_effects(self.effects, self.vocabulary)
+        K = n_factors or min(self.config.model.causal.n_factors, *effects.shape)
+        return read_graph(effects, K, threshold)
 
     def unknown(self, target: int) -> str | None:
         """Why the model cannot answer for a target, None if it can.
