@@ -12,9 +12,11 @@ from tadvae.evaluation.answers import answer
 from tadvae.evaluation.conformal import LEVEL, Calibration, Errors
 from tadvae.evaluation.questions import KEYS, ask
 from tadvae.evaluation.splits import TEST, TRAIN, SplitConfig
+from tadvae.experiment import ExperimentConfig
 from tadvae.model import TADVAE
 from tadvae.prepare import Mapper, loop
 from tadvae.store.reader import Store
+from tadvae.training import fit
 from tadvae.vocabulary import Vocabulary
 
 LEAST_COMBINATIONS = 9
@@ -111,16 +113,8 @@ def calibrate(
     for names, fold in zip(plan.names, models, strict=True):
         ensemble, split_groups = Ensemble([model for model, _ in fold]), fold[0][1]
         wanted = [n for n in names if (n in singles) == (plan.kind == "single")]
-        tested = split_groups[
-            (split_groups["part"] == TEST)
-            & split_groups["perturbation_name"].isin(wanted)
-            & [
-                key in keys
-                for key in split_groups[["dataset", "context", "perturbation"]].itertuples(
-                    index=False, name=None
-                )
-            ]
-        ]
+        held = split_groups[(split_groups["part"] == TEST) & split_groups["perturbation_name"].isin(wanted)]
+        tested = held[[key in keys for key in held[KEYS].itertuples(index=False, name=None)]]
         if tested.empty:
             continue
         for question in ask(store, split_groups, tested, ensemble.vocabulary, ensemble.config.split, mapper):
@@ -142,3 +136,41 @@ def _on_genes(values: np.ndarray, own: np.ndarray, wanted: np.ndarray, missing: 
     _, at_own, at_wanted = np.intersect1d(own, wanted, assume_unique=True, return_indices=True)
     result[:, at_wanted] = values[:, at_own]
     return result
+
+
+def fold_configs(
+    config: ExperimentConfig, plan: CalibrationPlan, seeds: Sequence[int]
+) -> list[list[ExperimentConfig]]:
+    """Configs of the models that calibrate, by fold and seed."""
+    return [
+        [config.model_copy(update={"split": split, "seed": seed}) for seed in seeds] for split in plan.splits
+    ]
+
+
+def fit_ensemble(
+    store: Store, config: ExperimentConfig, seeds: Sequence[int], folds: int = 0, seeds_per_fold: int = 2
+) -> tuple[Ensemble, pd.DataFrame]:
+    """Train an ensemble in this process, one model after the other; see ``pipelines.ensemble`` for Ray.
+
+    Parameters
+    ----------
+    seeds
+        One member each.
+    folds
+        Calibrate intervals on the training perturbations in so many folds; 0: no intervals.
+    seeds_per_fold
+        Models of each fold: the first of ``seeds``.
+    """
+    members, groups = [], None
+    for seed in seeds:
+        model, groups = fit(store, config.model_copy(update={"seed": seed}))
+        members.append(model)
+    if groups is None:
+        raise ValueError("seeds: an ensemble needs at least one.")
+    if not folds:
+        return Ensemble(members), groups
+    plan = plan_calibration(store, groups, config.split, folds)
+    models = [
+        [fit(store, each) for each in fold] for fold in fold_configs(config, plan, seeds[:seeds_per_fold])
+    ]
+    return Ensemble(members, calibrate(store, groups, members[0].vocabulary, plan, models)), groups

@@ -28,6 +28,7 @@ from tadvae.evaluation.metrics import (
 )
 from tadvae.evaluation.questions import Question, ask, held_out_groups
 from tadvae.evaluation.splits import TRAIN, SplitConfig
+from tadvae.latent_additive import LatentAdditive
 from tadvae.prepare import Mapper, loop
 from tadvae.store.reader import Store
 
@@ -154,9 +155,8 @@ def _require_comparable(
 def _score(question: Question, given: dict[str, Answer], calibration: Calibration | None) -> list[dict]:
     """Rows of all methods for the groups of one question."""
     control, observed = question.control, question.observed
-    predicted = {
-        name: baseline.predict(question.targets) for name, baseline in fit_all(question.profiles).items()
-    }
+    baselines = fit_all(question.profiles) | {LatentAdditive.name: LatentAdditive().fit(question.profiles)}
+    predicted = {name: baseline.predict(question.targets) for name, baseline in baselines.items()}
     predicted |= {name: own.mean for name, own in given.items()}
     scores: dict[tuple[str, str], np.ndarray] = {}
     responsive = responsive_genes(question.profiles.means - control) if len(question.profiles.means) else None
