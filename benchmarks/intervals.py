@@ -2,9 +2,9 @@
 
 Trains ensembles in this process on the CaRPool doubles (where the real data lies beside the project) and on
 simulated screens, calibrates them on training doubles held out in turn, and counts how many genes of the
-held-out doubles lie inside. Every outer fold is stored as it ends, and a second call skips those that are there::
+held-out doubles lie inside. Every outer fold is stored as it ends, and a second call skips what is there::
 
-    python benchmarks/coverage.py --members 3 --out benchmarks/results
+    python benchmarks/intervals.py --members 3 --out benchmarks/results
 """
 
 import argparse
@@ -68,7 +68,7 @@ def main() -> None:
     for name, make in made.items():
         if arguments.only not in (None, name):
             continue
-        place = arguments.out / f"coverage_{name}.json"
+        place = arguments.out / f"intervals_{name}.json"
         about = {key: value for key, value in vars(arguments).items() if key not in ("out", "only")}
         found = json.loads(place.read_text()) if place.exists() else {}
         folds = found.get("folds", []) if found.get("about") == about else []
