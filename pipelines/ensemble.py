@@ -88,7 +88,7 @@ def train_ensemble(
             folder.make_folder()
             (folder / CONFIG).write_text(config.to_yaml())
             (folder / ENSEMBLE).write_text(json.dumps(about, indent=1))
-        _train_all(store_path, folder, runs, at_once)
+        train_models(store_path, folder, runs, at_once)
         if plan is not None and not (folder / CALIBRATION).exists():
             _calibrate(store, folder, groups, plan, [list(fold) for fold in of_fold], about["members"][0])
     return folder
@@ -106,9 +106,10 @@ def _fold_runs(
     ]
 
 
-def _train_all(
-    store_path: str, folder: Location, runs: dict[str, ExperimentConfig], at_once: int | None
+def train_models(
+    store_path: str, folder: Location, runs: dict[str, ExperimentConfig], at_once: int | None = None
 ) -> None:
+    """Train the runs that are not finished, a task each; their names are folders inside ``folder``."""
     left = [name for name in runs if not (folder / name / "model" / WEIGHTS).exists()]
     task = ray.remote(num_cpus=1)(train_one)
     waiting, running = list(left), dict[ray.ObjectRef, str]()
@@ -143,9 +144,10 @@ def train_one(store_path: str, out: str, config_yaml: str) -> None:
     model.save_pretrained(str(run / "model"))
 
 
-def read_split(run: Location) -> pd.DataFrame:
-    """The split saved with a run."""
-    return pd.read_parquet(io.BytesIO((run / "split.parquet").read_bytes()))
+def load_run(run: Location) -> tuple[TADVAE, pd.DataFrame]:
+    """A run's model and its split."""
+    split = pd.read_parquet(io.BytesIO((run / "split.parquet").read_bytes()))
+    return TADVAE.from_pretrained(str(run)), split
 
 
 def _calibrate(
@@ -156,10 +158,7 @@ def _calibrate(
     names: list[list[str]],
     member: str,
 ) -> None:
-    models = [
-        [(TADVAE.from_pretrained(str(folder / name)), read_split(folder / name)) for name in fold]
-        for fold in names
-    ]
+    models = [[load_run(folder / name) for name in fold] for fold in names]
     vocabulary = TADVAE.from_pretrained(str(folder / member)).vocabulary
     write_calibration(folder, calibrate(store, groups, vocabulary, plan, models, mapper=ray_map))
 

@@ -59,6 +59,8 @@ def plan_calibration(store: Store, groups: pd.DataFrame, split: SplitConfig, fol
             "intervals on; use another split, or --calibration-folds 0."
         )
     train = groups[(groups["part"] == TRAIN) & (groups["perturbation"] != store.control)]
+    if split.datasets is not None:
+        train = train[train["dataset_name"].isin(split.datasets)]
     targets = {row.perturbation_index: tuple(row.targets) for row in store.perturbations.itertuples()}
     names = dict(zip(train["perturbation"], train["perturbation_name"], strict=True))
     combos = sorted({name for p, name in names.items() if len(targets[p]) > 1})

@@ -55,16 +55,16 @@ def answer(store: Store, model: Predictor, question: Question) -> Answer:
         if why:
             abstained[f"{question.where}: {name}"] = "; ".join(why)
     before = question.controls.dense(question.genes)  # (n, G)
-    total = np.zeros((len(asked), *before.shape))  # (M, n, G)
+    total = np.zeros((len(asked), *before.shape), np.float32)  # (M, n, G)
     means = []
     for member in members:
         cells = member.counterfactual(
             question.controls, question.genes, question.control.astype(np.float32), dataset, asked
         )
-        total += cells
+        total += cells / np.float32(len(members))
         means.append(
             question.control + cells.mean(axis=1, dtype=np.float64) - before.mean(axis=0, dtype=np.float64)
         )
     stacked = np.stack(means)  # (S, M, G)
     spread = stacked.std(axis=0, ddof=1) if len(members) > 1 else np.zeros(stacked.shape[1:])
-    return Answer(stacked.mean(axis=0), spread, total / len(members), abstained)
+    return Answer(stacked.mean(axis=0), spread, total, abstained)

@@ -78,8 +78,8 @@ def test_the_command_line_from_end_to_end(trained, place, config, capsys, tmp_pa
     capsys.readouterr()
     main_ok(["evaluate", str(trained), "--against", str(other), "--json", str(tmp_path / "e.json")])
     printed = capsys.readouterr().out
-    for word in ("tadvae", "other", "additive_ridge", "latent_additive", "noise_ceiling", "null_95", "coverage",
-                 "calibrated on"):  # fmt: skip
+    words = ["tadvae", "other", "additive_ridge", "latent_additive", "noise_ceiling", "null_95", "coverage"]
+    for word in [*words, "calibrated on"]:
         assert word in printed
     summary = json.loads((tmp_path / "e.json").read_text())["summary"]["all"]
     assert 0.0 <= summary["tadvae"]["coverage"]["mean"] <= 1.0
@@ -88,8 +88,8 @@ def test_the_command_line_from_end_to_end(trained, place, config, capsys, tmp_pa
     assert {"low", "high"} <= set(table.columns)
 
     names = [t.name for t in Ensemble.from_pretrained(str(trained)).vocabulary.targets if t.seen]
-    main_ok(["predict", str(trained), "--target", f"{names[0]}+{names[1]}", "--context", "L1", "--dataset", "up",
-             "--out", str(tmp_path / "p.h5ad")])  # fmt: skip
+    main_ok(["predict", str(trained), "--target", f"{names[0]}+{names[1]}", "--context", "L1",
+             "--dataset", "up", "--out", str(tmp_path / "p.h5ad")])  # fmt: skip
     read = ad.read_h5ad(tmp_path / "p.h5ad")
     low, high = read.varm["interval"].T
     assert (low < high).all()

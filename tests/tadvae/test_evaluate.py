@@ -77,7 +77,7 @@ def test_every_split_trains_and_evaluates(kind, folder, store):
     assert np.isfinite(wide.loc[wide["metric"].isin(wanted), "value"]).all()
     profile = wide[wide["metric"].isin([*METRICS])]
     assert not (profile["low"] > profile["high"]).any()
-    assert profile["low"].notna().mean() > 0.9
+    assert profile["low"].notna().mean() > (0.7 if kind == "cells" else 0.99)
     if kind in ("single", "context", "dataset", "explicit"):
         assert scores.abstained
     reason = {"single": "was not perturbed", "cells": None, "combo": None}.get(kind, "context was never seen")
