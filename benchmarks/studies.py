@@ -32,6 +32,7 @@ class Study:
     splits: dict[str, Split]
     settings: tuple[str, ...] = ()
     epochs: int = 50
+    reference: str = "human"
 
 
 def _screen(name: str, file: str, modality: str | dict, context: dict, **more: object) -> dict:
@@ -118,7 +119,8 @@ def make_store(study: Study, folder: Path) -> tuple[Path, list[str]]:
         extra = [f"pathways.file={folder / 'screens' / 'pathways.gmt'}"]
     else:
         spec = folder / "spec.yaml"
-        spec.write_text(yaml.safe_dump({"datasets": study.screens}))
+        genes = {"reference": study.reference}
+        spec.write_text(yaml.safe_dump({"datasets": study.screens, "genes": genes}))
     if not store.exists():
         convert(str(spec), str(store))
     return store, [*study.settings, *extra]

@@ -160,10 +160,13 @@ class Ensemble:
     def graph(self, threshold: float = 0.05) -> pd.DataFrame:
         """Edges between factors, with the share of members that have them; factors are the first's.
 
-        See :func:`tadvae.evaluation.interpretation.edge_stability`.
+        See :func:`tadvae.evaluation.interpretation.edge_stability`; besides, ``source_name`` and
+        ``target_name``, the pathway that each factor reads most.
         """
         loadings = [m.module.factors.mean.weight.detach().numpy() for m in self.members]
-        return edge_stability([m.graph() for m in self.members], loadings, threshold)
+        edges = edge_stability([m.graph() for m in self.members], loadings, threshold)
+        name = self.members[0].factors(top=1).set_index("factor")["name"]
+        return edges.assign(source_name=edges["source"].map(name), target_name=edges["target"].map(name))
 
 
 def is_ensemble(place: str | os.PathLike[str]) -> bool:

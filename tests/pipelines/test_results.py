@@ -41,6 +41,7 @@ def results(monkeypatch, tmp_path):
         },
         (f"pathways.file={tmp_path / 'screens' / 'pathways.gmt'}", *MODEL[:4]),
         1,
+        "none",
     )
     for module in (results, page):
         monkeypatch.setattr(module, "STUDIES", {"small": small})

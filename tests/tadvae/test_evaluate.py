@@ -425,6 +425,8 @@ def test_the_graph_of_an_ensemble_names_how_stable_its_edges_are(ensemble):
     model, _ = ensemble
     frame = model.graph(threshold=0.0)
     assert (frame["share"] == 1.0).all()
+    names = model.members[0].factors(top=1)["name"]
+    assert frame["source_name"].tolist() == [names[k] for k in frame["source"]]
     alone = Ensemble(model.members[:1]).graph(threshold=0.01)
     expected = model.members[0].graph()
     for row in alone.itertuples():
