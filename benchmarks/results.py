@@ -36,13 +36,13 @@ CALIBRATION_FOLDS, SEEDS_PER_FOLD = 4, 2
 
 
 def published(base: ExperimentConfig) -> dict[str, ExperimentConfig]:
-    """Published models with the data, split and length of ``base``: their network and their loss."""
+    """Published models with the data, split and length of ``base``: their network, loss and effects."""
     if importlib.util.find_spec("tadvae.presets") is None:
         return {}
     presets = importlib.import_module("tadvae.presets")
     found = {name: getattr(presets, name)() for name in PUBLISHED if hasattr(presets, name)}
     return {
-        name: base.model_copy(update={"model": preset.model, "loss": preset.loss})
+        name: base.model_copy(update={"model": preset.model, "loss": preset.loss, "effects": preset.effects})
         for name, preset in found.items()
     }
 

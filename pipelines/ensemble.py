@@ -139,7 +139,7 @@ def train_one(store_path: str, out: str, config_yaml: str) -> None:
     config = ExperimentConfig.load_text(config_yaml, f"{out}/config.yaml")
     store, run = Store.open(store_path), Location.of(out)
     model, groups = fit(store, config)
-    prepared = Preparation(groups, model.vocabulary, model.controls)
+    prepared = Preparation(groups, model.vocabulary, model.controls, model.effects)
     write_run_start(run, store, store_path, config, prepared, workers=1, gpu=False)
     model.save_pretrained(str(run / "model"))
 

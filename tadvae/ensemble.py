@@ -77,9 +77,13 @@ class Ensemble:
         profile: np.ndarray,
         dataset: int,
         perturbations: Sequence[Sequence[tuple[int, int]]],
+        context: int = -1,
     ) -> np.ndarray:
         """The cells under each of M perturbations, mean over members; see :meth:`TADVAE.counterfactual`."""
-        parts = [m.counterfactual(cells, genes, profile, dataset, perturbations) for m in self.members]
+        parts = [
+            member.counterfactual(cells, genes, profile, dataset, perturbations, context)
+            for member in self.members
+        ]
         mean: np.ndarray = np.stack(parts).mean(axis=0, dtype=np.float64)
         return mean.astype(np.float32)
 

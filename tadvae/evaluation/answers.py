@@ -7,7 +7,7 @@ import numpy as np
 from tadvae.ensemble import Ensemble
 from tadvae.evaluation.questions import Question
 from tadvae.model import TADVAE
-from tadvae.prepare import interventions
+from tadvae.prepare import context_rows, interventions
 from tadvae.store.reader import Store
 
 Predictor = TADVAE | Ensemble
@@ -26,8 +26,8 @@ class Answer:
     cells
         Predicted cells from the question's control cells, mean of the members, shape (M, n, G).
     abstained
-        Groups for which the model has no answer of its own, with the reason. It answers there as if the
-        unknown targets did nothing, or as in a context like those it knows.
+        Groups for which the model has no answer of its own, with the reason; what it gives there is what
+        perturbations do on the whole.
     """
 
     mean: np.ndarray
@@ -41,16 +41,15 @@ def answer(store: Store, model: Predictor, question: Question) -> Answer:
 
     The control cells are a sample; the change that they undergo is added to the mean of all of them.
     """
-    dataset, context = question.place
+    dataset, _ = question.place
     members = model.members if isinstance(model, Ensemble) else [model]
     pairs = interventions(store, model.vocabulary)
-    names = {(entry.dataset, entry.name) for entry in model.vocabulary.contexts}
-    asked, abstained = [], {}
+    row = context_rows(store, model.vocabulary).get(question.place, -1)
+    asked, abstained = [pairs[p] for p in question.perturbations], {}
     for p, name in zip(question.perturbations, question.groups["perturbation_name"], strict=True):
         reasons = {target: model.unknown(target) for target, _ in pairs[p]}
-        asked.append([(t, m) for t, m in pairs[p] if reasons[t] is None])
         why = [f"{model.vocabulary.targets[t].name}: {r}" for t, r in reasons.items() if r is not None]
-        if (dataset, store.manifest.contexts[context]) not in names:
+        if row < 0:
             why.append("this context was never seen in training")
         if why:
             abstained[f"{question.where}: {name}"] = "; ".join(why)
@@ -59,7 +58,7 @@ def answer(store: Store, model: Predictor, question: Question) -> Answer:
     means = []
     for member in members:
         cells = member.counterfactual(
-            question.controls, question.genes, question.control.astype(np.float32), dataset, asked
+            question.controls, question.genes, question.control.astype(np.float32), dataset, asked, row
         )
         total += cells / np.float32(len(members))
         means.append(

@@ -84,10 +84,13 @@ def test_one_command_trains_stores_and_writes(results, ray_cluster, tmp_path, ca
 
 def test_published_models_take_part_where_the_presets_exist(results, monkeypatch):
     base = ExperimentConfig.load(None, ["seed=4", "split.kind=single"])
-    other = ExperimentConfig.load(None, ["model.causal.n_factors=7", "loss.mean_match=0", "seed=1"])
+    other = ExperimentConfig.load(
+        None, ["model.causal.n_factors=7", "loss.mean_match=0", "effects.weight=0", "seed=1"]
+    )
     presets = SimpleNamespace(dvae=lambda: other, __spec__=object())
     monkeypatch.setitem(sys.modules, "tadvae.presets", presets)
     found = results.published(base)
     assert set(found) == {"dvae"}
-    assert (found["dvae"].model, found["dvae"].loss) == (other.model, other.loss)
+    for part in ("model", "loss", "effects"):
+        assert getattr(found["dvae"], part) == getattr(other, part) != getattr(base, part)
     assert (found["dvae"].seed, found["dvae"].split) == (4, base.split)

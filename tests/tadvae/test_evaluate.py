@@ -189,6 +189,9 @@ def learned(store, config) -> dict[str, np.ndarray]:
     for i, context in enumerate(vocabulary.contexts):
         found[f"profile.{i}"] = context.profile
     found["seen"] = np.array([t.seen for t in vocabulary.targets])
+    for i, dataset in enumerate(vocabulary.datasets):  # what the regression of mean effects has learned
+        pairs = [[(t, dataset.modality)] for t in range(len(vocabulary.targets))]
+        found[f"effects.{i}"] = model.effects.predict(i, -1, [*pairs, pairs[0] + pairs[1]], dataset.genes)
     if "dataset" in config.split.kind or "context" in config.split.kind or config.split.test:
         return found  # baselines start from the controls of the held-out context
     for question in questions.ask(store, groups, tested, vocabulary, config.split):
