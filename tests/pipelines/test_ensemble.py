@@ -50,9 +50,10 @@ def test_tasks_train_what_one_process_trains(trained, place, config):
     for a, b in zip(found.members, expected.members, strict=True):
         for (name, x), y in zip(a.module.state_dict().items(), b.module.state_dict().values(), strict=True):
             np.testing.assert_array_equal(x.numpy(), y.numpy(), err_msg=name)
-    assert found.calibration.factor == expected.calibration.factor
+    # mean effects are saved in single precision
+    assert found.calibration.factor == pytest.approx(expected.calibration.factor, rel=1e-4)
     for name, scale in expected.calibration.scale.items():
-        np.testing.assert_array_equal(found.calibration.scale[name], scale)
+        np.testing.assert_allclose(found.calibration.scale[name], scale, rtol=1e-4)
 
 
 def test_resume_trains_only_what_is_missing(trained, place, config):
