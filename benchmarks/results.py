@@ -1,16 +1,14 @@
 """Train, score and store what docs/results.md shows, and write it: ``make results``.
 
 Every fold of every split of a study is one JSON file in ``benchmarks/results``: scores of an ensemble with
-calibrated intervals, of its members, of all baselines, and of the published models where ``tadvae.presets``
-has them. What is stored is not done again; models in the middle of a fold are kept in ``benchmarks/work``::
+calibrated intervals, of its members, of all baselines, and of the published models (presets ``dvae`` and
+``sena``). What is stored is not done again; models in the middle of a fold are kept in ``benchmarks/work``::
 
     python benchmarks/results.py --study carpool --seeds 5 --epochs 50
     python benchmarks/results.py --only-write
 """
 
 import argparse
-import importlib
-import importlib.util
 import json
 import shutil
 from pathlib import Path
@@ -28,6 +26,7 @@ from tadvae.evaluation.evaluate import evaluate
 from tadvae.evaluation.splits import split_groups
 from tadvae.experiment import ExperimentConfig
 from tadvae.filesystem import Location
+from tadvae.presets import PRESETS
 from tadvae.store.reader import Store
 
 HERE = Path(__file__).parent
@@ -37,14 +36,14 @@ CALIBRATION_FOLDS, SEEDS_PER_FOLD = 4, 2
 
 def published(base: ExperimentConfig) -> dict[str, ExperimentConfig]:
     """Published models with the data, split and length of ``base``: their network, loss and effects."""
-    if importlib.util.find_spec("tadvae.presets") is None:
-        return {}
-    presets = importlib.import_module("tadvae.presets")
-    found = {name: getattr(presets, name)() for name in PUBLISHED if hasattr(presets, name)}
-    return {
-        name: base.model_copy(update={"model": preset.model, "loss": preset.loss, "effects": preset.effects})
-        for name, preset in found.items()
-    }
+    found = {name: PRESETS[name]() for name in PUBLISHED}
+    result = {}
+    for name, preset in found.items():
+        parts = {"model": preset.model, "loss": preset.loss, "effects": preset.effects}
+        if preset.pathways.units is not None:  # hidden units in place of pathways
+            parts["pathways"] = preset.pathways
+        result[name] = base.model_copy(update=parts)
+    return result
 
 
 def run_fold(

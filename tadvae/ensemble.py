@@ -167,7 +167,7 @@ class Ensemble:
         See :func:`tadvae.evaluation.interpretation.edge_stability`; besides, ``source_name`` and
         ``target_name``, the pathway that each factor reads most.
         """
-        loadings = [m.module.factors.mean.weight.detach().numpy() for m in self.members]
+        loadings = [m.module.factors.loadings.detach().numpy() for m in self.members]
         edges = edge_stability([m.graph() for m in self.members], loadings, threshold)
         name = self.members[0].factors(top=1).set_index("factor")["name"]
         return edges.assign(source_name=edges["source"].map(name), target_name=edges["target"].map(name))
@@ -203,6 +203,7 @@ def write_calibration(folder: Location, calibration: Calibration) -> None:
     (folder / SCALES).write_bytes(save(arrays))
     factor = calibration.factor if np.isfinite(calibration.factor) else None
     about = {"level": calibration.level, "factor": factor, "n": calibration.n, "kind": calibration.kind}
+    about["with_spread"] = calibration.with_spread
     (folder / CALIBRATION).write_text(json.dumps(about, indent=1))
 
 
@@ -214,7 +215,14 @@ def read_calibration(folder: Location) -> Calibration | None:
         about = json.loads((folder / CALIBRATION).read_text())
         scale = load((folder / SCALES).read_bytes())
         factor = float("inf") if about["factor"] is None else float(about["factor"])
-        return Calibration(float(about["level"]), factor, scale, int(about["n"]), str(about["kind"]))
+        return Calibration(
+            float(about["level"]),
+            factor,
+            scale,
+            int(about["n"]),
+            str(about["kind"]),
+            bool(about["with_spread"]),
+        )
     except (ValueError, LookupError, TypeError, OSError, SafetensorError) as error:
         raise UserError(
             f"{folder}: damaged ensemble ({CALIBRATION}: {type(error).__name__}); copy it again, or train it "

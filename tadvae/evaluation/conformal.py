@@ -40,6 +40,9 @@ class Errors:
 class Calibration:
     """Half-widths of intervals: ``factor · (scale_g + spread_g)``.
 
+    Where one model a fold calibrates, out-of-fold predictions have no spread; then the spread of new ones
+    does not count either (``with_spread`` False), or intervals would be wider than what was calibrated.
+
     Attributes
     ----------
     level
@@ -59,6 +62,7 @@ class Calibration:
     scale: Mapping[str, Array]
     n: int
     kind: str
+    with_spread: bool = True
 
     @classmethod
     def fit(cls, errors: Mapping[str, Errors], kind: str, level: float = LEVEL) -> Self:
@@ -78,11 +82,13 @@ class Calibration:
                 ratio = _ratio(np.abs(error), error_scale(others) + each.spread[j])
                 scores.append(ratio[~np.isnan(ratio)])
         scale = {name: error_scale(each.error) for name, each in errors.items()}
-        return cls(level, risk_controlling_factor(scores, 1.0 - level), scale, len(scores), kind)
+        factor = risk_controlling_factor(scores, 1.0 - level)
+        with_spread = any((each.spread > 0.0).any() for each in errors.values())
+        return cls(level, factor, scale, len(scores), kind, with_spread)
 
     def half_width(self, dataset: str, spread: Array) -> Array:
         """Half-width of every interval, the shape of ``spread`` (…, G); infinite without a promise."""
-        width = self.scale[dataset] + spread
+        width = self.scale[dataset] + (spread if self.with_spread else np.zeros_like(spread))
         return np.full_like(width, np.inf) if np.isinf(self.factor) else self.factor * width
 
 

@@ -4,7 +4,6 @@ import importlib
 import json
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +12,7 @@ from small_screens import MODEL, SCREENS
 
 from tadvae.evaluation.bootstrap import bootstrap_mean
 from tadvae.experiment import ExperimentConfig
+from tadvae.presets import PRESETS
 from tadvae.simulate import simulate
 from tadvae.simulation_files import write_simulation
 
@@ -82,15 +82,15 @@ def test_one_command_trains_stores_and_writes(results, ray_cluster, tmp_path, ca
     assert places["page"].read_text() == page
 
 
-def test_published_models_take_part_where_the_presets_exist(results, monkeypatch):
+def test_published_models_take_part(results):
     base = ExperimentConfig.load(None, ["seed=4", "split.kind=single"])
-    other = ExperimentConfig.load(
-        None, ["model.causal.n_factors=7", "loss.mean_match=0", "effects.weight=0", "seed=1"]
-    )
-    presets = SimpleNamespace(dvae=lambda: other, __spec__=object())
-    monkeypatch.setitem(sys.modules, "tadvae.presets", presets)
     found = results.published(base)
-    assert set(found) == {"dvae"}
-    for part in ("model", "loss", "effects"):
-        assert getattr(found["dvae"], part) == getattr(other, part) != getattr(base, part)
-    assert (found["dvae"].seed, found["dvae"].split) == (4, base.split)
+    assert set(found) == {"dvae", "sena"}
+    for name, config in found.items():
+        preset = PRESETS[name]()
+        for part in ("model", "loss", "effects"):
+            assert getattr(config, part) == getattr(preset, part) != getattr(base, part)
+        assert (config.seed, config.split, config.train) == (4, base.split, base.train)
+        assert config.pathways.units == preset.pathways.units
+    assert found["dvae"].pathways.units is not None
+    assert found["sena"].pathways == base.pathways

@@ -75,6 +75,13 @@ def test_coverage_is_as_promised_on_average(n):
     assert mean < 0.9 + 1 / n + 0.01  # with few perturbations the promise costs width
 
 
+def test_a_spread_that_was_not_calibrated_does_not_count():
+    error = np.random.default_rng(0).normal(0, 1, (12, 3))
+    calibration = Calibration.fit({"a": Errors(error, np.zeros((12, 3)))}, "combo")
+    expected = calibration.factor * error_scale(error)
+    np.testing.assert_array_equal(calibration.half_width("a", np.ones((2, 3))), [expected, expected])
+
+
 def test_too_few_promise_nothing():
     calibration = Calibration.fit({"a": Errors(np.ones((4, 3)), np.zeros((4, 3)))}, "single")
     assert calibration.factor == np.inf
@@ -92,6 +99,7 @@ def test_saved_and_read_again(tmp_path):
         write_calibration(folder, saved)
         read = read_calibration(folder)
         assert (read.level, read.factor, read.n, read.kind) == (saved.level, saved.factor, n, "combo")
+        assert read.with_spread == saved.with_spread
         np.testing.assert_array_equal(read.scale["a"], saved.scale["a"])
     (tmp_path / "calibration.json").write_text("{")
     with pytest.raises(UserError, match="damaged ensemble"):
