@@ -4,13 +4,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: help install demo test fast lint format clean
+.PHONY: help install demo test fast lint format clean results
 
 help:
 	@echo "make demo     install, then simulate, convert, train, evaluate, predict (folder demo/)"
 	@echo "make install  create .venv with everything in it"
 	@echo "make test     install, lint, all tests"
 	@echo "make fast     install, the tests that take no Ray run"
+	@echo "make results  train and score what docs/results.md shows, and write it (hours; resumes)"
 
 install: $(VENV)/installed
 
@@ -29,6 +30,11 @@ demo: install
 		--out demo/predicted.h5ad
 	$(BIN)/tadvae evaluate demo/run --json demo/evaluation.json
 	@echo "written: $(CURDIR)/demo (screens, store, run, evaluation.json, predicted.h5ad)"
+
+# Trains what is missing (hours on two cores), stores every fold in benchmarks/results, writes docs/results.md.
+# One study, fewer seeds: make results RESULTS="--study carpool --seeds 1"
+results: install
+	$(BIN)/python benchmarks/results.py $(RESULTS)
 
 test: lint
 	$(BIN)/python -m pytest

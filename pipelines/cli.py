@@ -115,12 +115,18 @@ def train(
     workers: Annotated[int, typer.Option(min=1, help="Ray Train workers.")] = 1,
     gpu: Annotated[bool, typer.Option("--gpu", help="One GPU a worker.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
+    seeds: Annotated[
+        int, typer.Option(min=1, help="Members of an ensemble, one CPU each; with intervals.")
+    ] = 1,
+    calibration_folds: Annotated[
+        int, typer.Option(min=0, help="Folds of training perturbations that intervals are calibrated on.")
+    ] = 4,
 ) -> None:
-    """Train one model on a whole store.
+    """Train one model on a whole store, or with --seeds an ensemble of them.
 
     Example: tadvae train store --out run --set pathways.file=go.gmt --workers 2
     """
-    from pipelines.train import train as run
+    from tadvae.ensemble import is_ensemble
     from tadvae.experiment import ExperimentConfig
     from tadvae.presets import settings_of
 
@@ -130,7 +136,20 @@ def train(
         )
     base = None if preset is None else settings_of(preset)
     experiment = None if resume else ExperimentConfig.load(config, settings or [], base)
-    run(store, out_, experiment, workers=workers, gpu=gpu, resume=resume)
+    if seeds > 1 or (resume and is_ensemble(out_)):
+        if gpu or workers > 1:
+            raise UserError("--seeds trains each member on one CPU; leave out --gpu and --workers.")
+        if calibration_folds == 1:
+            raise UserError("--calibration-folds 1: a fold needs others to train on; give 0, or 2 and more.")
+        from pipelines.ensemble import train_ensemble
+
+        train_ensemble(
+            store, out_, experiment, seeds=seeds, calibration_folds=calibration_folds, resume=resume
+        )
+    else:
+        from pipelines.train import train as run
+
+        run(store, out_, experiment, workers=workers, gpu=gpu, resume=resume)
     out.print(f"{out_}: done; compare it with arithmetic: `tadvae evaluate {out_}`.")
 
 
@@ -143,13 +162,22 @@ def evaluate(
     ] = None,
     json_: Annotated[str | None, typer.Option("--json", metavar="FILE", help="Also write JSON.")] = None,
     store: Annotated[str | None, typer.Option(help="The run's store, if it has moved.")] = None,
+    against: Annotated[
+        list[str] | None,
+        typer.Option(metavar="RUN2", help="Another run of the same split, in the same table; repeatable."),
+    ] = None,
 ) -> None:
-    """Compare a run with arithmetic on what it has not seen."""
+    """Compare a run, or an ensemble, with arithmetic on what it has not seen.
+
+    Example: tadvae evaluate run --against other_run
+    """
     from pipelines.evaluate import as_json, evaluate_run, tables
 
-    scores = evaluate_run(run, split, store)
+    scores = evaluate_run(run, split, store, against or [])
     for table in tables(scores):
         out.print(table)
+    for note in scores.notes:
+        out.print(escape(note))
     for group, reason in scores.abstained.items():
         out.print(escape(f"no answer of the model's own for {group}: {reason}"))
     if json_ is not None:

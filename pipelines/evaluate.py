@@ -1,25 +1,34 @@
-"""``tadvae evaluate``: a run's held-out groups, the model beside arithmetic."""
+"""``tadvae evaluate``: a run's held-out groups, the model beside arithmetic and other runs."""
 
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pandas as pd
 from rich.table import Table
 
 from pipelines.cluster import ray_map, ray_session
+from tadvae.ensemble import is_ensemble, load_model, read_about
 from tadvae.errors import UserError
-from tadvae.evaluation.evaluate import METHOD, Scores, evaluate
+from tadvae.evaluation.answers import Predictor
+from tadvae.evaluation.evaluate import CEILING, METHOD, NULL, Scores, evaluate
 from tadvae.evaluation.metrics import HIGHER_IS_BETTER
 from tadvae.filesystem import Location
-from tadvae.model import TADVAE
 from tadvae.store.reader import Store
 
-SHOWN = ("pearson_delta", "l2", "cosine_logfc", "rank_cosine", "centroid_accuracy", "mmd")
+SHOWN = {
+    "mean profiles": ("pearson_delta", "pearson_delta_de", "l2", "rmse", "cosine_logfc", "de_overlap"),
+    "which perturbation, which cells": (
+        "rank_cosine", "centroid_accuracy", "mmd", "energy_distance", "coverage", "interval_width",
+    ),
+}  # fmt: skip
+"""Columns of the two printed tables of a category."""
 
 
-def evaluate_run(run_path: str, category: str | None = None, store_path: str | None = None) -> Scores:
-    """Evaluate a finished run; the scores are also written to ``RUN/evaluation``.
+def evaluate_run(
+    run_path: str, category: str | None = None, store_path: str | None = None, against: Sequence[str] = ()
+) -> Scores:
+    """Evaluate a finished run or ensemble; the scores are also written to ``RUN/evaluation``.
 
     Parameters
     ----------
@@ -27,6 +36,8 @@ def evaluate_run(run_path: str, category: str | None = None, store_path: str | N
         Only held-out groups of this category.
     store_path
         Where the run's store is now; None: where it was.
+    against
+        Other runs or ensembles of the same split, for the same table.
 
     Raises
     ------
@@ -34,19 +45,21 @@ def evaluate_run(run_path: str, category: str | None = None, store_path: str | N
         For a run that is not finished, a store that is not the run's, or nothing to evaluate.
     """
     run = Location.of(run_path)
-    model = TADVAE.from_pretrained(run_path)
-    if not (run / "run.json").exists():
-        raise UserError(f"{run}: a model without its run; evaluate needs the run's folder.")
-    about = json.loads((run / "run.json").read_text())
-    store = Store.open(store_path or about["store"])
+    model, groups, store_of_run = _load(run_path)
+    store = Store.open(store_path or store_of_run)
     if store.manifest.vocabulary_hash != model.vocabulary.hash:
         raise UserError(
             f"{store.folder}: a store of another gene vocabulary ({store.manifest.vocabulary_hash}) than the "
             f"model's ({model.vocabulary.hash}); give the store of the run with --store."
         )
-    groups = pd.read_parquet(io.BytesIO((run / "split.parquet").read_bytes()))
+    rivals: dict[str, tuple[Predictor, pd.DataFrame]] = {}
+    for path in against:
+        rival, split, _ = _load(path)
+        if rival.vocabulary.hash != model.vocabulary.hash:
+            raise UserError(f"--against {path}: it was trained on another store; compare runs of one store.")
+        rivals[_free_name(Location.of(path).name, rivals)] = rival, split
     with ray_session():
-        scores = evaluate(store, groups, model, category=category, mapper=ray_map)
+        scores = evaluate(store, groups, model, rivals=rivals, category=category, mapper=ray_map)
     folder = run / "evaluation"
     folder.make_folder()
     name = category or "all"
@@ -57,50 +70,81 @@ def evaluate_run(run_path: str, category: str | None = None, store_path: str | N
     return scores
 
 
+def _load(path: str) -> tuple[Predictor, pd.DataFrame, str]:
+    """A run or ensemble, its split, and where its store was."""
+    folder = Location.of(path)
+    model = load_model(path)
+    run = folder / read_about(folder)["members"][0] if is_ensemble(path) else folder
+    if not (run / "run.json").exists():
+        raise UserError(f"{run}: a model without its run; evaluate needs the run's folder.")
+    groups = pd.read_parquet(io.BytesIO((run / "split.parquet").read_bytes()))
+    return model, groups, json.loads((run / "run.json").read_text())["store"]
+
+
+def _free_name(name: str, taken: dict) -> str:
+    """The name of a rival in the table: its folder's, with a number where another has it."""
+    reserved = {METHOD, CEILING, NULL, *taken}
+    number, free = 2, name
+    while free in reserved:
+        free, number = f"{name} ({number})", number + 1
+    return free
+
+
 def as_json(scores: Scores) -> dict:
     """The summary for other programs: category → method → metric → mean, low, high, n."""
     result: dict = {}
     for row in scores.summary().itertuples():
         cell = {"mean": row.mean, "low": row.low, "high": row.high, "n": int(row.n)}
         result.setdefault(row.category, {}).setdefault(row.method, {})[row.metric] = cell
-    return {"summary": result, "abstained": scores.abstained}
+    return {"summary": result, "abstained": scores.abstained, "notes": scores.notes}
 
 
 def tables(scores: Scores) -> list[Table]:
-    """One table a category, one row a method: mean [95% interval]; the best of a column is bold."""
+    """Two tables a category, one row a method: mean [95% interval]; the best of a column is bold."""
     summary = scores.summary()
     categories = [name for name in summary["category"].unique() if name != "all"]
     shown = ["all", *categories] if len(categories) > 1 else categories
-    return [_table(name, summary[summary["category"] == name]) for name in shown]
+    found = []
+    for category in shown:
+        part = summary[summary["category"] == category]
+        found += [_table(f"{category}, {about}", part, metrics) for about, metrics in SHOWN.items()]
+    return found
 
 
-def _table(category: str, summary: pd.DataFrame) -> Table:
-    metrics = [name for name in SHOWN if name in set(summary["metric"])]
+def _table(about: str, summary: pd.DataFrame, columns: Sequence[str]) -> Table:
+    metrics = [name for name in columns if name in set(summary["metric"])]
     n = int(summary["n"].max())
-    title = f"{category}: {n} held-out groups, mean [95% interval over groups]"
+    title = f"{about}: {n} held-out groups, mean [95% interval over groups]"
     table = Table(title=title, title_justify="left")
     table.add_column("method")
     for metric in metrics:
-        table.add_column(f"{metric} {'↑' if _higher(metric) else '↓'}", justify="right")
-    best = {metric: _best(summary[summary["metric"] == metric], metric) for metric in metrics}
-    for method in summary["method"].unique():
+        table.add_column(f"{metric} {_arrow(metric)}".rstrip(), justify="right")
+    methods = [name for name in summary["method"].unique() if name not in (CEILING, NULL)]
+    best = {metric: _best(summary, methods, metric) for metric in metrics}
+    for method in [*methods, CEILING, NULL]:
+        rows = summary[summary["method"] == method].set_index("metric")
+        if method in (CEILING, NULL) and not set(rows.index) & set(metrics):
+            continue
         cells = []
         for metric in metrics:
-            row = summary[(summary["method"] == method) & (summary["metric"] == metric)]
-            if row.empty:
+            if metric not in rows.index:
                 cells.append("")
                 continue
-            value = row.iloc[0]
+            value = rows.loc[metric]
             text = f"{value['mean']:.3f} [{value['low']:.3f}, {value['high']:.3f}]".replace("[", "\\[")
-            cells.append(f"[bold]{text}[/bold]" if value["mean"] == best[metric] else text)
+            competes = method in methods and value["mean"] == best[metric]
+            cells.append(f"[bold]{text}[/bold]" if competes else text)
         table.add_row(f"[bold]{method}[/bold]" if method == METHOD else method, *cells)
     return table
 
 
-def _higher(metric: str) -> bool:
-    return HIGHER_IS_BETTER["mmd_unbiased" if metric == "mmd" else metric]
+def _arrow(metric: str) -> str:
+    return "" if metric not in HIGHER_IS_BETTER else "↑" if HIGHER_IS_BETTER[metric] else "↓"
 
 
-def _best(rows: pd.DataFrame, metric: str) -> float:
-    pick: Callable[[pd.Series], float] = pd.Series.max if _higher(metric) else pd.Series.min
+def _best(summary: pd.DataFrame, methods: Sequence[str], metric: str) -> float | None:
+    if metric not in HIGHER_IS_BETTER:
+        return None
+    rows = summary[(summary["metric"] == metric) & summary["method"].isin(methods)]
+    pick: Callable[[pd.Series], float] = pd.Series.max if HIGHER_IS_BETTER[metric] else pd.Series.min
     return pick(rows["mean"])

@@ -6,9 +6,9 @@ from typing import Literal
 
 import anndata as ad
 
+from tadvae.ensemble import load_model
 from tadvae.errors import UserError
 from tadvae.filesystem import Location
-from tadvae.model import TADVAE
 
 
 def predict_to(
@@ -21,13 +21,13 @@ def predict_to(
     dataset: str | None = None,
     values: Literal["counts", "log1p"] = "counts",
 ) -> ad.AnnData:
-    """Predict and write one ``.h5ad``, whole or not at all; returns what was written."""
+    """Predict by a run or an ensemble and write one ``.h5ad``, whole or not at all; returns it."""
     place = Path(out)
     if place.exists():
         raise UserError(f"{place}: already exists; name another file with --out.")
     if place.suffix != ".h5ad":
         raise UserError(f"{place}: expected a file name that ends in .h5ad.")
-    model = TADVAE.from_pretrained(run)
+    model = load_model(run)
     controls = None if controls_path is None else _read(controls_path)
     adata = model.predict(target, context=context, dataset=dataset, controls=controls, values=values)
     with Location.of(place).replacing() as partial:

@@ -43,7 +43,7 @@ from tadvae.module import ModelBatch
 from tadvae.prepare import training_bags
 from tadvae.store.plan import Window, rank_bags, steps_per_epoch
 from tadvae.store.reader import Store
-from tadvae.training import Learner, TrainingSet, build_module, prepare_training
+from tadvae.training import Learner, Preparation, TrainingSet, build_module, prepare_training
 from tadvae.vocabulary import Vocabulary
 
 CHECKPOINTS = "checkpoints"
@@ -177,7 +177,19 @@ def _begin(
     run: Location, store: Store, store_path: str, config: ExperimentConfig, workers: int, gpu: bool
 ) -> None:
     """Check everything, then write the run's folder."""
-    prepared = prepare_training(store, config, ray_map)
+    write_run_start(run, store, store_path, config, prepare_training(store, config, ray_map), workers, gpu)
+
+
+def write_run_start(
+    run: Location,
+    store: Store,
+    store_path: str,
+    config: ExperimentConfig,
+    prepared: Preparation,
+    workers: int,
+    gpu: bool,
+) -> None:
+    """Write a run's folder as it is before its first step: all but weights and log."""
     vocabulary = prepared.vocabulary
     bags = training_bags(store, prepared.groups, config.split, config.stream.control_bags)
     _, repeated = rank_bags(bags, config.seed, 0, 0, workers)

@@ -1,45 +1,41 @@
 """The honest table: a model beside arithmetic, on groups that training has not seen.
 
 Every method predicts the mean profile of a held-out group from training data alone. Cells are compared by
-MMD where there are cells: arithmetic predicts control cells plus its predicted change.
+MMD and energy distance where there are cells: arithmetic predicts control cells plus its predicted change.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
 
-from tadvae.baselines import Profiles, fit_all
-from tadvae.batch import Cells
+from tadvae.baselines import fit_all
+from tadvae.ensemble import Ensemble
 from tadvae.errors import UserError
+from tadvae.evaluation.answers import Answer, Predictor, answer
 from tadvae.evaluation.bootstrap import bootstrap_mean
+from tadvae.evaluation.ceiling import resampled_metrics, split_half_ceiling
+from tadvae.evaluation.conformal import Calibration
+from tadvae.evaluation.distances import energy_distance, median_bandwidths, mmd_unbiased
+from tadvae.evaluation.leaks import check_leaks
 from tadvae.evaluation.metrics import (
     centroid_accuracy,
-    median_bandwidths,
-    mmd_unbiased,
+    pearson_delta,
     rank_score,
+    responsive_genes,
     score_profiles,
 )
-from tadvae.evaluation.profiles import GroupMeans, group_means
-from tadvae.evaluation.splits import TRAIN
-from tadvae.model import TADVAE
-from tadvae.prepare import (
-    CellReader,
-    Group,
-    Mapper,
-    context_rows,
-    interventions,
-    load_controls,
-    load_groups,
-    loop,
-    training_bags,
-    views_of,
-)
+from tadvae.evaluation.questions import Question, ask, held_out_groups
+from tadvae.evaluation.splits import TRAIN, SplitConfig
+from tadvae.latent_additive import LatentAdditive
+from tadvae.prepare import Mapper, loop
 from tadvae.store.reader import Store
 
 METHOD = "tadvae"
-CELLS = 256
-"""Most cells of a group that predictions start from and that the MMD compares."""
+CEILING, NULL = "noise_ceiling", "null_95"
+"""Halves of a held-out group against each other; the 95% quantile of their distances."""
+COVERAGE, WIDTH = "coverage", "interval_width"
 
 
 @dataclass(frozen=True)
@@ -49,14 +45,17 @@ class Scores:
     Attributes
     ----------
     table
-        One row a (group, method, metric): dataset, context, perturbation, category, method, metric, value.
+        One row a (group, method, metric): dataset, context, perturbation, category, method, metric, value,
+        and ``low``, ``high``, its 95% interval over resampled cells of the group; NaN where there is none.
     abstained
-        Held-out groups for which the model has no answer of its own, with the reason. It is scored there
-        as if the unknown targets did nothing.
+        Held-out groups for which the model has no answer of its own, with the reason.
+    notes
+        What is missing from the table, and why.
     """
 
     table: pd.DataFrame
     abstained: dict[str, str]
+    notes: list[str] = field(default_factory=list)
 
     def summary(self, seed: int = 0) -> pd.DataFrame:
         """Mean over groups and its bootstrap interval, by category (``all`` too), method and metric."""
@@ -69,20 +68,14 @@ class Scores:
         return pd.DataFrame(rows, columns=columns).drop_duplicates()
 
 
-@dataclass(frozen=True)
-class _Evidence:
-    """All that scoring looks at."""
-
-    train: GroupMeans
-    """Training groups, and the controls of every tested context."""
-    test: GroupMeans
-    controls: dict[tuple[int, int], Cells]
-    cells: dict[Group, Cells]
-    """Held-out cells."""
-
-
 def evaluate(
-    store: Store, groups: pd.DataFrame, model: TADVAE, *, category: str | None = None, mapper: Mapper = loop
+    store: Store,
+    groups: pd.DataFrame,
+    model: Predictor,
+    *,
+    rivals: Mapping[str, tuple[Predictor, pd.DataFrame]] | None = None,
+    category: str | None = None,
+    mapper: Mapper = loop,
 ) -> Scores:
     """Score the model and every baseline on the held-out groups of its run.
 
@@ -90,176 +83,154 @@ def evaluate(
     ----------
     groups
         The run's split, from :func:`tadvae.evaluation.splits.split_groups`.
+    rivals
+        Other trained models with their splits, by the name that they get in the table: they answer the same
+        questions from the same control cells.
     category
         Only groups of this category (``combo_seen2``, ``unseen_single``, …); None: all.
 
     Raises
     ------
     UserError
-        Where nothing is held out, no group is of the category, or a context has no control cells.
+        Where nothing is held out, no group is of the category, a context has no control cells, something of
+        the run does not follow from its training rows, or a rival was trained on another split.
     """
-    tested = _tested(groups, store.control, category)
-    evidence = _gather(store, groups, tested, model, mapper)
+    rivals = dict(rivals or {})
+    tested = held_out_groups(groups, store.control, category)
+    for name, (rival, split) in rivals.items():
+        _require_comparable(name, rival, split, model, groups)
+    check_leaks(store, groups, model, mapper)
+    for rival, split in rivals.values():
+        check_leaks(store, split, rival, mapper)
     rows: list[dict] = []
     abstained: dict[str, str] = {}
-    for (dataset, context), part in tested.groupby(["dataset", "context"]):
-        place = (int(dataset), int(context))
-        if place not in evidence.controls:
-            names = f"dataset '{part['dataset_name'].iloc[0]}', context '{part['context_name'].iloc[0]}'"
-            raise UserError(
-                f"{names}: no control cells to predict from; hold out another context or dataset."
+    notes: list[str] = []
+    calibration = model.calibration if isinstance(model, Ensemble) else None
+    for question in ask(store, groups, tested, model.vocabulary, model.config.split, mapper):
+        given = {METHOD: answer(store, model, question)}
+        given |= {name: answer(store, rival, question) for name, (rival, _) in rivals.items()}
+        abstained |= given[METHOD].abstained
+        rows += _score(question, given, calibration)
+        if not question.has_cells:
+            notes.append(
+                f"{question.where}: mean profiles only, so noise ceiling, MMD and energy distance are "
+                "not available"
             )
-        part = part[[(*place, int(p)) in evidence.test.mean for p in part["perturbation"]]]
-        if len(part):
-            rows += _score(store, model, place, part, evidence, abstained)
-    return Scores(pd.DataFrame(rows), abstained)
-
-
-def _tested(groups: pd.DataFrame, control: int, category: str | None) -> pd.DataFrame:
-    held = groups[(groups["part"] != TRAIN) & (groups["perturbation"] != control)]
-    if held.empty:
-        raise UserError(
-            "nothing was held out in this run, so there is nothing to evaluate; train with another split, "
-            "for example --set split.kind=single."
+    if calibration is not None:
+        notes.append(
+            f"intervals of {calibration.level:.0%}, calibrated on {calibration.n} held-out training groups "
+            f"({'combinations' if calibration.kind == 'combo' else 'single targets'})"
+            + ("" if np.isfinite(calibration.factor) else ": too few to promise anything")
         )
-    chosen = held if category is None else held[held["category"] == category]
-    if chosen.empty:
-        found = ", ".join(sorted(set(held["category"])))
-        raise UserError(f"--split {category}: this run held out no such groups; it held out {found}.")
-    return chosen
+    return Scores(pd.DataFrame(rows), abstained, notes)
 
 
-def _gather(
-    store: Store, groups: pd.DataFrame, tested: pd.DataFrame, model: TADVAE, mapper: Mapper
-) -> _Evidence:
-    split, views = model.config.split, views_of(store, model.vocabulary)
-    train = CellReader(store, views, split)
-    test = CellReader(store, views, split, held_out=True)
+def _require_comparable(
+    name: str, rival: Predictor, split: pd.DataFrame, model: Predictor, groups: pd.DataFrame
+) -> None:
     keys = ["dataset", "context", "perturbation"]
-    bags = store.bags.reset_index(names="bag")
-    test_bags = store.bags.loc[bags.merge(tested[keys], on=keys)["bag"].sort_values()]
-    places = tested[keys[:2]].drop_duplicates()
-    controls = bags[bags["perturbation"] == store.control].merge(places, on=keys[:2])["bag"]
-    control_bags = store.bags.loc[controls.sort_values()]
-    train_bags = training_bags(store, groups, split)
-    known = store.bags.loc[train_bags.index.union(control_bags.index)]
-    return _Evidence(
-        train=group_means(train, known, mapper),
-        test=group_means(test, test_bags, mapper),
-        controls=load_controls(train, control_bags, CELLS, mapper),
-        cells=load_groups(test, test_bags, CELLS, mapper),
-    )
+
+    def held(frame: pd.DataFrame) -> set:
+        return set(frame.loc[frame["part"] != TRAIN, keys].itertuples(index=False, name=None))
+
+    def cells(split: SplitConfig) -> tuple:
+        return (split.folds, split.fold, split.seed) if split.kind == "cells" else ()
+
+    same = held(split) == held(groups) and cells(rival.config.split) == cells(model.config.split)
+    if not same or set(split["part"]) != set(groups["part"]):
+        raise UserError(
+            f"--against {name}: it was trained on another split, so its held-out groups are not the same; "
+            "compare runs of one split (the same split settings on the same store)."
+        )
+    if [d.method for d in rival.vocabulary.datasets] != [d.method for d in model.vocabulary.datasets] or any(
+        not np.array_equal(a.genes, b.genes)
+        for a, b in zip(rival.vocabulary.datasets, model.vocabulary.datasets, strict=True)
+    ):
+        raise UserError(
+            f"--against {name}: it sees other genes or another normalisation; compare runs of the same "
+            "preprocess settings."
+        )
 
 
-def _score(
-    store: Store,
-    model: TADVAE,
-    place: tuple[int, int],
-    part: pd.DataFrame,
-    evidence: _Evidence,
-    abstained: dict[str, str],
-) -> list[dict]:
-    """Scores of all methods on the tested groups of one (dataset, context)."""
-    dataset, _ = place
-    perturbations = [int(p) for p in part["perturbation"]]
-    observed = np.stack([evidence.test.mean[(*place, p)] for p in perturbations])  # (M, G)
-    profiles = training_profiles(store, place, evidence.train, model)
-    control, cells = profiles.control, evidence.controls[place]
-    genes = model.vocabulary.datasets[dataset].genes
-    dense = cells.dense(genes)  # (n, G)
-
-    targets = {row.perturbation_index: tuple(row.targets) for row in store.perturbations.itertuples()}
-    predicted = {
-        name: baseline.predict([targets[p] for p in perturbations])
-        for name, baseline in fit_all(profiles).items()
-    }
-    pairs = interventions(store, model.vocabulary)
-    for p in perturbations:
-        reasons = {store_target: model.unknown(store_target) for store_target, _ in pairs[p]}
-        for t, reason in reasons.items():
-            if reason is not None:
-                label = f"{part['dataset_name'].iloc[0]}: {'+'.join(targets[p])}"
-                abstained[label] = f"{model.vocabulary.targets[t].name}: {reason}"
-    asked = [pairs[p] for p in perturbations]
-    row = context_rows(store, model.vocabulary).get(place, -1)
-    own = model.counterfactual(cells, genes, control.astype(np.float32), dataset, asked, row)  # (M, n, G)
-    # the control cells are a sample; the change they undergo is added to the mean of all of them
-    predicted[METHOD] = control + own.mean(axis=1, dtype=np.float64) - dense.mean(axis=0, dtype=np.float64)
-
+def _score(question: Question, given: dict[str, Answer], calibration: Calibration | None) -> list[dict]:
+    """Rows of all methods for the groups of one question."""
+    control, observed = question.control, question.observed
+    baselines = fit_all(question.profiles) | {LatentAdditive.name: LatentAdditive().fit(question.profiles)}
+    predicted = {name: baseline.predict(question.targets) for name, baseline in baselines.items()}
+    predicted |= {name: own.mean for name, own in given.items()}
     scores: dict[tuple[str, str], np.ndarray] = {}
+    responsive = responsive_genes(question.profiles.means - control) if len(question.profiles.means) else None
     for name, mean in predicted.items():
         for metric, values in score_profiles(mean, observed, control).items():
             scores[name, metric] = values
-        if len(perturbations) > 1:
+        if responsive is not None:
+            scores[name, "pearson_delta_de"] = np.array(
+                [
+                    pearson_delta(p[responsive], t[responsive], control[responsive])
+                    for p, t in zip(mean, observed, strict=True)
+                ]
+            )
+        if len(observed) > 1:
             scores[name, "rank_cosine"] = rank_score(mean, observed, control)
+            scores[name, "rank_rmse"] = rank_score(mean, observed, control, kind="rmse")
             scores[name, "centroid_accuracy"] = centroid_accuracy(mean, observed)
-    if len(cells) > 1 and model.vocabulary.datasets[dataset].kind == "cells":
-        for name, values in _mmd(
-            place, perturbations, predicted, own, dense, control, evidence, genes
-        ).items():
-            scores[name, "mmd"] = values
-    fields = part[["dataset_name", "context_name", "perturbation_name", "category"]].itertuples(index=False)
+    dataset = question.groups["dataset_name"].iloc[0]
+    if calibration is not None and dataset in calibration.scale and np.isfinite(calibration.factor):
+        own = given[METHOD]
+        half = calibration.half_width(dataset, own.spread)  # (M, G)
+        scores[METHOD, COVERAGE] = (np.abs(observed - own.mean) <= half).mean(axis=1)
+        scores[METHOD, WIDTH] = 2.0 * half.mean(axis=1)
+    intervals: dict[tuple[str, str], np.ndarray] = {}
+    if question.has_cells:
+        _score_cells(question, predicted, given, scores, intervals)
     rows = []
-    for i, (dataset_name, context_name, perturbation, category) in enumerate(fields):
+    fields = ["dataset_name", "context_name", "perturbation_name", "category"]
+    for i, names in enumerate(question.groups[fields].itertuples(index=False)):
+        where = dict(zip(("dataset", "context", "perturbation", "category"), names, strict=True))
         for (method, metric), values in scores.items():
+            if method in (CEILING, NULL) and np.isnan(values[i]):
+                continue
+            low, high = intervals[method, metric][i] if (method, metric) in intervals else (np.nan, np.nan)
             rows.append(
-                {
-                    "dataset": dataset_name,
-                    "context": context_name,
-                    "perturbation": perturbation,
-                    "category": category,
-                    "method": method,
-                    "metric": metric,
-                    "value": float(values[i]),
-                }
+                where
+                | {"method": method, "metric": metric, "value": float(values[i])}
+                | {"low": float(low), "high": float(high)}
             )
     return rows
 
 
-def training_profiles(store: Store, place: tuple[int, int], train: GroupMeans, model: TADVAE) -> Profiles:
-    """What arithmetic may know of a (dataset, context).
-
-    In a context without any perturbation in training, the changes seen in the dataset's other contexts
-    stand in: the mean change of each perturbation over them, added to this context's control.
-    """
-    dataset, context = place
-    control = train.mean[dataset, context, store.control]
-    names = {row.perturbation_index: tuple(row.targets) for row in store.perturbations.itertuples()}
-    here = {p: mean for (d, c, p), mean in train.mean.items() if (d, c) == place and p != store.control}
-    if not here:
-        changes: dict[int, list[np.ndarray]] = {}
-        for (d, c, p), mean in train.mean.items():
-            if d == dataset and c != context and p != store.control:
-                changes.setdefault(p, []).append(mean - train.mean[d, c, store.control])
-        here = {p: control + np.mean(found, axis=0) for p, found in changes.items()}
-    keys = model.vocabulary.genes["gene"].to_numpy()
-    return Profiles(
-        control=control,
-        targets=[names[p] for p in here],
-        means=np.stack(list(here.values())) if here else np.empty((0, len(control))),
-        genes=keys[model.vocabulary.datasets[dataset].genes].tolist(),
-        target_gene={t.name: keys[t.gene] if t.gene >= 0 else None for t in model.vocabulary.targets},
-    )
-
-
-def _mmd(
-    place: tuple[int, int],
-    perturbations: list[int],
+def _score_cells(
+    question: Question,
     predicted: dict[str, np.ndarray],
-    own: np.ndarray,
-    dense: np.ndarray,
-    control: np.ndarray,
-    evidence: _Evidence,
-    genes: np.ndarray,
-) -> dict[str, np.ndarray]:
-    """Unbiased MMD between predicted and observed cells, by method; NaN for a group of one cell."""
-    result = {name: np.full(len(perturbations), np.nan) for name in predicted}
-    for i, p in enumerate(perturbations):
-        observed = evidence.cells[(*place, p)].dense(genes)  # (m, G)
+    given: dict[str, Answer],
+    scores: dict[tuple[str, str], np.ndarray],
+    intervals: dict[tuple[str, str], np.ndarray],
+) -> None:
+    """Add what needs the held-out cells: distances of sets, noise ceiling, intervals by resampling."""
+    m = len(question.cells)
+    before = question.controls.dense(question.genes)  # (n, G)
+
+    def put(where: dict, key: tuple[str, str], i: int, value: object, shape: tuple[int, ...]) -> None:
+        where.setdefault(key, np.full(shape, np.nan))[i] = value
+
+    for i, held in enumerate(question.cells):
+        observed = held.dense(question.genes)  # (k, G)
         if len(observed) < 2:
             continue
         bandwidths = median_bandwidths(observed)  # one ladder for every method
         for name, means in predicted.items():
-            cells = own[i] if name == METHOD else dense + (means[i] - control).astype(np.float32)
-            result[name][i] = mmd_unbiased(cells, observed, bandwidths)
-    return result
+            if name in given:
+                cells = given[name].cells[i]
+            else:
+                cells = before + (means[i] - question.control).astype(np.float32)
+            put(scores, (name, "mmd"), i, mmd_unbiased(cells, observed, bandwidths), (m,))
+            put(scores, (name, "energy_distance"), i, energy_distance(cells, observed), (m,))
+            for metric, values in resampled_metrics(means[i], observed, question.control, seed=i).items():
+                if not np.isnan(values).any():
+                    put(intervals, (name, metric), i, np.quantile(values, [0.025, 0.975]), (m, 2))
+        ceiling = split_half_ceiling(observed, question.control, bandwidths, seed=i)
+        if ceiling is not None:
+            for metric, value in ceiling.metrics.items():
+                put(scores, (CEILING, metric), i, value, (m,))
+            for metric, value in ceiling.null.items():
+                put(scores, (NULL, metric), i, value, (m,))

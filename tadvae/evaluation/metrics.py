@@ -1,10 +1,12 @@
 """Metrics: how close is a prediction to what was measured.
 
-Three kinds, all on measured genes only (the caller selects the columns):
+Two kinds here, on measured genes only (the caller selects the columns):
 
 - profile metrics, in ``METRICS``: (pred (G,), true (G,), control (G,)) -> one number per perturbation;
-- discrimination metrics over M perturbations: ``rank_score``, ``centroid_accuracy`` -> (M,);
-- distances between two sets of cells: ``mmd_unbiased``, ``mmd_biased``, ``energy_distance``.
+- discrimination metrics over M perturbations: ``rank_score``, ``centroid_accuracy`` -> (M,).
+
+Distances between sets of cells are in :mod:`tadvae.evaluation.distances`; what noise alone makes of them all
+says :mod:`tadvae.evaluation.ceiling`.
 
 Profiles are mean log-normalised expression. ``HIGHER_IS_BETTER`` gives every metric's direction.
 """
@@ -22,13 +24,13 @@ ProfileMetric = Callable[[ArrayLike, ArrayLike, ArrayLike], float]
 PSEUDOCOUNT = 0.1
 """Added to a mean profile before its log-fold change: the value of PerturBench."""
 
-BANDWIDTH_FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
-"""The default ladder of RBF bandwidths, times the median squared distance."""
+DE_GENES = 20
+"""Genes of the overlap of differential expression: the number that GEARS and PerturBench report."""
 
-PUBLISHED_KERNELS = 10
+RESPONSIVE_GENES = 100
+"""Most genes that ``pearson_delta_de`` looks at."""
+
 _ROUNDING = 1e-12  # relative size below which a centred difference is rounding, not an effect
-_BLOCK = 1024  # rows of a distance matrix held at once
-_MEDIAN_CELLS = 2000  # most cells a median bandwidth is computed from
 
 
 # ---------------------------------------------------------------- profile metrics
@@ -78,15 +80,34 @@ def cosine_logfc(pred: ArrayLike, true: ArrayLike, control: ArrayLike) -> float:
     return _cosine(_logfc(pred_, control_), _logfc(true_, control_))
 
 
+def de_overlap(pred: ArrayLike, true: ArrayLike, control: ArrayLike, k: int = DE_GENES) -> float:
+    """Share of the k genes that truly change most which are among the k predicted to; in [0, 1].
+
+    Genes are ranked by the absolute change of their mean log expression; of equal ones the first counts,
+    and a gene without any predicted change is never chosen. With fewer than k genes, k is their number.
+    NaN only if no gene truly changes.
+
+    Source: the overlap of the top k differentially expressed genes, as in cell-eval (Adduri et al. 2025).
+    """
+    pred_, true_, control_ = _profiles(pred, true, control)
+    if np.isnan([pred_, true_, control_]).any():
+        return float("nan")
+    chosen, changed = _top(pred_ - control_, k), _top(true_ - control_, k)
+    return len(chosen & changed) / len(changed) if changed else float("nan")
+
+
 METRICS: dict[str, ProfileMetric] = {
     "pearson_delta": pearson_delta,
     "l2": l2,
     "rmse": rmse,
     "cosine_logfc": cosine_logfc,
+    "de_overlap": de_overlap,
 }
 
 HIGHER_IS_BETTER: dict[str, bool] = {
     "pearson_delta": True,
+    "pearson_delta_de": True,
+    "de_overlap": True,
     "l2": False,
     "rmse": False,
     "cosine_logfc": True,
@@ -96,7 +117,10 @@ HIGHER_IS_BETTER: dict[str, bool] = {
     "mmd_unbiased": False,
     "mmd_biased": False,
     "energy_distance": False,
+    "mmd": False,
+    "interval_width": False,
 }
+"""``mmd`` is the unbiased one in the tables. Coverage is not here: it should be neither high nor low."""
 
 
 def score_profiles(
@@ -108,6 +132,18 @@ def score_profiles(
         name: np.array([METRICS[name](p, t, control) for p, t in zip(pred_, true_, strict=True)], dtype=float)
         for name in metrics
     }
+
+
+def responsive_genes(deltas: ArrayLike, k: int = RESPONSIVE_GENES) -> NDArray[np.int64]:
+    """The k genes that respond most to the TRAINING perturbations: sorted columns, shape (min(k, G // 2),).
+
+    By the root mean square of their change over training conditions, ``deltas`` (N, G). The choice sees no
+    held-out condition, so that a metric on these genes does not peek at the answer.
+    """
+    changes = np.asarray(deltas, dtype=np.float64)
+    size = np.sqrt(np.mean(changes**2, axis=0))
+    n = max(2, min(k, changes.shape[1] // 2))
+    return np.sort(np.argsort(-size, kind="stable")[:n])
 
 
 # ---------------------------------------------------------------- discrimination over perturbations
@@ -183,116 +219,6 @@ def centroid_accuracy(pred: ArrayLike, true: ArrayLike) -> Array:
     return 1.0 - rank_score(pred, true, control, kind="rmse")
 
 
-# ---------------------------------------------------------------- sets of cells
-
-
-def median_bandwidths(cells: ArrayLike, factors: Sequence[float] = BANDWIDTH_FACTORS) -> Array:
-    """RBF bandwidths: ``factors`` times the median squared distance of two different cells.
-
-    To compare models, compute them once from the observed cells (n, G) and give them to every call.
-    Beyond 2,000 cells, 2,000 evenly spaced rows serve. A median of zero is taken as 1.
-
-    Source: the median heuristic of Gretton et al. (2012), JMLR 13, 723.
-    """
-    x = _cells(cells)
-    if len(x) > _MEDIAN_CELLS:
-        x = x[np.linspace(0, len(x) - 1, _MEDIAN_CELLS).astype(np.int64)]
-    centred = x - x.mean(axis=0)
-    pairs = _squared_distances(centred, centred)[np.triu_indices(len(x), k=1)]
-    median = float(np.median(pairs)) if pairs.size else 0.0
-    rounding = _ROUNDING * float(np.mean(np.sum(x**2, axis=1)))
-    return np.array([factor * (median if median > rounding else 1.0) for factor in factors])
-
-
-def published_bandwidths(sigma: float = 1000.0) -> Array:
-    """The ten bandwidths sigma / 32 · 2^i of the discrepancy VAE (sigma 1000) and SENA (200)."""
-    return np.array([sigma / 32.0 * 2.0**i for i in range(PUBLISHED_KERNELS)])
-
-
-def mmd_unbiased(x: ArrayLike, y: ArrayLike, bandwidths: ArrayLike | None = None) -> float:
-    """Squared maximum mean discrepancy of two sets of cells, as an unbiased U-statistic.
-
-    The kernel is the SUM over bandwidths of exp(-d² / bandwidth). Pairs of a cell with itself are
-    left out, so the expectation is 0 for equal distributions, whatever the numbers of cells; single
-    values can be negative.
-
-    Parameters
-    ----------
-    x, y
-        Shapes (n, G) and (m, G).
-    bandwidths
-        In units of squared expression. None: ``median_bandwidths`` of x and y together, which differ
-        from call to call; give bandwidths to compare models.
-
-    Returns
-    -------
-    float
-        NaN with fewer than two cells in either set.
-
-    Source: Gretton et al. (2012), JMLR 13, 723, lemma 6.
-    """
-    x_, y_, ladder = _two_sets(x, y, bandwidths)
-    n, m = len(x_), len(y_)
-    if n < 2 or m < 2:
-        return float("nan")
-    within_x = _sum_over_pairs(x_, None, ladder) / (n * (n - 1))
-    within_y = _sum_over_pairs(y_, None, ladder) / (m * (m - 1))
-    return within_x + within_y - 2.0 * _sum_over_pairs(x_, y_, ladder) / (n * m)
-
-
-def mmd_biased(x: ArrayLike, y: ArrayLike, bandwidths: ArrayLike | None = None) -> float:
-    """Squared maximum mean discrepancy as published: a V-statistic, each cell's self-pair included.
-
-    Never negative, and for n cells against n of the same distribution its mean is not 0 but
-    ``mmd_null_floor``: compare it only at equal n. ``bandwidths`` None: ``published_bandwidths()``.
-
-    Source: discrepancy VAE (Zhang et al. 2023); Gretton et al. (2012), equation 5.
-    """
-    x_, y_, ladder = _two_sets(x, y, published_bandwidths() if bandwidths is None else bandwidths)
-    n, m = len(x_), len(y_)
-    diagonal = len(ladder)  # k(x, x): one per kernel
-    within_x = (_sum_over_pairs(x_, None, ladder) + n * diagonal) / n**2
-    within_y = (_sum_over_pairs(y_, None, ladder) + m * diagonal) / m**2
-    return within_x + within_y - 2.0 * _sum_over_pairs(x_, y_, ladder) / (n * m)
-
-
-def mean_kernel(cells: ArrayLike, bandwidths: ArrayLike) -> float:
-    """Mean kernel value of two different cells (n, G): the k̄ of ``mmd_null_floor``; NaN for n < 2."""
-    x = _cells(cells)
-    n = len(x)
-    ladder = np.asarray(bandwidths, dtype=np.float64)
-    return _sum_over_pairs(x - x.mean(axis=0), None, ladder) / (n * (n - 1)) if n > 1 else float("nan")
-
-
-def mmd_null_floor(k_mean: float, n: int, n_kernels: int = PUBLISHED_KERNELS) -> float:
-    """Expected ``mmd_biased`` of n against n cells of one distribution: 2 (n_kernels - k̄) / n."""
-    return 2.0 * (n_kernels - k_mean) / n
-
-
-def energy_distance(x: ArrayLike, y: ArrayLike, unbiased: bool = True) -> float:
-    """Energy distance 2 E|X - Y| - E|X - X'| - E|Y - Y'| of two sets of cells, Euclidean norm.
-
-    Parameters
-    ----------
-    x, y
-        Shapes (n, G) and (m, G), log-normalised expression or scores on principal components.
-    unbiased
-        True: the means over X, X' leave out a cell's distance to itself (mean 0 for equal
-        distributions, can be negative, NaN below two cells). False: they include it (never negative,
-        grows as n shrinks).
-
-    Source: Székely and Rizzo (2013); for single cells Peidli et al. (2024, scPerturb).
-    """
-    x_, y_, _ = _two_sets(x, y, ())
-    n, m = len(x_), len(y_)
-    less = 1 if unbiased else 0
-    if min(n, m) <= less:
-        return float("nan")
-    within_x = _sum_over_pairs(x_, None, None) / (n * (n - less))
-    within_y = _sum_over_pairs(y_, None, None) / (m * (m - less))
-    return 2.0 * _sum_over_pairs(x_, y_, None) / (n * m) - within_x - within_y
-
-
 # ---------------------------------------------------------------- parts
 
 
@@ -312,58 +238,10 @@ def _matrices(pred: ArrayLike, true: ArrayLike) -> tuple[Array, Array]:
     return x, y
 
 
-def _cells(cells: ArrayLike) -> Array:
-    x = np.asarray(cells, dtype=np.float64)
-    if x.ndim != 2 or not len(x):
-        raise ValueError(f"cells: expected a (cells, genes) matrix with cells, got shape {x.shape}.")
-    return x
-
-
-def _two_sets(x: ArrayLike, y: ArrayLike, bandwidths: ArrayLike | None) -> tuple[Array, Array, Array]:
-    """Both sets about their common mean (d² = |a|² + |b|² - 2ab then loses fewer digits)."""
-    x_, y_ = _cells(x), _cells(y)
-    if x_.shape[1] != y_.shape[1]:
-        raise ValueError(f"cells: {x_.shape[1]} genes against {y_.shape[1]}.")
-    pooled = np.vstack([x_, y_])
-    ladder = median_bandwidths(pooled) if bandwidths is None else np.asarray(bandwidths, dtype=np.float64)
-    if (ladder <= 0.0).any():
-        raise ValueError("bandwidths: must be above 0.")
-    centre = pooled.mean(axis=0)
-    return x_ - centre, y_ - centre, ladder
-
-
-def _squared_distances(x: Array, y: Array) -> Array:
-    """|a|² + |b|² - 2ab of the rows: one matrix product."""
-    squares = x @ y.T  # (n, m)
-    squares *= -2.0
-    squares += np.sum(x**2, axis=1)[:, None]
-    squares += np.sum(y**2, axis=1)
-    return np.maximum(squares, 0.0, out=squares)
-
-
-def _kernel(squares: Array, bandwidths: Array) -> Array:
-    """Sum of the RBF kernels, the shape of ``squares``; one at a time, to hold two matrices only."""
-    total = np.zeros_like(squares)
-    for bandwidth in bandwidths:
-        total += np.exp(squares / -bandwidth)
-    return total
-
-
-def _sum_over_pairs(x: Array, y: Array | None, bandwidths: Array | None) -> float:
-    """Sum over pairs of the kernel (of the distance, for bandwidths None), by blocks of rows.
-
-    ``y`` None: ordered pairs of two different rows of x.
-    """
-    other = x if y is None else y
-    total = 0.0
-    for start in range(0, len(x), _BLOCK):
-        squares = _squared_distances(x[start : start + _BLOCK], other)  # (block, m)
-        values = np.sqrt(squares) if bandwidths is None else _kernel(squares, bandwidths)
-        if y is None:
-            rows = np.arange(len(values))
-            values[rows, start + rows] = 0.0
-        total += float(values.sum())
-    return total
+def _top(change: Array, k: int) -> set[int]:
+    """The k genes of the largest absolute change, without those that do not change."""
+    order = np.argsort(-np.abs(change), kind="stable")[:k]
+    return {int(g) for g in order if change[g] != 0.0}
 
 
 def _centred(profile: Array, control: Array) -> Array:

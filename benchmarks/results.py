@@ -1,0 +1,152 @@
+"""Train, score and store what docs/results.md shows, and write it: ``make results``.
+
+Every fold of every split of a study is one JSON file in ``benchmarks/results``: scores of an ensemble with
+calibrated intervals, of its members, of all baselines, and of the published models (presets ``dvae`` and
+``sena``). What is stored is not done again; models in the middle of a fold are kept in ``benchmarks/work``::
+
+    python benchmarks/results.py --study carpool --seeds 5 --epochs 50
+    python benchmarks/results.py --only-write
+"""
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from results_page import write_page
+from studies import DATA, STUDIES, Split, Study, make_store
+
+from pipelines.cluster import ray_map, ray_session
+from pipelines.ensemble import load_run, train_models
+from tadvae.calibrate import calibrate, fold_configs, plan_calibration
+from tadvae.ensemble import Ensemble
+from tadvae.evaluation.evaluate import evaluate
+from tadvae.evaluation.splits import split_groups
+from tadvae.experiment import ExperimentConfig
+from tadvae.filesystem import Location
+from tadvae.presets import PRESETS
+from tadvae.store.reader import Store
+
+HERE = Path(__file__).parent
+PUBLISHED = ("dvae", "sena")
+CALIBRATION_FOLDS, SEEDS_PER_FOLD = 4, 2
+
+
+def published(base: ExperimentConfig) -> dict[str, ExperimentConfig]:
+    """Published models with the data, split and length of ``base``: their network, loss and effects."""
+    found = {name: PRESETS[name]() for name in PUBLISHED}
+    result = {}
+    for name, preset in found.items():
+        parts = {"model": preset.model, "loss": preset.loss, "effects": preset.effects}
+        if preset.pathways.units is not None:  # hidden units in place of pathways
+            parts["pathways"] = preset.pathways
+        result[name] = base.model_copy(update=parts)
+    return result
+
+
+def run_fold(
+    store_path: Path, work: Path, config: ExperimentConfig, seeds: list[int], calibrated: bool
+) -> dict:
+    """Train what one fold needs, and score it."""
+    store, folder = Store.open(str(store_path)), Location.of(work)
+    groups = split_groups(store, config.split)
+    rivals = published(config)
+    seeded = {"tadvae": config} | rivals
+    runs = {
+        f"{name}/seed-{seed}": each.model_copy(update={"seed": seed})
+        for name, each in seeded.items()
+        for seed in seeds
+    }
+    plan, folds = None, []
+    if calibrated:
+        plan = plan_calibration(store, groups, config.split, CALIBRATION_FOLDS)
+        folds = [
+            {f"calibration/fold-{f}-seed-{each.seed}": each for each in fold}
+            for f, fold in enumerate(fold_configs(config, plan, seeds[:SEEDS_PER_FOLD]))
+        ]
+        runs |= {name: each for fold in folds for name, each in fold.items()}
+    train_models(str(store_path), folder, runs)
+    members = [load_run(folder / f"tadvae/seed-{seed}")[0] for seed in seeds]
+    calibration = None
+    if plan is not None:
+        models = [[load_run(folder / name) for name in fold] for fold in folds]
+        calibration = calibrate(store, groups, members[0].vocabulary, plan, models, mapper=ray_map)
+    against = {f"tadvae, seed {seed}": (model, groups) for seed, model in zip(seeds, members, strict=True)}
+    for name in rivals:
+        against[name] = Ensemble([load_run(folder / f"{name}/seed-{seed}")[0] for seed in seeds]), groups
+    scores = evaluate(store, groups, Ensemble(members, calibration), rivals=against, mapper=ray_map)
+    return {"notes": scores.notes, "abstained": scores.abstained, "scores": compact(scores.table)}
+
+
+def compact(table: pd.DataFrame) -> dict:
+    """Scores by metric and method, in the order of the groups; six digits, null where undefined."""
+    keys = ["dataset", "context", "perturbation", "category"]
+    groups = table[keys].drop_duplicates().reset_index(drop=True)
+    number = {key: i for i, key in enumerate(groups.itertuples(index=False, name=None))}
+    row = [number[key] for key in table[keys].itertuples(index=False, name=None)]
+    result: dict = {"groups": groups.to_dict("split")["data"], "values": {}}
+    for (metric, method), part in table.assign(row=row).groupby(["metric", "method"], sort=False):
+        values = np.full(len(groups), np.nan)
+        values[part["row"]] = part["value"]
+        cells = [None if np.isnan(v) else float(f"{v:.6g}") for v in values]
+        result["values"].setdefault(metric, {})[method] = cells
+    return result
+
+
+def run_study(name: str, study: Study, arguments: argparse.Namespace) -> None:
+    work = arguments.work / name
+    work.mkdir(parents=True, exist_ok=True)
+    store, settings = make_store(study, work)
+    seeds = list(range(arguments.seeds))
+    epochs = arguments.epochs or study.epochs
+    for kind, split in study.splits.items():
+        if arguments.split not in (None, kind):
+            continue
+        for fold in range(min(split.folds, arguments.max_folds or split.folds)):
+            place = arguments.out / name / f"{kind}-fold-{fold}.json"
+            about = {"study": name, "split": kind, "fold": fold, "folds": split.folds}
+            about |= {"seeds": seeds, "epochs": epochs, "settings": [*study.settings, *split.extra]}
+            about["published"] = sorted(published(ExperimentConfig()))
+            if place.exists() and json.loads(place.read_text())["about"] == about:
+                print(f"{place}: already there", flush=True)
+                continue
+            config = ExperimentConfig.load(None, [*settings, *split.extra, *of_fold(split, fold, epochs)])
+            folder = work / f"{kind}-fold-{fold}-epochs-{epochs}"
+            found = run_fold(store, folder, config, seeds, split.calibrated)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_text(json.dumps({"about": about} | found, indent=None) + "\n")
+            shutil.rmtree(folder)
+            print(f"{place}: written", flush=True)
+
+
+def of_fold(split: Split, fold: int, epochs: int) -> list[str]:
+    return [f"split={{{split.settings}, folds: {split.folds}, fold: {fold}}}", f"train.epochs={epochs}"]
+
+
+def main(given: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--study", action="append", choices=list(STUDIES), help="default: all")
+    parser.add_argument("--split", help="only this split of each study")
+    parser.add_argument("--seeds", type=int, default=5, help="members of each ensemble")
+    parser.add_argument("--epochs", type=int, help="default: the study's own")
+    parser.add_argument("--max-folds", type=int, help="only the first folds of each split")
+    parser.add_argument("--out", type=Path, default=HERE / "results")
+    parser.add_argument("--work", type=Path, default=HERE / "work")
+    parser.add_argument("--page", type=Path, default=HERE.parent / "docs" / "results.md")
+    parser.add_argument("--only-write", action="store_true", help="write the page from what is stored")
+    arguments = parser.parse_args(given)
+    if not arguments.only_write:
+        with ray_session():
+            for name in arguments.study or STUDIES:
+                if STUDIES[name].screens is not None and not DATA.is_dir():
+                    print(f"{name}: left out, its data are not at {DATA}", flush=True)
+                    continue
+                run_study(name, STUDIES[name], arguments)
+    write_page(arguments.out, arguments.page)
+    print(f"{arguments.page}: written")
+
+
+if __name__ == "__main__":
+    main()

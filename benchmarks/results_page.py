@@ -1,0 +1,141 @@
+"""Writes docs/results.md from the stored scores; nothing in it is typed by hand."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+from studies import STUDIES
+
+from tadvae.evaluation.bootstrap import bootstrap_mean
+from tadvae.evaluation.evaluate import CEILING, METHOD, NULL
+from tadvae.evaluation.metrics import HIGHER_IS_BETTER
+
+COLUMNS = {
+    "pearson_delta": "Pearson-Δ", "pearson_delta_de": "Pearson-Δ, responsive genes", "l2": "L2",
+    "cosine_logfc": "cosine log-FC", "rank_cosine": "rank", "centroid_accuracy": "centroid accuracy",
+    "de_overlap": "DE overlap", "mmd": "MMD", "energy_distance": "energy distance",
+    "coverage": "genes inside 90% intervals",
+}  # fmt: skip
+ONE_SEED = "tadvae, one seed"
+
+INTRODUCTION = """# Results
+
+Written by `make results` from the stored scores in `benchmarks/results`; do not edit. Every row predicts
+groups that training has not seen. **tadvae** is the mean of the members of an ensemble; *tadvae, one seed*
+the mean of its members' scores. Cells: mean over held-out groups of all folds [95% bootstrap interval over
+groups]; the best method of a column is bold. `noise_ceiling` scores one half of a group's cells against the
+other half, `null_95` is the distance of two such halves that chance exceeds in one case of twenty; neither
+exists for mean profiles. Coverage is measured: the share of genes whose observed mean lies inside the
+ensemble's 90% interval.
+"""
+
+
+def write_page(results: Path, page: Path) -> None:
+    """One section a study, one table a split and category."""
+    parts = [INTRODUCTION]
+    for name, study in STUDIES.items():
+        found = [json.loads(place.read_text()) for place in sorted((results / name).glob("*.json"))]
+        if not found:
+            continue
+        parts.append(f"## {name}\n\n{study.about}.\n")
+        for kind in study.splits:
+            folds = [each for each in found if each["about"]["split"] == kind]
+            if folds:
+                parts.append(_section(kind, folds))
+    parts += _intervals(results)
+    page.write_text("\n".join(parts))
+
+
+def _section(kind: str, folds: list[dict]) -> str:
+    about = folds[0]["about"]
+    lines = [
+        f"### {kind}\n",
+        f"{len(folds)} of {about['folds']} folds; {len(about['seeds'])} seeds, {about['epochs']} epochs.\n",
+    ]
+    groups = [tuple(group) for each in folds for group in each["scores"]["groups"]]
+    categories = sorted({group[-1] for group in groups})
+    for category in categories:
+        chosen = [group[-1] == category for group in groups]
+        lines.append(f"**{category}**: {sum(chosen)} held-out groups\n")
+        lines.append(_table(folds, np.array(chosen)))
+    abstained = [reason for each in folds for reason in each["abstained"].values()]
+    if abstained:
+        lines.append(
+            f"Groups that the model has no answer of its own for: {len(abstained)} (for example: "
+            f"{abstained[0]}).\n"
+        )
+    lines += [f"- {note}" for note in sorted({note for each in folds for note in each["notes"]})]
+    return "\n".join(lines) + "\n"
+
+
+def values_of(folds: list[dict], metric: str, method: str) -> np.ndarray:
+    """Scores over the groups of all folds, NaN where a fold has none."""
+    parts = []
+    for each in folds:
+        n = len(each["scores"]["groups"])
+        found = each["scores"]["values"].get(metric, {}).get(method, [None] * n)
+        parts.append(np.array([np.nan if value is None else value for value in found], dtype=np.float64))
+    return np.concatenate(parts)
+
+
+def _table(folds: list[dict], chosen: np.ndarray) -> str:
+    names = list(dict.fromkeys(m for each in folds for by in each["scores"]["values"].values() for m in by))
+    seeds = [name for name in names if name.startswith(f"{METHOD}, seed ")]
+    methods = [n for n in names if n not in (*seeds, METHOD, CEILING, NULL)]
+    methods += [ONE_SEED, METHOD, *(n for n in (CEILING, NULL) if n in names)]
+    cells: dict[tuple[str, str], tuple[str, float]] = {}
+    for metric in COLUMNS:
+        for method in methods:
+            if method == ONE_SEED:
+                of_seeds = np.stack([values_of(folds, metric, seed) for seed in seeds])
+                values = of_seeds.mean(axis=0)
+            else:
+                values = values_of(folds, metric, method)
+            interval = bootstrap_mean(values[chosen])
+            if not np.isnan(interval.mean):
+                text = f"{interval.mean:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
+                cells[method, metric] = text, interval.mean
+    shown = [metric for metric in COLUMNS if any((method, metric) in cells for method in methods)]
+    lines = ["| method | " + " | ".join(f"{COLUMNS[m]} {_arrow(m)}".rstrip() for m in shown) + " |"]
+    lines.append("|---|" + "---|" * len(shown))
+    best = {
+        metric: _best(cells, [m for m in methods if m not in (CEILING, NULL)], metric) for metric in shown
+    }
+    for method in methods:
+        row = []
+        for metric in shown:
+            text, value = cells.get((method, metric), ("", np.nan))
+            competes = method not in (CEILING, NULL) and value == best[metric]
+            row.append(f"**{text}**" if competes else text)
+        if any(row):
+            lines.append(f"| {f'**{method}**' if method == METHOD else method} | " + " | ".join(row) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _arrow(metric: str) -> str:
+    return "" if metric not in HIGHER_IS_BETTER else "↑" if HIGHER_IS_BETTER[metric] else "↓"
+
+
+def _best(cells: dict, methods: list[str], metric: str) -> float | None:
+    values = [cells[method, metric][1] for method in methods if (method, metric) in cells]
+    if metric not in HIGHER_IS_BETTER or not values:
+        return None
+    return max(values) if HIGHER_IS_BETTER[metric] else min(values)
+
+
+def _intervals(results: Path) -> list[str]:
+    """What ``benchmarks/intervals.py`` has stored."""
+    lines = []
+    for place in sorted(results.glob("intervals_*.json")):
+        found = json.loads(place.read_text())
+        about, summary = found["about"], found["summary"]
+        inside = summary["genes_inside"]
+        lines.append(
+            f"- {place.stem.removeprefix('intervals_')}: {inside['mean']:.3f} [{inside['low']:.3f}, "
+            f"{inside['high']:.3f}] of genes inside, {summary['n']} held-out doubles; ensembles of "
+            f"{about['members']}, {about['calibration_folds']} calibration folds of "
+            f"{about['seeds_per_fold']} seeds."
+        )
+    return (
+        ["## Measured coverage of 90% intervals (`benchmarks/intervals.py`)\n", *lines, ""] if lines else []
+    )

@@ -1,0 +1,69 @@
+"""What a model, or an ensemble of them, answers to a question of the evaluation."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from tadvae.ensemble import Ensemble
+from tadvae.evaluation.questions import Question
+from tadvae.model import TADVAE
+from tadvae.prepare import context_rows, interventions
+from tadvae.store.reader import Store
+
+Predictor = TADVAE | Ensemble
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Predictions for the M groups of a question.
+
+    Attributes
+    ----------
+    mean
+        Mean profiles, shape (M, G).
+    spread
+        Standard deviation of the members' means, shape (M, G); zero for one model.
+    cells
+        Predicted cells from the question's control cells, mean of the members, shape (M, n, G).
+    abstained
+        Groups for which the model has no answer of its own, with the reason; what it gives there is what
+        perturbations do on the whole.
+    """
+
+    mean: np.ndarray
+    spread: np.ndarray
+    cells: np.ndarray
+    abstained: dict[str, str]
+
+
+def answer(store: Store, model: Predictor, question: Question) -> Answer:
+    """Predict every group of a question.
+
+    The control cells are a sample; the change that they undergo is added to the mean of all of them.
+    """
+    dataset, _ = question.place
+    members = model.members if isinstance(model, Ensemble) else [model]
+    pairs = interventions(store, model.vocabulary)
+    row = context_rows(store, model.vocabulary).get(question.place, -1)
+    asked, abstained = [pairs[p] for p in question.perturbations], {}
+    for p, name in zip(question.perturbations, question.groups["perturbation_name"], strict=True):
+        reasons = {target: model.unknown(target) for target, _ in pairs[p]}
+        why = [f"{model.vocabulary.targets[t].name}: {r}" for t, r in reasons.items() if r is not None]
+        if row < 0:
+            why.append("this context was never seen in training")
+        if why:
+            abstained[f"{question.where}: {name}"] = "; ".join(why)
+    before = question.controls.dense(question.genes)  # (n, G)
+    total = np.zeros((len(asked), *before.shape), np.float32)  # (M, n, G)
+    means = []
+    for member in members:
+        cells = member.counterfactual(
+            question.controls, question.genes, question.control.astype(np.float32), dataset, asked, row
+        )
+        total += cells / np.float32(len(members))
+        means.append(
+            question.control + cells.mean(axis=1, dtype=np.float64) - before.mean(axis=0, dtype=np.float64)
+        )
+    stacked = np.stack(means)  # (S, M, G)
+    spread = stacked.std(axis=0, ddof=1) if len(members) > 1 else np.zeros(stacked.shape[1:])
+    return Answer(stacked.mean(axis=0), spread, total, abstained)

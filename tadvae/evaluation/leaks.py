@@ -1,0 +1,82 @@
+"""The leak check: whatever a run has learned from must follow from its training rows alone."""
+
+import numpy as np
+import pandas as pd
+
+from tadvae.errors import UserError
+from tadvae.evaluation.answers import Predictor
+from tadvae.evaluation.splits import TEST, split_groups
+from tadvae.prepare import (
+    CellReader,
+    Mapper,
+    load_controls,
+    loop,
+    make_views,
+    mean_profile,
+    training_bags,
+    views_of,
+)
+from tadvae.store.reader import Store
+
+
+def check_leaks(store: Store, groups: pd.DataFrame, model: Predictor, mapper: Mapper = loop) -> None:
+    """Derive again from the training rows what a run derived, and refuse any difference.
+
+    Checked are the split itself (which groups are held out), the genes of every dataset, the control profile
+    of every context, and which targets count as seen. Evaluation calls it first.
+
+    Parameters
+    ----------
+    groups
+        The split saved with the run.
+
+    Raises
+    ------
+    UserError
+        With what is different, and where: the run saw held-out rows, or it was changed afterwards.
+    """
+    config = model.config
+    _check_split(groups, split_groups(store, config.split))
+    bags = training_bags(store, groups, config.split)
+    keys = ["dataset", "context", "perturbation"]
+    if not bags.merge(groups[groups["part"] == TEST][keys], on=keys).empty:
+        raise UserError(_sentence("training rows", "hold cells of held-out groups"))
+    vocabulary = model.vocabulary
+    expected = make_views(store, bags, config.split, config.preprocess, mapper)
+    for entry, view in zip(vocabulary.datasets, expected, strict=True):
+        if not np.array_equal(entry.genes, view.genes):
+            what = f"variable genes of dataset '{entry.name}'"
+            raise UserError(_sentence(what, "are not those of its training cells"))
+    reader = CellReader(store, views_of(store, vocabulary), config.split)
+    controls = load_controls(reader, bags, config.stream.max_controls, mapper)
+    found = {(entry.dataset, entry.name): entry.profile for entry in vocabulary.contexts}
+    names = {(d, store.manifest.contexts[c]): cells for (d, c), cells in controls.items()}
+    for (d, name), profile in found.items():
+        genes = vocabulary.datasets[d].genes
+        if (d, name) not in names or not np.array_equal(mean_profile(names[d, name], genes), profile):
+            where = f"control profile of context '{name}', dataset '{vocabulary.datasets[d].name}',"
+            raise UserError(_sentence(where, "is not the mean of its training controls"))
+    trained = set(groups.loc[groups["part"] != TEST, "perturbation"])
+    seen = {t for p in trained for t in store.perturbations["targets"].iloc[p]}
+    for target in vocabulary.targets:
+        if target.seen != (target.name in seen):
+            raise UserError(_sentence(f"target '{target.name}'", "counts as seen where it was held out"))
+
+
+def _check_split(saved: pd.DataFrame, expected: pd.DataFrame) -> None:
+    keys = ["dataset", "context", "perturbation"]
+    both = saved.merge(expected, on=keys, how="outer", suffixes=("", "_expected"), indicator=True)
+    wrong = both[(both["_merge"] != "both") | (both["part"] != both["part_expected"])]
+    if len(wrong):
+        row = wrong.iloc[0]
+        raise UserError(
+            _sentence(
+                f"split.parquet says '{row['part']}' of {row['perturbation_name']} in dataset "
+                f"'{row['dataset_name']}', context '{row['context_name']}',",
+                f"but the run's config says '{row['part_expected']}'",
+            )
+        )
+
+
+def _sentence(what: str, wrong: str) -> str:
+    return f"leak check: the {what} {wrong}; the run cannot be trusted, train it again from its store."

@@ -1,0 +1,208 @@
+"""What evaluation asks: the held-out groups of a run, with all that may be known to answer, and the truth.
+
+Everything that a method may use comes from training rows; the truth comes from held-out rows alone.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from tadvae.baselines import Profiles
+from tadvae.batch import Cells
+from tadvae.errors import UserError
+from tadvae.evaluation.profiles import GroupMeans, group_means
+from tadvae.evaluation.splits import TRAIN, SplitConfig
+from tadvae.prepare import (
+    CellReader,
+    Group,
+    Mapper,
+    load_controls,
+    load_groups,
+    loop,
+    training_bags,
+    views_of,
+)
+from tadvae.store.reader import Store
+from tadvae.vocabulary import Vocabulary
+
+CELLS = 256
+"""Most cells of a group that predictions start from and that the MMD compares."""
+KEYS = ["dataset", "context", "perturbation"]
+
+
+@dataclass(frozen=True)
+class Question:
+    """The M held-out groups of one (dataset, context).
+
+    Attributes
+    ----------
+    place
+        (dataset, context), store indices.
+    groups
+        Rows of the split, shape (M, …).
+    targets
+        Of each group.
+    genes
+        Sorted vocabulary indices of the dataset's genes, shape (G,).
+    control
+        Mean control profile, shape (G,).
+    controls
+        Control cells, at most ``CELLS``.
+    profiles
+        What arithmetic may know.
+    observed
+        The truth: mean profiles of the held-out cells, shape (M, G).
+    cells
+        Held-out cells of each group, at most ``CELLS``.
+    has_cells
+        False where the dataset holds mean profiles.
+    """
+
+    place: tuple[int, int]
+    groups: pd.DataFrame
+    targets: list[tuple[str, ...]]
+    genes: np.ndarray
+    control: np.ndarray
+    controls: Cells
+    profiles: Profiles
+    observed: np.ndarray
+    cells: list[Cells]
+    has_cells: bool
+
+    @property
+    def perturbations(self) -> list[int]:
+        """Store indices, M of them."""
+        return [int(p) for p in self.groups["perturbation"]]
+
+    @property
+    def where(self) -> str:
+        """Dataset and context in words."""
+        row = self.groups.iloc[0]
+        return f"dataset '{row['dataset_name']}', context '{row['context_name']}'"
+
+
+def held_out_groups(groups: pd.DataFrame, control: int, category: str | None = None) -> pd.DataFrame:
+    """Held-out groups of a split, of one category or all.
+
+    Raises
+    ------
+    UserError
+        Where nothing is held out, or nothing of the category.
+    """
+    held = groups[(groups["part"] != TRAIN) & (groups["perturbation"] != control)]
+    if held.empty:
+        raise UserError(
+            "nothing was held out in this run, so there is nothing to evaluate; train with another split, "
+            "for example --set split.kind=single."
+        )
+    chosen = held if category is None else held[held["category"] == category]
+    if chosen.empty:
+        found = ", ".join(sorted(set(held["category"])))
+        raise UserError(f"--split {category}: this run held out no such groups; it held out {found}.")
+    return chosen
+
+
+def ask(
+    store: Store,
+    groups: pd.DataFrame,
+    tested: pd.DataFrame,
+    vocabulary: Vocabulary,
+    split: SplitConfig,
+    mapper: Mapper = loop,
+) -> Iterator[Question]:
+    """One question for every (dataset, context) of the tested groups.
+
+    Parameters
+    ----------
+    groups
+        The whole split.
+    tested
+        Those of its rows that are asked for.
+
+    Raises
+    ------
+    UserError
+        Where a context has no control cells to start from.
+    """
+    views = views_of(store, vocabulary)
+    train_reader = CellReader(store, views, split)
+    test_reader = CellReader(store, views, split, held_out=True)
+    bags = store.bags.reset_index(names="bag")
+    test_bags = store.bags.loc[bags.merge(tested[KEYS], on=KEYS)["bag"].sort_values()]
+    places = tested[KEYS[:2]].drop_duplicates()
+    # the controls of a context that is held out are what a prediction starts from, not what is learned
+    control_bags = bags[bags["perturbation"] == store.control].merge(places, on=KEYS[:2])["bag"]
+    control_bags = store.bags.loc[control_bags.sort_values()]
+    train_bags = training_bags(store, groups, split)
+    known = group_means(train_reader, store.bags.loc[train_bags.index.union(control_bags.index)], mapper)
+    truth = group_means(test_reader, test_bags, mapper)
+    controls = load_controls(train_reader, control_bags, CELLS, mapper)
+    cells = load_groups(test_reader, test_bags, CELLS, mapper)
+    if split.kind != "cells":
+        _require_apart(known, tested)
+    targets = {row.perturbation_index: tuple(row.targets) for row in store.perturbations.itertuples()}
+    for (dataset, context), part in tested.groupby(KEYS[:2]):
+        place = (int(dataset), int(context))
+        if place not in controls:
+            names = f"dataset '{part['dataset_name'].iloc[0]}', context '{part['context_name'].iloc[0]}'"
+            raise UserError(
+                f"{names}: no control cells to predict from; hold out another context or dataset."
+            )
+        part = part[[(*place, int(p)) in truth.mean for p in part["perturbation"]]]
+        if part.empty:
+            continue
+        keys: list[Group] = [(*place, int(p)) for p in part["perturbation"]]
+        entry = vocabulary.datasets[place[0]]
+        yield Question(
+            place=place,
+            groups=part,
+            targets=[targets[p] for *_, p in keys],
+            genes=entry.genes,
+            control=known.mean[(*place, store.control)],
+            controls=controls[place],
+            profiles=training_profiles(store, place, known, vocabulary),
+            observed=np.stack([truth.mean[key] for key in keys]),
+            cells=[cells[key] for key in keys],
+            has_cells=entry.kind == "cells" and len(controls[place]) > 1,
+        )
+
+
+def training_profiles(
+    store: Store, place: tuple[int, int], train: GroupMeans, vocabulary: Vocabulary
+) -> Profiles:
+    """What arithmetic may know of a (dataset, context).
+
+    In a context without any perturbation in training, the changes seen in the dataset's other contexts
+    stand in: the mean change of each perturbation over them, added to this context's control.
+    """
+    dataset, context = place
+    control = train.mean[dataset, context, store.control]
+    names = {row.perturbation_index: tuple(row.targets) for row in store.perturbations.itertuples()}
+    here = {p: mean for (d, c, p), mean in train.mean.items() if (d, c) == place and p != store.control}
+    if not here:
+        changes: dict[int, list[np.ndarray]] = {}
+        for (d, c, p), mean in train.mean.items():
+            if d == dataset and c != context and p != store.control:
+                changes.setdefault(p, []).append(mean - train.mean[d, c, store.control])
+        here = {p: control + np.mean(found, axis=0) for p, found in changes.items()}
+    keys = vocabulary.genes["gene"].to_numpy()
+    return Profiles(
+        control=control,
+        targets=[names[p] for p in here],
+        means=np.stack(list(here.values())) if here else np.empty((0, len(control))),
+        genes=keys[vocabulary.datasets[dataset].genes].tolist(),
+        target_gene={t.name: keys[t.gene] if t.gene >= 0 else None for t in vocabulary.targets},
+    )
+
+
+def _require_apart(known: GroupMeans, tested: pd.DataFrame) -> None:
+    asked = set(tested[KEYS].itertuples(index=False, name=None))
+    both = asked & set(known.mean)
+    if both:
+        row = tested[[key in both for key in tested[KEYS].itertuples(index=False, name=None)]].iloc[0]
+        raise AssertionError(
+            f"leak: held-out group {row['perturbation_name']} of dataset '{row['dataset_name']}', context "
+            f"'{row['context_name']}' is among the training groups."
+        )
