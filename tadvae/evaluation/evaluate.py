@@ -21,7 +21,7 @@ from tadvae.evaluation.metrics import (
     score_profiles,
 )
 from tadvae.evaluation.profiles import GroupMeans, group_means
-from tadvae.evaluation.splits import TRAIN
+from tadvae.evaluation.splits import TRAIN, VALIDATION
 from tadvae.model import TADVAE
 from tadvae.prepare import (
     CellReader,
@@ -116,7 +116,7 @@ def evaluate(
 
 
 def _tested(groups: pd.DataFrame, control: int, category: str | None) -> pd.DataFrame:
-    held = groups[(groups["part"] != TRAIN) & (groups["perturbation"] != control)]
+    held = groups[~groups["part"].isin([TRAIN, VALIDATION]) & (groups["perturbation"] != control)]
     if held.empty:
         raise UserError(
             "nothing was held out in this run, so there is nothing to evaluate; train with another split, "
