@@ -118,8 +118,8 @@ def require_cleaning() -> None:
     if reason is not None:
         raise UserError(
             f"this Ray's dashboard does not answer its workers ({reason}), so stopped trials would keep "
-            "their CPUs; start Ray with its dashboard on (`ray start --head --include-dashboard=true`) and set "
-            "RAY_ADDRESS to HOST:PORT."
+            "their CPUs; start Ray with its dashboard on (`ray start --head --include-dashboard=true`) and "
+            "set RAY_ADDRESS to HOST:PORT."
         )
 
 

@@ -200,7 +200,11 @@ class Learner:
     @property
     def final(self) -> TADVAEModule:
         """The network that a run would end with now."""
-        return self.module if self.average is None else self.average.module
+        if self.average is None:
+            return self.module
+        averaged = self.average.module
+        assert isinstance(averaged, TADVAEModule)
+        return averaged
 
     def step(self, batch: ModelBatch, epoch: float, *, rank: int, number: int) -> dict[str, Tensor]:
         """Learn from one batch; returns the terms of its loss.

@@ -69,7 +69,7 @@ def parallel_coordinates(records: Sequence[TrialRecord], config: SweepConfig) ->
     return _svg(
         "parallel",
         "Parallel coordinates",
-        f"One line for each of {len(shown)} trials over {len(axes) - 1} parameters, ending at {config.metric}; "
+        f"One line for each of {len(shown)} trials over {len(axes) - 1} parameters, to {config.metric}; "
         "the table below has the same values.",
         parts,
     )
@@ -105,7 +105,7 @@ def learning_curves(records: Sequence[TrialRecord], config: SweepConfig) -> str:
     return _svg(
         "curves",
         "Learning curves",
-        f"{config.metric} on held-out perturbations over cells seen, one line for each of {len(shown)} trials.",
+        f"{config.metric} on held-out perturbations over cells seen, one line a trial ({len(shown)}).",
         parts,
     )
 

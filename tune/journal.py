@@ -52,8 +52,9 @@ class Journal(Callback):
             return
         point = {key: float(result[key]) for key in KEPT if key in result}
         self._write(record.model_copy(update={"curve": [*record.curve, point]}))
+        epochs = self.config.experiment.train.epochs
         say(
-            f"trial {record.number:04d}: epoch {int(point['epoch']) + 1}/{self.config.experiment.train.epochs} "
+            f"trial {record.number:04d}: epoch {int(point['epoch']) + 1}/{epochs} "
             f"{self.config.metric} {point[self.config.metric]:.4f} loss {point['loss']:.4f}"
         )
 

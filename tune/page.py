@@ -12,12 +12,14 @@ from tune.journal import short
 from tune.records import TrialRecord, best_of
 
 STYLE = """
-body{font:16px/1.5 system-ui,sans-serif;color:#1a1a1a;background:#fff;max-width:1080px;margin:2rem auto;padding:0 1rem}
+body{font:16px/1.5 system-ui,sans-serif;color:#1a1a1a;background:#fff;
+  max-width:1080px;margin:2rem auto;padding:0 1rem}
 h1{font-size:1.5rem}h2{font-size:1.2rem;margin-top:2.2rem}
 svg{width:100%;height:auto;font:12px system-ui,sans-serif;fill:#1a1a1a}
 .axis{stroke:#595959;stroke-width:1}.strong{font-weight:600}
 .trial{fill:none;stroke-width:1.8;stroke-opacity:.85}.trial:hover{stroke-width:4;stroke-opacity:1}
-.legend span{margin-right:1em;white-space:nowrap}.swatch{display:inline-block;width:1em;height:1em;margin-right:.3em!important;vertical-align:-.12em}
+.legend span{margin-right:1em;white-space:nowrap}.swatch{display:inline-block;
+  width:1em;height:1em;margin-right:.3em!important;vertical-align:-.12em}
 .wide{overflow-x:auto}table{border-collapse:collapse;font-size:.85rem;font-variant-numeric:tabular-nums}
 th,td{padding:.3em .6em;border-bottom:1px solid #bbb;text-align:left;vertical-align:top}
 td.number,th.number{text-align:right}tr.best{font-weight:700;background:#eef4fb}
@@ -55,8 +57,8 @@ def page(
         f"<h1>Sweep {escape(sweep)}</h1><p>{escape(head)}</p>"
         f"<h2>Parallel coordinates</h2>{legend(config)}{parallel_coordinates(records, config)}"
         f"<h2>Learning curves</h2>{legend(config)}{learning_curves(records, config)}"
-        "<h2>Importance of parameters</h2><p>Share of the metric's variation (Optuna, PED-ANOVA, on every "
-        f"trial's last validation).{note}</p>{bars}"
+        "<h2>Importance of parameters</h2><p>How much each decides whether a trial is among the best, as "
+        f"shares (Optuna's PED-ANOVA, on every trial's last validation).{note}</p>{bars}"
         f'<h2>Trials</h2><div class="wide" tabindex="0">{_table(rows)}</div>'
         f"<h2>Best settings</h2><p>For <code>tadvae train STORE --config best.yaml</code>.</p>{settings}"
         "</main></body></html>\n"

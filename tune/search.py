@@ -73,6 +73,7 @@ class Define:
         self._given: dict[int, int] = {}
 
     def __call__(self, trial: Any) -> dict[str, Any]:
+        """Values by key, and ``number``, ``experiment`` (YAML) and ``values``."""
         values = self._config.pick(lambda key, parameter: parameter.suggest(trial, key))
         if trial.number not in self._given:
             known = trial.user_attrs.get("number")

@@ -171,16 +171,23 @@ class Space(Config):
         """
         for key, parameter in self.parameters.items():
             for value in parameter.corners:
-                wanted: Values = {key: value}
-                queue = [key]
-                while queue:
-                    for other, values in self.parameters[queue.pop()].when.items():
-                        if wanted.setdefault(other, values[0]) not in values:
-                            raise UserError(f"'{key}': its conditions can never hold together; mend them.")
-                        queue.append(other)
-                self.trial_experiment(
-                    base, self.pick(lambda k, p, wanted=wanted: wanted.get(k, p.corners[0]))
-                )  # type: ignore[misc]
+                wanted = self._wanted(key, value)
+
+                def value_of(k: str, p: Parameter, wanted: Values = wanted) -> Any:
+                    return wanted.get(k, p.corners[0])
+
+                self.trial_experiment(base, self.pick(value_of))
+
+    def _wanted(self, key: str, value: Any) -> Values:
+        """A parameter's value, with values of others under which it is asked for."""
+        wanted: Values = {key: value}
+        queue = [key]
+        while queue:
+            for other, values in self.parameters[queue.pop()].when.items():
+                if wanted.setdefault(other, values[0]) not in values:
+                    raise UserError(f"'{key}': its conditions can never hold together; mend them.")
+                queue.append(other)
+        return wanted
 
 
 def _is_setting(key: str) -> bool:

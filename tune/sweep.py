@@ -1,4 +1,7 @@
-"""``tadvae tune run``: many trainings, the better ones longer. Also a job: ``python -m tune.sweep STORE --out SWEEP``."""
+"""``tadvae tune run``: many trainings, the better ones longer.
+
+Also the entry point of a job: ``python -m tune.sweep STORE --out SWEEP``.
+"""
 
 import json
 import logging
@@ -17,7 +20,7 @@ from tadvae.store.reader import Store
 from tadvae.training import prepare_training
 from tune.config import SweepConfig
 from tune.journal import Journal, say
-from tune.records import ABOUT, SWEEP, TRIALS, TrialRecord, best_of, read_records, read_sweep, write_record
+from tune.records import ABOUT, SWEEP, TRIALS, TrialRecord, best_of, read_records, read_sweep
 from tune.search import Halving, optuna_search
 from tune.trial import beneath, run_trial
 

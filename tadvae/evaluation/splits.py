@@ -75,7 +75,8 @@ def split_groups(
     -------
     ``store.groups`` with the columns ``part`` (``train``, ``validation``, ``test``, or ``both`` where cells
     are split) and ``category``: for held-out groups what training has seen of them: ``combo_seen2``,
-    ``combo_seen1``, ``combo_seen0``, ``unseen_single``, ``seen_single``, ``unseen_context``, ``unseen_dataset``, ``cells``.
+    ``combo_seen1``, ``combo_seen0``, ``unseen_single``, ``seen_single``, ``unseen_context``,
+    ``unseen_dataset``, ``cells``.
 
     Raises
     ------
