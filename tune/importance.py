@@ -1,5 +1,6 @@
 """Which parameters mattered, by Optuna's own measure."""
 
+import warnings
 from collections.abc import Sequence
 
 import optuna
@@ -32,4 +33,8 @@ def _shares(study: optuna.Study, trials: list[optuna.trial.FrozenTrial], keys: l
     having = [trial for trial in trials if all(key in trial.params for key in keys)]
     if len(having) < 2 or len({trial.value for trial in having}) < 2:
         return {}
-    return optuna.importance.get_param_importances(study, params=keys)
+    with warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", "Some regimes for parameter", UserWarning
+        )  # few trials: the page says
+        return optuna.importance.get_param_importances(study, params=keys)
