@@ -59,6 +59,9 @@ def run(
         + ", ".join(f"{n} {name}" for name, n in counts.items())
         + f"; see `tadvae tune table {out_}`."
     )
+    if any(record.status == "running" for record in records):
+        out.print(f"{out_}: interrupted; go on with it by --resume.")
+        raise typer.Exit(1)
     if not counts["finished"]:
         raise typer.Exit(1)
 

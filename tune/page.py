@@ -58,7 +58,8 @@ def page(
         f"<h2>Parallel coordinates</h2>{legend(config)}{parallel_coordinates(records, config)}"
         f"<h2>Learning curves</h2>{legend(config)}{learning_curves(records, config)}"
         "<h2>Importance of parameters</h2><p>How much each decides whether a trial is among the best, as "
-        f"shares (Optuna's PED-ANOVA, on the last validation of every trial that has one; few trials say little).{note}</p>{bars}"
+        "shares (Optuna's PED-ANOVA, on the last validation of every trial that has one; few trials say "
+        f"little).{note}</p>{bars}"
         f'<h2>Trials</h2><div class="wide" tabindex="0">{_table(rows)}</div>'
         f"<h2>Best settings</h2><p>For <code>tadvae train STORE --config best.yaml</code>.</p>{settings}"
         "</main></body></html>\n"

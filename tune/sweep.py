@@ -77,8 +77,6 @@ def run_sweep(
         earlier = read_records(sweep)
         _tune(store_path, out, config, earlier, cells)
     records = read_records(sweep)
-    if any(record.status == "running" for record in records):
-        raise RuntimeError(f"{sweep}: interrupted; go on with it by --resume")
     _write_best(sweep, config, records)
     return records
 

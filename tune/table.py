@@ -63,9 +63,9 @@ def rows_of(records: Sequence[TrialRecord], config: SweepConfig) -> pd.DataFrame
     frame = pd.DataFrame(rows)
     for name in varied:  # one type a column; a choice may mix them
         if not pd.api.types.is_numeric_dtype(frame[name]):
-            frame[name] = (
-                frame[name].map(lambda value: None if value is None else str(value)).astype("string")
-            )
+            frame[name] = frame[name].map(str, na_action="ignore").astype("string")
+        elif all(isinstance(record.settings.get(name, 0), int) for record in records):
+            frame[name] = frame[name].astype("Int64")
     for name in [*metrics, "loss"]:
         frame[name] = frame[name].astype("float64")
     ranked = frame[config.metric].notna() & (frame["status"] != "failed")

@@ -15,6 +15,7 @@ from pathlib import Path
 import pandas as pd
 import psutil
 import pytest
+import yaml
 
 from pipelines.train import train
 from tadvae.errors import UserError
@@ -25,6 +26,7 @@ from tadvae.model import TADVAE
 from tune.cli import main
 from tune.config import SweepConfig
 from tune.records import best_of, read_records, read_sweep
+from tune.search import optuna_search
 from tune.sweep import run_sweep
 
 ROOT = Path(__file__).parents[2]
@@ -314,36 +316,27 @@ def _touched(out: Path, number: int) -> dict[str, int]:
 
 @pytest.mark.slow
 def test_a_failed_trial_says_why_and_the_others_go_on(store, space_file, tmp_path, capsys):
-    """Pathways that are gone when the second trial starts."""
-    pathways = tmp_path / "pathways.gmt"
-    config = SweepConfig.load(space_file, ["trials=2", "max_concurrent=1", "experiment.train.epochs=2"])
-    shutil.copy(config.experiment.pathways.file, pathways)
-    experiment = config.experiment.model_copy(
-        update={"pathways": config.experiment.pathways.model_copy(update={"file": str(pathways)})}
-    )
-    config = config.model_copy(update={"experiment": experiment})
+    """A setting that only the store can refuse."""
+    data = yaml.safe_load(space_file.read_text())
+    data |= {"trials": 2, "derived": {}, "parameters": {"pathways.min_measured": {"choice": [2, 90]}}}
+    data["experiment"]["train"]["epochs"] = 2
 
-    import tune.journal
+    def both(seed: int) -> list[int]:
+        search = optuna_search(SweepConfig.parse({**data, "seed": seed}, "data"), [])
+        return [search.suggest(name)["values"]["pathways.min_measured"] for name in "ab"]
 
-    end = tune.journal.Journal._end
-
-    def spoil(self, *arguments):
-        end(self, *arguments)
-        pathways.unlink(missing_ok=True)
-
-    tune.journal.Journal._end = spoil
-    try:
-        records = run_sweep(str(store.folder), str(tmp_path / "sweep"), config)
-    finally:
-        tune.journal.Journal._end = end
-    assert [r.status for r in records] == ["finished", "failed"]
-    assert str(pathways) in records[1].reason
-    assert "no such file" in records[1].reason
+    seed = next(seed for seed in range(50) if set(both(seed)) == {2, 90})
+    config = SweepConfig.parse({**data, "seed": seed}, "data")
+    records = run_sweep(str(store.folder), str(tmp_path / "sweep"), config)
+    by_value = {r.values["pathways.min_measured"]: r for r in records}
+    assert by_value[2].status == "finished"
+    assert by_value[90].status == "failed"
+    assert "none of its 9 pathways has 90 or more measured genes" in by_value[90].reason
     capsys.readouterr()
-    main_exits(["tune", "table", str(tmp_path / "sweep")])
-    shown = capsys.readouterr().out
-    assert "failed" in shown
-    assert "no such file" in "".join(shown.split("│")).replace("\n", "") or "no such" in shown
+    main_exits(["tune", "table", str(tmp_path / "sweep"), "--out", str(tmp_path / "report")])
+    assert "failed" in capsys.readouterr().out
+    assert by_value[90].reason in (tmp_path / "report/trials.md").read_text()
+    assert len(read_records(Location.of(tmp_path / "sweep"))) == 2
 
 
 def test_bad_input_leaves_nothing(store, space_file, tmp_path, refused):
