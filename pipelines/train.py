@@ -36,7 +36,7 @@ from tadvae import __version__
 from tadvae.batch import Batch
 from tadvae.cells import write_controls
 from tadvae.checkpoint import AVERAGE, WEIGHTS, Position, load_checkpoint, save_checkpoint
-from tadvae.effects.file import save_effects
+from tadvae.effects.file import load_effects, save_effects
 from tadvae.errors import UserError
 from tadvae.evaluation.validation import Validator
 from tadvae.experiment import ExperimentConfig
@@ -135,7 +135,11 @@ def train_worker(settings: dict[str, Any]) -> None:
     groups = pd.read_parquet(io.BytesIO((run / "split.parquet").read_bytes()))
     data = TrainingSet(store, groups, vocabulary, config)
     validates = rank == 0 and config.validation.every is not None
-    validator = Validator(store, groups, vocabulary, config) if validates else None
+    validator = None
+    if validates:
+        panels = {i: dataset.genes for i, dataset in enumerate(vocabulary.datasets)}
+        effects = load_effects(run / "model", panels) if config.effects.weight else None
+        validator = Validator(store, groups, vocabulary, config, effects)
 
     # model: every rank starts from the same weights
     module = build_module(config, vocabulary)

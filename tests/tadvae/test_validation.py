@@ -67,7 +67,7 @@ def test_scores_are_those_of_the_evaluation(simulated, convert_here):
     config = ExperimentConfig.load(None, [f"pathways.file={simulated.folder / 'pathways.gmt'}", *SETTINGS])
     model, groups = fit(store, config)
     assert {"train", "validation", "test"} == set(groups["part"])
-    scores = Validator(store, groups, model.vocabulary, config).score(model.module)
+    scores = Validator(store, groups, model.vocabulary, config, model.effects).score(model.module)
     # the evaluation, made to look at the validation groups
     swapped = groups.assign(
         part=groups["part"].map({"validation": "test", "test": "validation"}.get).fillna("train")

@@ -100,7 +100,7 @@ def test_the_metric_is_that_of_the_weights_that_are_left(store, swept):
         run = swept / f"trials/{record.number:04d}/run"
         model = TADVAE.from_pretrained(run)
         groups = pd.read_parquet(run / "split.parquet")
-        again = Validator(store, groups, model.vocabulary, model.config).score(model.module)
+        again = Validator(store, groups, model.vocabulary, model.config, model.effects).score(model.module)
         assert record.curve[-1]["val_pearson_delta"] == pytest.approx(again["val_pearson_delta"], abs=1e-6)
         assert record.curve[-1]["val_l2"] == pytest.approx(again["val_l2"], abs=1e-6)
 
