@@ -2,6 +2,7 @@
 
 import logging
 import os
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -19,7 +20,9 @@ LOCAL_ENVIRONMENT = {
 
 
 @contextmanager
-def ray_session(min_cpus: float = 1, gpus: float = 0, address: str | None = None) -> Iterator[None]:
+def ray_session(
+    min_cpus: float = 1, gpus: float = 0, address: str | None = None, *, worker_logs: bool = True
+) -> Iterator[None]:
     """Be connected to Ray inside the block; a Ray that the block started ends with it.
 
     Parameters
@@ -31,6 +34,8 @@ def ray_session(min_cpus: float = 1, gpus: float = 0, address: str | None = None
         GPUs that the work needs at once.
     address
         Address of a cluster; default: ``RAY_ADDRESS``, else a local Ray.
+    worker_logs
+        Show here what workers print.
     """
     for name, value in LOCAL_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -43,7 +48,12 @@ def ray_session(min_cpus: float = 1, gpus: float = 0, address: str | None = None
         address = address or os.environ.get("RAY_ADDRESS")
         if address:
             try:
-                ray.init(address=address, logging_level=logging.WARNING)
+                ray.init(
+                    address=address,
+                    runtime_env=_named(address),
+                    logging_level=logging.WARNING,
+                    log_to_driver=worker_logs,
+                )
             except (ConnectionError, RuntimeError) as error:
                 reason = str(error).splitlines()[0][:160]
                 raise UserError(
@@ -52,13 +62,75 @@ def ray_session(min_cpus: float = 1, gpus: float = 0, address: str | None = None
                 ) from None
         else:
             cpus = max(int(-(-min_cpus // 1)), os.cpu_count() or 1)
-            ray.init(address="local", num_cpus=cpus, include_dashboard=True, logging_level=logging.WARNING)
+            start_local_ray(cpus, worker_logs)
     try:
         _require(min_cpus, gpus)
         yield
     finally:
         if not already:
             ray.shutdown()
+
+
+def start_local_ray(num_cpus: int, worker_logs: bool = True) -> None:
+    """Start a Ray on this machine, whose processes know it by name.
+
+    Ray Train's placement-group cleaner asks the dashboard, and looks for it by ``RAY_ADDRESS`` or else among
+    all Rays of the machine; where it finds two it dies, and the workers of a stopped trial are never given
+    back. Ray's processes inherit the environment of its start, so the port is chosen before it.
+    """
+    import ray
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    named = {"RAY_GCS_SERVER_PORT": str(port), "RAY_ADDRESS": f"127.0.0.1:{port}"}
+    before = {name: os.environ.get(name) for name in named}
+    os.environ.update(named)
+    try:
+        ray.init(
+            address="local",
+            num_cpus=num_cpus,
+            include_dashboard=True,
+            logging_level=logging.WARNING,
+            log_to_driver=worker_logs,
+        )
+    finally:  # this process is connected; a Ray of its children's is their own affair
+        for name, value in before.items():
+            os.environ.pop(name, None) if value is None else os.environ.update({name: value})
+
+
+def _named(address: str) -> dict[str, Any]:
+    """The runtime environment that tells a cluster's workers which cluster they are in."""
+    return {} if address == "auto" or "://" in address else {"env_vars": {"RAY_ADDRESS": address}}
+
+
+def require_cleaning() -> None:
+    """See that a Ray Train run that is stopped from outside gives its CPUs and GPUs back.
+
+    Raises
+    ------
+    UserError
+        If a worker cannot ask the dashboard for the state of an actor, which is what the clean-up rests on.
+    """
+    import ray
+
+    reason = ray.get(ray.remote(num_cpus=0)(_ask_state).remote())
+    if reason is not None:
+        raise UserError(
+            f"this Ray's dashboard does not answer its workers ({reason}), so stopped trials would keep "
+            "their CPUs; start Ray with its dashboard on (`ray start --head --include-dashboard=true`) and "
+            "set RAY_ADDRESS to HOST:PORT."
+        )
+
+
+def _ask_state() -> str | None:
+    from ray.util.state import list_actors
+
+    try:
+        list_actors(limit=1, timeout=20)
+    except Exception as error:  # noqa: BLE001 - Ray raises many kinds; any one means no clean-up
+        return f"{type(error).__name__}: {str(error).splitlines()[0][:160]}"
+    return None
 
 
 def _require(cpus: float, gpus: float) -> None:
@@ -84,7 +156,8 @@ def ray_map(function: Callable[..., Any], arguments: Sequence[tuple]) -> list[An
     """
     import ray
 
-    call = ray.remote(num_cpus=1)(function)
+    # not within the placement group of a trial's driver, which has no CPU to spare
+    call = ray.remote(num_cpus=1, scheduling_strategy="DEFAULT")(function)
     shared = {id(first): first for first, *_ in arguments}
     references = {key: ray.put(first) for key, first in shared.items()}
     try:

@@ -14,7 +14,8 @@ import json
 import logging
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,8 +36,9 @@ from tadvae import __version__
 from tadvae.batch import Batch
 from tadvae.cells import write_controls
 from tadvae.checkpoint import AVERAGE, WEIGHTS, Position, load_checkpoint, save_checkpoint
-from tadvae.effects.file import save_effects
+from tadvae.effects.file import load_effects, save_effects
 from tadvae.errors import UserError
+from tadvae.evaluation.validation import Validator
 from tadvae.experiment import ExperimentConfig
 from tadvae.filesystem import Location, absolute
 from tadvae.module import ModelBatch
@@ -57,6 +59,8 @@ def train(
     workers: int = 1,
     gpu: bool = False,
     resume: bool = False,
+    callbacks: Sequence[ray.train.UserCallback] = (),
+    progress: bool = True,
 ) -> Location:
     """Train one model on a whole store; returns the run's folder.
 
@@ -64,6 +68,10 @@ def train(
     ----------
     config
         None to resume: a run goes on with the config that it began with.
+    callbacks
+        Called on Ray Train's controller, for whoever wants to follow the run's reports.
+    progress
+        Show the steps on standard error.
 
     Raises
     ------
@@ -94,10 +102,11 @@ def train(
                 logging_config=ray.train.LoggingConfig("WARNING"),
                 failure_config=ray.train.FailureConfig(max_failures=config.train.max_failures),
                 checkpoint_config=ray.train.CheckpointConfig(num_to_keep=config.train.keep_checkpoints),
+                callbacks=list(callbacks),
             ),
         )
         n_steps = config.train.epochs * json.loads((run / "run.json").read_text())["steps_per_epoch"]
-        with StepLog(run, n_steps, config.train.epochs):
+        with StepLog(run, n_steps, config.train.epochs) if progress else nullcontext():
             try:
                 result = trainer.fit()
             except TrainingFailedError as error:
@@ -125,6 +134,12 @@ def train_worker(settings: dict[str, Any]) -> None:
     vocabulary = Vocabulary.load(run / "model")
     groups = pd.read_parquet(io.BytesIO((run / "split.parquet").read_bytes()))
     data = TrainingSet(store, groups, vocabulary, config)
+    validates = rank == 0 and config.validation.every is not None
+    validator = None
+    if validates:
+        panels = {i: dataset.genes for i, dataset in enumerate(vocabulary.datasets)}
+        effects = load_effects(run / "model", panels) if config.effects.weight else None
+        validator = Validator(store, groups, vocabulary, config, effects)
 
     # model: every rank starts from the same weights
     module = build_module(config, vocabulary)
@@ -160,15 +175,24 @@ def train_worker(settings: dict[str, Any]) -> None:
                 waited = time.perf_counter() - clock
                 now = epoch + position.step / n_steps
                 terms = learner.step(packed, now, rank=rank, number=position.global_step)
-                means = _mean_over_ranks(torch.stack([*terms.values()]), world_size)
+                n_cells = torch.tensor(float(batch.n_cells), device=device)
+                *means, cells = _mean_over_ranks(torch.stack([*terms.values(), n_cells]), world_size).tolist()
                 record = {"step": position.global_step, "epoch": epoch, "cells": batch.n_cells}
                 record |= {"tokens": batch.n_tokens, "wait": waited, "seconds": time.perf_counter() - clock}
-                records.append(record | dict(zip(terms, means.tolist(), strict=True)))
-                position = replace(position, step=position.step + 1, global_step=position.global_step + 1)
+                position = replace(
+                    position,
+                    step=position.step + 1,
+                    global_step=position.global_step + 1,
+                    cells_seen=position.cells_seen + round(cells * world_size),
+                )
+                record["cells_seen"] = position.cells_seen
+                records.append(record | dict(zip(terms, means, strict=True)))
                 if position.step % every == 0 and position.step < n_steps:
                     _report(run, rank, learner, position, records)
                     records = []
             position = replace(position, epoch=epoch + 1, step=0)
+            if validator is not None and records and validator.due(epoch):
+                records[-1] |= validator.score(learner.final)
             _report(run, rank, learner, position, records)
             records = []
 
@@ -250,7 +274,7 @@ def _restore(start: Position, learner: Learner) -> Position:
         f"again, {saved.step} of its steps are repeated",
         flush=True,
     )
-    return replace(start, epoch=saved.epoch, global_step=saved.global_step)
+    return replace(start, epoch=saved.epoch, global_step=saved.global_step, cells_seen=saved.cells_seen)
 
 
 def _report(

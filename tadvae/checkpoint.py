@@ -32,6 +32,8 @@ class Position:
         The next step to make, counted within its epoch.
     global_step
         Steps made in all.
+    cells_seen
+        Perturbed and control cells of all those steps and ranks, controls matched to a bag not counted.
     world_size, bags_per_batch
         What the step's meaning depends on; if either differs, the epoch starts again.
     vocabulary
@@ -41,6 +43,7 @@ class Position:
     epoch: int = 0
     step: int = 0
     global_step: int = 0
+    cells_seen: int = 0
     world_size: int = 1
     bags_per_batch: int = 1
     vocabulary: str = ""

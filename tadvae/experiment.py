@@ -4,7 +4,7 @@ from pydantic import Field
 
 from tadvae.config import Config
 from tadvae.effects.model import EffectsConfig
-from tadvae.evaluation.splits import SplitConfig
+from tadvae.evaluation.splits import SplitConfig, ValidationConfig
 from tadvae.module import ModelConfig
 from tadvae.nn.losses import LossConfig
 from tadvae.pathways.membership import MIN_MEASURED
@@ -51,6 +51,7 @@ class ExperimentConfig(Config):
     preprocess: PreprocessConfig = PreprocessConfig()
     pathways: PathwaysConfig = PathwaysConfig()
     split: SplitConfig = SplitConfig()
+    validation: ValidationConfig = ValidationConfig()
     stream: StreamConfig = StreamConfig()
     model: ModelConfig = ModelConfig()
     loss: LossConfig = LossConfig()

@@ -14,7 +14,7 @@ from scipy import sparse
 
 from tadvae.batch import Cells, runs
 from tadvae.errors import UserError
-from tadvae.evaluation.splits import TEST, SplitConfig, held_out_rows
+from tadvae.evaluation.splits import TEST, VALIDATION, SplitConfig, held_out_rows
 from tadvae.genes import canonical_targets
 from tadvae.pathways.membership import MIN_MEASURED, Membership
 from tadvae.preprocess import Moments, PreprocessConfig, choose_genes
@@ -95,7 +95,7 @@ def training_bags(
         Keep the bags of control cells too.
     """
     keys = ["dataset", "context", "perturbation"]
-    held = groups[groups["part"] == TEST][keys]
+    held = groups[groups["part"].isin([VALIDATION, TEST])][keys]
     merged = store.bags.reset_index(names="bag").merge(held, on=keys, how="left", indicator=True)
     bags = store.bags.loc[merged.loc[merged["_merge"] == "left_only", "bag"]]
     if not control_bags:
@@ -217,7 +217,7 @@ def build_vocabulary(
 ) -> Vocabulary:
     """Name every index of the model."""
     perturbations = store.perturbations
-    train = set(groups.loc[groups["part"] != TEST, "perturbation"])
+    train = set(groups.loc[~groups["part"].isin([VALIDATION, TEST]), "perturbation"])
     gene_of: dict[str, int] = {}
     seen: set[str] = set()
     modalities: dict[str, int] = {}

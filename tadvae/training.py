@@ -75,7 +75,7 @@ def prepare_training(store: Store, config: ExperimentConfig, mapper: Mapper = lo
     """
     sets = read_pathways(Path(config.pathways.file)) if config.pathways.file is not None else None
     _require_counts(store, config)
-    groups = split_groups(store, config.split)
+    groups = split_groups(store, config.split, config.validation)
     bags = training_bags(store, groups, config.split)
     views = make_views(store, bags, config.split, config.preprocess, mapper)
     controls = load_controls(CellReader(store, views, config.split), bags, config.stream.max_controls, mapper)
@@ -196,6 +196,15 @@ class Learner:
         self.optimizer = torch.optim.Adam(module.parameters(), lr=config.train.learning_rate)
         decay = config.train.weight_average
         self.average = None if decay is None else averaged(module, decay)
+
+    @property
+    def final(self) -> TADVAEModule:
+        """The network that a run would end with now."""
+        if self.average is None:
+            return self.module
+        averaged = self.average.module
+        assert isinstance(averaged, TADVAEModule)
+        return averaged
 
     def step(self, batch: ModelBatch, epoch: float, *, rank: int, number: int) -> dict[str, Tensor]:
         """Learn from one batch; returns the terms of its loss.

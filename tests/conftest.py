@@ -2,7 +2,7 @@
 
 import os
 
-from pipelines.cluster import LOCAL_ENVIRONMENT
+from pipelines.cluster import LOCAL_ENVIRONMENT, start_local_ray
 
 os.environ.update(LOCAL_ENVIRONMENT)  # Ray reads it when it is first imported
 
@@ -74,7 +74,7 @@ def ray_cluster() -> Iterator[Any]:
     """The one Ray of the test session, started when a test first asks for it."""
     import ray
 
-    ray.init(address="local", num_cpus=4, include_dashboard=True)
+    start_local_ray(num_cpus=4)
     yield ray
     ray.shutdown()
 

@@ -5,7 +5,7 @@ import pandas as pd
 
 from tadvae.errors import UserError
 from tadvae.evaluation.answers import Predictor
-from tadvae.evaluation.splits import TEST, split_groups
+from tadvae.evaluation.splits import TEST, VALIDATION, split_groups
 from tadvae.prepare import (
     CellReader,
     Mapper,
@@ -36,10 +36,11 @@ def check_leaks(store: Store, groups: pd.DataFrame, model: Predictor, mapper: Ma
         With what is different, and where: the run saw held-out rows, or it was changed afterwards.
     """
     config = model.config
-    _check_split(groups, split_groups(store, config.split))
+    _check_split(groups, split_groups(store, config.split, config.validation))
+    held = groups["part"].isin([TEST, VALIDATION])
     bags = training_bags(store, groups, config.split)
     keys = ["dataset", "context", "perturbation"]
-    if not bags.merge(groups[groups["part"] == TEST][keys], on=keys).empty:
+    if not bags.merge(groups[held][keys], on=keys).empty:
         raise UserError(_sentence("training rows", "hold cells of held-out groups"))
     vocabulary = model.vocabulary
     expected = make_views(store, bags, config.split, config.preprocess, mapper)
@@ -56,7 +57,7 @@ def check_leaks(store: Store, groups: pd.DataFrame, model: Predictor, mapper: Ma
         if (d, name) not in names or not np.array_equal(mean_profile(names[d, name], genes), profile):
             where = f"control profile of context '{name}', dataset '{vocabulary.datasets[d].name}',"
             raise UserError(_sentence(where, "is not the mean of its training controls"))
-    trained = set(groups.loc[groups["part"] != TEST, "perturbation"])
+    trained = set(groups.loc[~held, "perturbation"])
     seen = {t for p in trained for t in store.perturbations["targets"].iloc[p]}
     for target in vocabulary.targets:
         if target.seen != (target.name in seen):

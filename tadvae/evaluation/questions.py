@@ -13,7 +13,7 @@ from tadvae.baselines import Profiles
 from tadvae.batch import Cells
 from tadvae.errors import UserError
 from tadvae.evaluation.profiles import GroupMeans, group_means
-from tadvae.evaluation.splits import TRAIN, SplitConfig
+from tadvae.evaluation.splits import TRAIN, VALIDATION, SplitConfig
 from tadvae.prepare import (
     CellReader,
     Group,
@@ -91,7 +91,7 @@ def held_out_groups(groups: pd.DataFrame, control: int, category: str | None = N
     UserError
         Where nothing is held out, or nothing of the category.
     """
-    held = groups[(groups["part"] != TRAIN) & (groups["perturbation"] != control)]
+    held = groups[~groups["part"].isin([TRAIN, VALIDATION]) & (groups["perturbation"] != control)]
     if held.empty:
         raise UserError(
             "nothing was held out in this run, so there is nothing to evaluate; train with another split, "

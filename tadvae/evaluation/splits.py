@@ -15,7 +15,7 @@ from tadvae.config import Config
 from tadvae.errors import UserError
 from tadvae.store.reader import Store
 
-TRAIN, TEST = "train", "test"
+TRAIN, VALIDATION, TEST = "train", "validation", "test"
 
 
 class SplitConfig(Config):
@@ -44,19 +44,44 @@ class SplitConfig(Config):
         return self
 
 
-def split_groups(store: Store, config: SplitConfig) -> pd.DataFrame:
-    """Assign every group of the store to training or test.
+class ValidationConfig(Config):
+    """Perturbations held out of training to choose settings by; never any of the test's."""
+
+    every: int | None = Field(None, ge=1)
+    """Epochs between validations (the last epoch always has one); None: nothing is held out for it."""
+    kind: Literal["combo", "single"] = "combo"
+    """``combo``: combinations; ``single``: targets, with all that contains them."""
+    folds: int = Field(5, ge=2)
+    """One part in ``folds`` of what the test leaves is held out."""
+    fold: int = Field(0, ge=0)
+    """Which."""
+    seed: int = 0
+    max_cells: int = Field(64, ge=1)
+    """Control cells of each (dataset, context) that predictions start from."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "ValidationConfig":
+        if self.fold >= self.folds:
+            raise ValueError(f"fold {self.fold} is not below folds {self.folds}")
+        return self
+
+
+def split_groups(
+    store: Store, config: SplitConfig, validation: ValidationConfig | None = None
+) -> pd.DataFrame:
+    """Assign every group of the store to training, validation or test.
 
     Returns
     -------
-    ``store.groups`` with the columns ``part`` (``train``, ``test``, or ``both`` where cells are split) and
-    ``category``: for test groups what training has seen of them: ``combo_seen2``, ``combo_seen1``,
-    ``combo_seen0``, ``unseen_single``, ``seen_single``, ``unseen_context``, ``unseen_dataset``, ``cells``.
+    ``store.groups`` with the columns ``part`` (``train``, ``validation``, ``test``, or ``both`` where cells
+    are split) and ``category``: for held-out groups what training has seen of them: ``combo_seen2``,
+    ``combo_seen1``, ``combo_seen0``, ``unseen_single``, ``seen_single``, ``unseen_context``,
+    ``unseen_dataset``, ``cells``.
 
     Raises
     ------
     UserError
-        Where nothing would be held out, or nothing be left to learn from.
+        Where nothing would be held out, also for validation, or nothing be left to learn from.
     """
     groups = store.groups.copy()
     targets = {
@@ -93,6 +118,10 @@ def split_groups(store: Store, config: SplitConfig) -> pd.DataFrame:
     groups["part"] = np.where(held, TEST, TRAIN)
     if config.kind == "cells":
         groups["part"] = np.where(allowed, "both", TRAIN)
+    if validation is not None and validation.every is not None:
+        validated = _validated(groups[~held], validation)
+        groups.loc[validated, "part"] = VALIDATION
+        held |= groups.index.isin(validated)
     groups["category"] = _categories(groups, held)
     _check(groups, config)
     return groups.drop(columns=["targets"])
@@ -104,7 +133,24 @@ def held_out_rows(n_rows: int, shard: int, row_group: int, config: SplitConfig) 
     return draw == config.fold
 
 
-def _fold(items: pd.Series, config: SplitConfig) -> set:
+def _validated(left: pd.DataFrame, config: ValidationConfig) -> pd.Index:
+    """Rows of the groups that validation takes from what the test has left."""
+    size = left["targets"].str.len()
+    if config.kind == "combo":
+        pool = left[size > 1]
+        chosen = _fold(pool["targets"], config)
+        held = pool.index[pool["targets"].isin(chosen)]
+    else:
+        targets = pd.Series([t for item in left["targets"] for t in item], dtype=object)
+        chosen = _fold(targets, config)
+        held = left.index[left["targets"].map(lambda item: any(t in chosen for t in item))]
+    if held.empty:
+        mend = "set validation.kind=single or lower validation.folds"
+        raise UserError(f"validation: there is no {config.kind} left to hold out for it; {mend}.")
+    return held
+
+
+def _fold(items: pd.Series, config: SplitConfig | ValidationConfig) -> set:
     """One of ``folds`` random parts of the distinct items."""
     distinct = sorted(set(items))
     order = np.random.default_rng([config.seed, len(distinct)]).permutation(len(distinct))

@@ -1,0 +1,75 @@
+"""Validation while training: predictions for perturbations that neither training nor the test has."""
+
+from copy import deepcopy
+
+import numpy as np
+import pandas as pd
+
+from tadvae.effects.model import EffectModel
+from tadvae.evaluation.metrics import score_profiles
+from tadvae.evaluation.profiles import group_means
+from tadvae.evaluation.splits import VALIDATION
+from tadvae.experiment import ExperimentConfig
+from tadvae.model import TADVAE
+from tadvae.module import TADVAEModule
+from tadvae.prepare import CellReader, context_rows, interventions, load_controls, views_of
+from tadvae.store.reader import Store
+from tadvae.vocabulary import Vocabulary
+
+METRICS = ("pearson_delta", "l2", "rmse", "cosine_logfc")
+
+
+class Validator:
+    """Scores a network on the validation groups of a split; what it needs of the store is read once.
+
+    Parameters
+    ----------
+    effects
+        The run's regression of mean effects, if it has one: predictions are scored as the finished model
+        would make them.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        groups: pd.DataFrame,
+        vocabulary: Vocabulary,
+        config: ExperimentConfig,
+        effects: EffectModel | None = None,
+    ) -> None:
+        self.vocabulary, self.config, self.effects = vocabulary, config, effects
+        keys = ["dataset", "context", "perturbation"]
+        held = groups[(groups["part"] == VALIDATION) & (groups["perturbation"] != store.control)]
+        bags = store.bags.reset_index(names="bag")
+        own = bags.merge(held[keys], on=keys)["bag"]
+        places = held[keys[:2]].drop_duplicates()
+        controls = bags[bags["perturbation"] == store.control].merge(places, on=keys[:2])["bag"]
+        reader = CellReader(store, views_of(store, vocabulary), config.split)
+        self._means = group_means(reader, store.bags.loc[sorted({*own, *controls})]).mean
+        control_bags = store.bags.loc[controls.sort_values()]
+        self._controls = load_controls(reader, control_bags, config.validation.max_cells)
+        self._control = store.control
+        self._interventions = interventions(store, vocabulary)
+        self._row = context_rows(store, vocabulary)
+
+    def due(self, epoch: int) -> bool:
+        """Whether the end of an epoch (counted from 0) is one to validate at."""
+        every = self.config.validation.every
+        return every is not None and ((epoch + 1) % every == 0 or epoch + 1 == self.config.train.epochs)
+
+    def score(self, module: TADVAEModule) -> dict[str, float]:
+        """``val_pearson_delta`` and the like: means over the validation groups."""
+        model = TADVAE(deepcopy(module).cpu(), self.vocabulary, self.config, effects=self.effects)
+        values: dict[str, list[np.ndarray]] = {name: [] for name in METRICS}
+        for (dataset, context), cells in self._controls.items():
+            tested = [p for d, c, p in self._means if (d, c) == (dataset, context) and p != self._control]
+            control = self._means[dataset, context, self._control]  # (G,)
+            observed = np.stack([self._means[dataset, context, p] for p in tested])  # (M, G)
+            asked, row = [self._interventions[p] for p in tested], self._row.get((dataset, context), -1)
+            genes = self.vocabulary.datasets[dataset].genes
+            profile = control.astype(np.float32)
+            own = model.counterfactual(cells, genes, profile, dataset, asked, row)  # (M, n, G)
+            change = own.mean(axis=1, dtype=np.float64) - cells.dense(genes).mean(axis=0, dtype=np.float64)
+            for name, found in score_profiles(control + change, observed, control, METRICS).items():
+                values[name].append(found)
+        return {f"val_{name}": float(np.nanmean(np.concatenate(found))) for name, found in values.items()}

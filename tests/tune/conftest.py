@@ -1,0 +1,60 @@
+"""A sweep that takes two minutes: eight trials over every masking strategy, some of them stopped."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+SPACE: dict[str, Any] = {
+    "trials": 8,
+    "max_concurrent": 2,
+    "seed": 1,
+    "scheduler": {"grace_epochs": 1, "reduction_factor": 2},
+    "experiment": {
+        "stream": {"bags_per_batch": 4, "shuffle_window": 3},
+        "model": {
+            "pathway": {"d_embed": 16, "n_heads": 1},
+            "causal": {"n_factors": 4, "hidden": 16},
+            "decoder": {"d_gene": 16, "hidden": 16},
+        },
+        "train": {"epochs": 3, "checkpoint_every": None},
+        "validation": {"every": 1, "folds": 2},
+    },
+    "parameters": {
+        "model.pathway.masking": {"choice": ["hard", "soft", "soft_log", "linear", "none"]},
+        "model.pathway.d_embed": {
+            "choice": [16, 32],
+            "when": {"model.pathway.masking": ["hard", "soft", "soft_log", "none"]},
+        },
+        "train.learning_rate": {"loguniform": [1e-5, 3e-2]},
+    },
+    "derived": {"model.pathway.n_heads": {"key": "model.pathway.d_embed", "divide_by": 16}},
+}
+
+
+@pytest.fixture(scope="session")
+def small_space() -> dict[str, Any]:
+    """The settings of the small sweep."""
+    return SPACE
+
+
+@pytest.fixture(scope="session")
+def space_file(simulated: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small space as a file, on the simulated screens' pathways."""
+    path = tmp_path_factory.mktemp("space") / "space.yaml"
+    pathways = {"file": str(simulated.folder / "pathways.gmt")}
+    experiment = {**SPACE["experiment"], "pathways": pathways}
+    path.write_text(yaml.safe_dump({**SPACE, "experiment": experiment}))
+    return path
+
+
+@pytest.fixture(scope="session")
+def swept(store: Any, space_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the sweep."""
+    from tune.config import SweepConfig
+    from tune.sweep import run_sweep
+
+    out = tmp_path_factory.mktemp("swept") / "sweep"
+    run_sweep(str(store.folder), str(out), SweepConfig.load(space_file))
+    return out

@@ -1,0 +1,106 @@
+"""Follows Ray Tune's events: writes the trials' records and says what happens, a plain line each."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ray.tune import Callback
+
+from tadvae.filesystem import Location
+from tune.config import SweepConfig
+from tune.records import CELLS_SEEN, TrialRecord, write_record
+from tune.search import Halving
+
+KEPT = ("epoch", CELLS_SEEN, "loss", "val_pearson_delta", "val_l2", "val_rmse", "val_cosine_logfc")
+
+
+class Journal(Callback):
+    """The only writer of a sweep's records.
+
+    Attributes
+    ----------
+    records
+        By the trial's number.
+    """
+
+    def __init__(
+        self, sweep: Location, config: SweepConfig, earlier: Sequence[TrialRecord], scheduler: Halving
+    ) -> None:
+        self.sweep, self.config, self.scheduler = sweep, config, scheduler
+        self.records = {record.number: record for record in earlier}
+        self._began: dict[int, tuple[float, float]] = {}
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A new trial, or one that goes on."""
+        number, values = trial.config["number"], trial.config["values"]
+        fresh = TrialRecord(number=number, values=values, settings=self.config.settings(values))
+        record = self.records.get(number, fresh)
+        self._began[number] = (time.monotonic(), record.seconds)
+        self._write(record)
+        shown = " ".join(f"{key.rsplit('.', 1)[-1]}={short(value)}" for key, value in values.items())
+        say(f"trial {number:04d}: {'goes on' if record.curve else 'starts'}: {shown}")
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        """A validation; what the record already has is not entered twice."""
+        record = self.records[trial.config["number"]]
+        if self.config.metric not in result:
+            return
+        if record.curve and result[CELLS_SEEN] <= record.curve[-1][CELLS_SEEN]:
+            return
+        point = {key: float(result[key]) for key in KEPT if key in result}
+        self._write(record.model_copy(update={"curve": [*record.curve, point]}))
+        epochs = self.config.experiment.train.epochs
+        say(
+            f"trial {record.number:04d}: epoch {int(point['epoch']) + 1}/{epochs} "
+            f"{self.config.metric} {point[self.config.metric]:.4f} loss {point['loss']:.4f}"
+        )
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """The end, by itself or by the scheduler."""
+        reason = self.scheduler.reasons.get(trial.trial_id, "")
+        if reason and trial.last_result:  # the report that stopped it may not have been announced
+            self.on_trial_result(iteration, trials, trial, trial.last_result)
+        record = self.records[trial.config["number"]]
+        self._end(record, "stopped" if reason else "finished", reason)
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """The trial failed; the sweep goes on."""
+        self._end(self.records[trial.config["number"]], "failed", reason_of(_error_text(trial)))
+
+    def _end(self, record: TrialRecord, status: str, reason: str) -> None:
+        self._write(record.model_copy(update={"status": status, "reason": reason}))
+        say(f"trial {record.number:04d}: {status}{': ' + reason if reason else ''}")
+
+    def _write(self, record: TrialRecord) -> None:
+        began, before = self._began[record.number]
+        record = record.model_copy(update={"seconds": round(before + time.monotonic() - began, 2)})
+        self.records[record.number] = record
+        write_record(self.sweep, record)
+
+
+def _error_text(trial: Any) -> str:
+    """What Ray Tune wrote down of a trial's error, on this machine."""
+    place = trial.error_file
+    return Path(place).read_text(encoding="utf-8") if place and Path(place).exists() else ""
+
+
+def reason_of(text: str) -> str:
+    """One line for a trial's traceback: a UserError's sentence, else its last line."""
+    _, marker, sentence = text.rpartition("UserError: ")
+    if marker:
+        return sentence.splitlines()[0]
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1][:300] if lines else "it died without a word"
+
+
+def short(value: Any) -> str:
+    """A value in few characters."""
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def say(line: str) -> None:
+    """A line of the log."""
+    print(line, flush=True)

@@ -1,0 +1,200 @@
+"""The search space: which settings of a run vary, over what, and when.
+
+Keys are dotted settings of :class:`tadvae.experiment.ExperimentConfig`, such as ``model.pathway.d_embed``.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import optuna
+from pydantic import BaseModel, Field, model_validator
+
+from tadvae.config import Config
+from tadvae.errors import UserError
+from tadvae.experiment import ExperimentConfig
+
+Scalar = bool | int | float | str | None
+Values = dict[str, Any]
+"""Setting by dotted key."""
+KINDS = ("choice", "uniform", "loguniform", "integer")
+
+
+class Parameter(Config):
+    """What one setting may be: exactly one of the four kinds."""
+
+    choice: list[Scalar] | None = None
+    """One of these values."""
+    uniform: tuple[float, float] | None = None
+    """A number between two."""
+    loguniform: tuple[float, float] | None = None
+    """A positive number between two, its logarithm uniform."""
+    integer: tuple[int, int] | None = None
+    """A whole number between two, both included."""
+    when: dict[str, list[Scalar]] = {}
+    """Only where other parameters have one of these values; elsewhere the setting stays as it is in
+    ``experiment``."""
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> "Parameter":
+        given = [kind for kind in KINDS if getattr(self, kind) is not None]
+        if len(given) != 1:
+            raise ValueError(
+                f"expected exactly one of {', '.join(KINDS)}, found {', '.join(given) or 'none'}"
+            )
+        if self.choice is not None and len({repr(value) for value in self.choice}) < max(len(self.choice), 1):
+            raise ValueError("'choice' is empty or names a value twice")
+        bounds = self.uniform or self.loguniform or self.integer
+        if bounds is not None and not bounds[0] < bounds[1]:
+            raise ValueError(f"'{given[0]}' is an empty range: {bounds[0]:g} is not below {bounds[1]:g}")
+        if self.loguniform is not None and self.loguniform[0] <= 0:
+            raise ValueError(f"'loguniform' needs bounds above zero, found {self.loguniform[0]:g}")
+        return self
+
+    @property
+    def corners(self) -> list[Any]:
+        """Every value of a choice, else the two ends of the range."""
+        return list(self.choice or self.uniform or self.loguniform or self.integer or ())
+
+    def suggest(self, trial: optuna.trial.BaseTrial, key: str) -> Any:
+        """Ask Optuna for a value."""
+        if self.choice is not None:
+            return trial.suggest_categorical(key, self.choice)
+        if self.integer is not None:
+            return trial.suggest_int(key, *self.integer)
+        low, high = self.uniform or self.loguniform or (0.0, 0.0)
+        return trial.suggest_float(key, low, high, log=self.loguniform is not None)
+
+
+class Derived(Config):
+    """A setting that follows from a parameter."""
+
+    key: str
+    """The parameter."""
+    divide_by: int = Field(ge=1)
+    """The setting is the parameter divided by this."""
+
+
+class Space(Config):
+    """Parameters and what follows from them."""
+
+    parameters: dict[str, Parameter] = Field(min_length=1)
+    derived: dict[str, Derived] = {}
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Space":
+        for key in [*self.parameters, *self.derived]:
+            if not _is_setting(key):
+                raise ValueError(f"unknown setting '{key}'; see `tadvae train` for those there are")
+            if key.split(".")[0] in ("split", "validation"):
+                raise ValueError(f"'{key}' decides what trials are compared on, so it cannot vary among them")
+        for key, parameter in self.parameters.items():
+            for other, values in parameter.when.items():
+                self._check_condition(key, other, values)
+        self.order()
+        for key, derived in self.derived.items():
+            if key in self.parameters:
+                raise ValueError(f"'{key}' is both a parameter and derived")
+            source = self.parameters.get(derived.key)
+            if source is None:
+                raise ValueError(f"derived '{key}': '{derived.key}' is not among the parameters")
+            if source.choice is None or any(
+                not isinstance(value, int) or value % derived.divide_by for value in source.choice
+            ):
+                raise ValueError(
+                    f"derived '{key}': expected '{derived.key}' to be a choice of multiples of "
+                    f"{derived.divide_by}"
+                )
+        return self
+
+    def _check_condition(self, key: str, other: str, values: list[Scalar]) -> None:
+        if other not in self.parameters:
+            raise ValueError(f"'{key}': its condition names '{other}', which is not among the parameters")
+        choice = self.parameters[other].choice
+        if choice is None:
+            raise ValueError(f"'{key}': its condition names '{other}', which is not a choice")
+        strange = [value for value in values if value not in choice]
+        if strange or not values:
+            raise ValueError(f"'{key}': its condition asks for '{other}' to be {strange}, which it never is")
+
+    def order(self) -> list[str]:
+        """Keys, each after those its condition names; a circle is a ValueError."""
+        done: list[str] = []
+        while len(done) < len(self.parameters):
+            ready = [
+                key
+                for key, p in self.parameters.items()
+                if key not in done and all(k in done for k in p.when)
+            ]
+            if not ready:
+                circle = ", ".join(key for key in self.parameters if key not in done)
+                raise ValueError(f"conditions go in a circle ({circle})")
+            done += ready
+        return done
+
+    def pick(self, value_of: Callable[[str, Parameter], Any]) -> Values:
+        """Values of the parameters whose conditions hold, each from a call."""
+        found: Values = {}
+        for key in self.order():
+            parameter = self.parameters[key]
+            if all(k in found and found[k] in values for k, values in parameter.when.items()):
+                found[key] = value_of(key, parameter)
+        return found
+
+    def settings(self, values: Values) -> Values:
+        """Values with what is derived from them."""
+        found = {
+            key: values[derived.key] // derived.divide_by
+            for key, derived in self.derived.items()
+            if derived.key in values
+        }
+        return {**values, **found}
+
+    def trial_experiment(self, base: ExperimentConfig, values: Values) -> ExperimentConfig:
+        """The config of a trial: the base, every default written out, with the trial's settings."""
+        data = base.model_dump(mode="json")
+        for key, value in self.settings(values).items():
+            node = data
+            *parents, leaf = key.split(".")
+            for name in parents:
+                node = node[name]
+            node[leaf] = value
+        shown = ", ".join(f"{key}={value}" for key, value in values.items())
+        return ExperimentConfig.parse(data, f"a trial with {shown}")
+
+    def check(self, base: ExperimentConfig) -> None:
+        """See that every value, and both ends of every range, make a valid run.
+
+        Raises
+        ------
+        UserError
+            That names the values that do not go together.
+        """
+        for key, parameter in self.parameters.items():
+            for value in parameter.corners:
+                wanted = self._wanted(key, value)
+
+                def value_of(k: str, p: Parameter, wanted: Values = wanted) -> Any:
+                    return wanted.get(k, p.corners[0])
+
+                self.trial_experiment(base, self.pick(value_of))
+
+    def _wanted(self, key: str, value: Any) -> Values:
+        """A parameter's value, with values of others under which it is asked for."""
+        wanted: Values = {key: value}
+        queue = [key]
+        while queue:
+            for other, values in self.parameters[queue.pop()].when.items():
+                if wanted.setdefault(other, values[0]) not in values:
+                    raise UserError(f"'{key}': its conditions can never hold together; mend them.")
+                queue.append(other)
+        return wanted
+
+
+def _is_setting(key: str) -> bool:
+    model: Any = ExperimentConfig
+    for name in key.split("."):
+        fields: Mapping[str, Any] = getattr(model, "model_fields", {})
+        if name not in fields:
+            return False
+        model = fields[name].annotation
+    return not (isinstance(model, type) and issubclass(model, BaseModel))

@@ -1,0 +1,176 @@
+"""``tadvae tune run``: many trainings, the better ones longer.
+
+Also the entry point of a job: ``python -m tune.sweep STORE --out SWEEP``.
+"""
+
+import json
+import logging
+import os
+from collections.abc import Sequence
+
+import ray
+import ray.tune
+
+from pipelines.cluster import ray_map, ray_session, require_cleaning
+from tadvae import __version__
+from tadvae.errors import UserError
+from tadvae.filesystem import Location, absolute
+from tadvae.prepare import training_bags
+from tadvae.store.reader import Store
+from tadvae.training import prepare_training
+from tune.config import SweepConfig
+from tune.journal import Journal, say
+from tune.records import ABOUT, SWEEP, TRIALS, TrialRecord, best_of, read_records, read_sweep
+from tune.search import Halving, optuna_search
+from tune.trial import beneath, run_trial
+
+TUNE_ENVIRONMENT = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the journal writes what is needed
+    "RAY_AIR_NEW_OUTPUT": "0",  # its banner ignores verbose=0
+    "TUNE_GLOBAL_CHECKPOINT_S": "3600",  # its own checkpoints are pickles, which nobody reads
+}
+DRIVER_CPUS = 0.01
+"""A trial's driver only waits; Ray Tune refuses 0."""
+
+
+def run_sweep(
+    store_path: str, out: str, config: SweepConfig | None, *, resume: bool = False, trials: int | None = None
+) -> list[TrialRecord]:
+    """Run a sweep, or go on with one whose driver has died; returns the records of all trials.
+
+    Parameters
+    ----------
+    config
+        None to resume: a sweep goes on with the settings it began with.
+    trials
+        With ``resume``: another number of trials, those there are counted.
+
+    Raises
+    ------
+    UserError
+        For bad input, before anything is written.
+    """
+    store_path, out = absolute(store_path), absolute(out)
+    sweep, store = Location.of(out), Store.open(store_path)
+    for name, value in TUNE_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    if resume:
+        config = _config_to_resume(sweep, store)
+        config = config if trials is None else config.model_copy(update={"trials": trials})
+    elif sweep.exists() and sweep.names():
+        raise UserError(
+            f"{sweep}: already holds a sweep; name another folder with --out, or go on with it by --resume."
+        )
+    config = config or SweepConfig.load(None)
+    config.check(config.experiment)
+    logging.getLogger("ray.tune").setLevel(logging.ERROR)  # it misses files that it was told not to write
+    with ray_session(config.workers * (config.max_concurrent or 1) + 2, worker_logs=False):
+        require_cleaning()
+        prepared = prepare_training(store, config.experiment, ray_map)
+        split = config.experiment.split
+        bags = training_bags(store, prepared.groups, split, config.experiment.stream.control_bags)
+        cells = float(bags["n_cells"].sum())
+        if split.kind == "cells":
+            cells *= 1 - 1 / split.folds
+        if not resume:
+            _begin(sweep, store, store_path, config)
+        earlier = read_records(sweep)
+        _tune(store_path, out, config, earlier, cells)
+    records = read_records(sweep)
+    _write_best(sweep, config, records)
+    return records
+
+
+def _begin(sweep: Location, store: Store, store_path: str, config: SweepConfig) -> None:
+    (sweep / TRIALS).make_folder()
+    (sweep / SWEEP).write_text(config.to_yaml())
+    about = {
+        "tadvae_version": __version__,
+        "store": store_path,
+        "vocabulary_hash": store.manifest.vocabulary_hash,
+    }
+    (sweep / ABOUT).write_text(json.dumps(about, indent=1))
+
+
+def _config_to_resume(sweep: Location, store: Store) -> SweepConfig:
+    config = read_sweep(sweep)
+    about = json.loads((sweep / ABOUT).read_text())
+    if about["vocabulary_hash"] != store.manifest.vocabulary_hash:
+        raise UserError(
+            f"{sweep}: this sweep began with a store of another gene vocabulary ({about['vocabulary_hash']}, "
+            f"this one has {store.manifest.vocabulary_hash}); resume with the store it began with."
+        )
+    return config
+
+
+def _tune(
+    store_path: str, out: str, config: SweepConfig, earlier: Sequence[TrialRecord], cells: float
+) -> None:
+    sweep = Location.of(out)
+    ended = [record for record in earlier if record.status != "running"]
+    left = config.trials - len(ended)
+    if left <= 0:
+        say(f"all {config.trials} trials have ended; nothing to do")
+        return
+    if earlier:
+        say(f"{len(ended)} trials have ended, {len(earlier) - len(ended)} go on, {left} to run")
+    scheduler = Halving(config, cells)
+    for record in ended:
+        if record.status != "failed":
+            scheduler.replay(record)
+    room = int(ray.cluster_resources().get("CPU", 0) - 2) // config.workers
+    trainable = ray.tune.with_parameters(
+        run_trial,
+        store=store_path,
+        folder=beneath(out, TRIALS),
+        metric=config.metric,
+        workers=config.workers,
+    )
+    (sweep / "tune").delete()
+    tuner = ray.tune.Tuner(
+        ray.tune.with_resources(trainable, {"CPU": DRIVER_CPUS}),
+        tune_config=ray.tune.TuneConfig(
+            search_alg=optuna_search(config, earlier),
+            scheduler=scheduler,
+            num_samples=left,
+            max_concurrent_trials=config.max_concurrent or max(room, 1),
+            trial_name_creator=_name,
+            trial_dirname_creator=_name,
+        ),
+        run_config=ray.tune.RunConfig(
+            name="tune",
+            storage_path=sweep.path,
+            storage_filesystem=sweep.filesystem,
+            callbacks=[Journal(sweep, config, earlier, scheduler)],
+            verbose=0,
+        ),
+    )
+    tuner.fit()
+    (sweep / "tune").delete()
+
+
+def _name(trial: ray.tune.experiment.Trial) -> str:
+    return f"{trial.config['number']:04d}"
+
+
+def _write_best(sweep: Location, config: SweepConfig, records: Sequence[TrialRecord]) -> None:
+    """``SWEEP/best.yaml``: the best trial's settings for ``tadvae train --config``."""
+    best = best_of(list(records), config)
+    if best is not None:
+        (sweep / "best.yaml").write_text(best_yaml(config, best))
+
+
+def best_yaml(config: SweepConfig, best: TrialRecord) -> str:
+    """A trial's config, without validation: the last training learns from those perturbations too."""
+    experiment = config.trial_experiment(config.experiment, best.values)
+    validation = experiment.validation.model_copy(update={"every": None})
+    note = f"# trial {best.number:04d}: {config.metric} {best.value(config.metric):.4f}\n"
+    return note + experiment.model_copy(update={"validation": validation}).to_yaml()
+
+
+if __name__ == "__main__":
+    import sys
+
+    from tune.cli import main
+
+    main(["tune", "run", *sys.argv[1:]])
