@@ -47,9 +47,9 @@ class LinearMasking(PathwayLayer, name="linear"):
         self.weight = nn.Parameter(slope if len(identity) == 1 else slope[:, None] * identity)
 
     def _start(self, shape: tuple[int, ...], inputs: Tensor) -> Tensor:
-        """Random weights for so many inputs: of unit variance a pathway, or a dense layer's."""
+        """Weights for so many inputs: nearly the mean of a pathway's genes, or a dense layer's at random."""
         if self.config.weight_init == "members":
-            return torch.randn(shape) / inputs**0.5
+            return (1.0 + 0.1 * torch.randn(shape)) / inputs**0.5
         return torch.empty(shape).uniform_(-1.0, 1.0) / self.edges.n_genes**0.5
 
     def sums(self, cells: PackedCells) -> Tensor:
