@@ -88,7 +88,8 @@ class AttentionLayer(PathwayLayer):
                 self.gene[(given.gene != 0).any(1)] = given.gene[(given.gene != 0).any(1)]
         with torch.no_grad():  # the read-out starts where members speak for the pathway: with positive loads
             members = member_mean(self.w_value(self.embedding()), edges, self.numba)
-            self.readout.copy_(members * edges.size.clamp(min=1)[:, None])
+            size = edges.size[:, None]
+            self.readout.copy_(torch.where(size > 0, members * size, self.readout))
         if config.pathway_init == "text":
             rows = torch.zeros(P, d) if given.pathway is None else given.pathway
             self.text = nn.Parameter(rows, requires_grad=False)
