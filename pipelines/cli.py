@@ -16,6 +16,7 @@ from rich.markup import escape
 from pipelines.pathways import pathways_app
 from tadvae import __version__
 from tadvae.errors import UserError
+from tadvae.filesystem import Location
 
 app = typer.Typer(
     name="tadvae",
@@ -181,7 +182,7 @@ def evaluate(
     for group, reason in scores.abstained.items():
         out.print(escape(f"no answer of the model's own for {group}: {reason}"))
     if json_ is not None:
-        Path(json_).write_text(json.dumps(as_json(scores), indent=1), encoding="utf-8")
+        Location.of(json_).write_text(json.dumps(as_json(scores), indent=1))
     out.print(f"all scores: {run}/evaluation/{split or 'all'}.parquet")
 
 
@@ -214,11 +215,33 @@ def predict(
     )
 
 
+@app.command()
+def doctor(
+    workers: Annotated[int, typer.Option(min=1, help="Workers that a run would have.")] = 1,
+    gpu: Annotated[bool, typer.Option("--gpu", help="One GPU a worker.")] = False,
+    storage: Annotated[
+        str | None, typer.Option(metavar="PLACE", envvar="TADVAE_STORAGE", help="Where stores and runs lie.")
+    ] = None,
+) -> None:
+    """Find what would stop a run on this cluster; exit code 2 if something must be mended.
+
+    Example: tadvae doctor --workers 4 --storage s3://lab
+    """
+    from pipelines.doctor import examine
+
+    wrong = 0
+    for finding in examine(workers, gpu, storage):
+        print(finding, flush=True)
+        wrong += finding.mend is not None
+    if wrong:
+        raise UserError(f"{wrong} of these must be mended before a run.")
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run the command; the only place where a UserError becomes words and exit code 2."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
-        app(arguments)
+        app(arguments, prog_name="tadvae")
     except UserError as error:
         print(f"tadvae: {error}", file=sys.stderr)
         sys.exit(2)

@@ -16,6 +16,8 @@ LOCAL_ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     # How often Ray Train looks at its workers: every report waits for the next look (default: 2 s).
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",
+    # The dashboard shows training runs only if they are told to say what they do.
+    "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",
 }
 
 
@@ -58,7 +60,7 @@ def ray_session(
                 reason = str(error).splitlines()[0][:160]
                 raise UserError(
                     f"the Ray cluster at {address} cannot be reached ({reason}); mend RAY_ADDRESS, "
-                    "or unset it to run on this machine."
+                    f"or unset it to run on this machine{_token_hint()}."
                 ) from None
         else:
             cpus = max(int(-(-min_cpus // 1)), os.cpu_count() or 1)
@@ -131,6 +133,13 @@ def _ask_state() -> str | None:
     except Exception as error:  # noqa: BLE001 - Ray raises many kinds; any one means no clean-up
         return f"{type(error).__name__}: {str(error).splitlines()[0][:160]}"
     return None
+
+
+def _token_hint() -> str:
+    """Ray says of a missing token only that it cannot connect."""
+    if os.environ.get("RAY_AUTH_MODE") == "token":
+        return ""
+    return ", or, if it asks for a token, export RAY_AUTH_MODE=token and put the token into ~/.ray/auth_token"
 
 
 def _require(cpus: float, gpus: float) -> None:

@@ -6,6 +6,7 @@ the store, which takes the store's place at the end; on an object store it is bu
 manifest, written last, makes it a store. An interrupted conversion of the same spec goes on where it was.
 """
 
+import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
@@ -162,3 +163,9 @@ def _publish(partial: Location, store: Location) -> None:
     if partial != store:
         with store.reachable():
             store.filesystem.move(partial.path, store.path)
+
+
+if __name__ == "__main__":  # `python -m pipelines.convert` in a Ray job is `tadvae convert`
+    from pipelines.cli import main
+
+    main(["convert", *sys.argv[1:]])

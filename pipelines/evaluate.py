@@ -2,6 +2,7 @@
 
 import io
 import json
+import sys
 from collections.abc import Callable, Sequence
 
 import pandas as pd
@@ -148,3 +149,9 @@ def _best(summary: pd.DataFrame, methods: Sequence[str], metric: str) -> float |
     rows = summary[(summary["metric"] == metric) & summary["method"].isin(methods)]
     pick: Callable[[pd.Series], float] = pd.Series.max if HIGHER_IS_BETTER[metric] else pd.Series.min
     return pick(rows["mean"])
+
+
+if __name__ == "__main__":  # `python -m pipelines.evaluate` in a Ray job is `tadvae evaluate`
+    from pipelines.cli import main
+
+    main(["evaluate", *sys.argv[1:]])

@@ -1,5 +1,7 @@
 """``tadvae predict``: files in, a file out."""
 
+import sys
+import tempfile
 import warnings
 from pathlib import Path
 from typing import Literal
@@ -22,16 +24,18 @@ def predict_to(
     values: Literal["counts", "log1p"] = "counts",
 ) -> ad.AnnData:
     """Predict by a run or an ensemble and write one ``.h5ad``, whole or not at all; returns it."""
-    place = Path(out)
+    place = Location.of(out)
     if place.exists():
         raise UserError(f"{place}: already exists; name another file with --out.")
-    if place.suffix != ".h5ad":
+    if not place.name.endswith(".h5ad"):
         raise UserError(f"{place}: expected a file name that ends in .h5ad.")
     model = load_model(run)
     controls = None if controls_path is None else _read(controls_path)
     adata = model.predict(target, context=context, dataset=dataset, controls=controls, values=values)
-    with Location.of(place).replacing() as partial:
-        adata.write_h5ad(partial.path)
+    with tempfile.TemporaryDirectory() as folder:  # HDF5 is written by a library that knows only disks
+        local = Path(folder) / place.name
+        adata.write_h5ad(local)
+        place.write_bytes(local.read_bytes())
     return adata
 
 
@@ -44,3 +48,9 @@ def _read(path: str) -> ad.AnnData:
         raise UserError(f"{path}: no such file; give an .h5ad of control cells with --controls.") from None
     except (OSError, KeyError, ValueError, TypeError):
         raise UserError(f"{path}: not an .h5ad file, or damaged; give a file written by anndata.") from None
+
+
+if __name__ == "__main__":  # `python -m pipelines.predict` in a Ray job is `tadvae predict`
+    from pipelines.cli import main
+
+    main(["predict", *sys.argv[1:]])

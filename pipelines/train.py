@@ -5,6 +5,8 @@ A run is a folder::
     RUN/config.yaml run.json split.parquet   what was asked for, resolved
     RUN/model/                               vocabulary, and at the end the weights
     RUN/log/steps-*.jsonl                    one line a step
+    RUN/log/restart-*.json                   what a restart did again, and which bags it repeats
+    RUN/tensorboard/                         the same log for TensorBoard
     RUN/checkpoints/                         Ray Train's storage
 """
 
@@ -12,10 +14,11 @@ import inspect
 import io
 import json
 import logging
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,10 +34,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pipelines.cluster import ray_map, ray_session
 from pipelines.progress import StepLog
+from pipelines.records import StepRecords, write_restart
 from pipelines.stream import Prefetcher, stream_reads
+from pipelines.trackers import trackers
 from tadvae import __version__
 from tadvae.batch import Batch
-from tadvae.cells import write_controls
+from tadvae.cells import CONTROLS, write_controls
 from tadvae.checkpoint import AVERAGE, WEIGHTS, Position, load_checkpoint, save_checkpoint
 from tadvae.effects.file import load_effects, save_effects
 from tadvae.errors import UserError
@@ -45,7 +50,14 @@ from tadvae.module import ModelBatch
 from tadvae.prepare import training_bags
 from tadvae.store.plan import Window, rank_bags, steps_per_epoch
 from tadvae.store.reader import Store
-from tadvae.training import Learner, Preparation, TrainingSet, build_module, prepare_training
+from tadvae.training import (
+    Earlier,
+    Learner,
+    Preparation,
+    TrainingSet,
+    build_module,
+    prepare_training,
+)
 from tadvae.vocabulary import Vocabulary
 
 CHECKPOINTS = "checkpoints"
@@ -64,6 +76,8 @@ def train(
 ) -> Location:
     """Train one model on a whole store; returns the run's folder.
 
+    The same call again goes on with a run that was interrupted, and returns at once from one that is done.
+
     Parameters
     ----------
     config
@@ -81,12 +95,14 @@ def train(
     store_path, out = absolute(store_path), absolute(out)  # workers run in other folders
     run = Location.of(out)
     store = Store.open(store_path)
+    if not resume:
+        config = config or ExperimentConfig()
+        resume = _is_begun(run, store, config)
     if resume:
         config = _config_to_resume(run, store)
-    elif run.exists() and run.names():
-        raise UserError(
-            f"{run}: already holds a run; name another folder with --out, or go on with it by --resume."
-        )
+        if (run / "model" / WEIGHTS).exists():
+            print(f"{run}: this run is finished, nothing is left to do", flush=True)
+            return run
     config = config or ExperimentConfig()
     with ray_session(min_cpus=workers + 1, gpus=workers if gpu else 0):
         if not resume:
@@ -105,8 +121,8 @@ def train(
                 callbacks=list(callbacks),
             ),
         )
-        n_steps = config.train.epochs * json.loads((run / "run.json").read_text())["steps_per_epoch"]
-        with StepLog(run, n_steps, config.train.epochs) if progress else nullcontext():
+        n_bags = json.loads((run / "run.json").read_text())["bags"]
+        with StepLog(run, n_bags, config.train.epochs, trackers(run, config)) if progress else nullcontext():
             try:
                 result = trainer.fit()
             except TrainingFailedError as error:
@@ -152,49 +168,63 @@ def train_worker(settings: dict[str, Any]) -> None:
         world_size=world_size, bags_per_batch=config.stream.bags_per_batch, vocabulary=vocabulary.hash
     )
     start = _restore(start, learner)
+    if rank == 0:
+        write_restart(run, data, start)
 
-    n_steps = _agree(data.n_steps(world_size), "steps of an epoch", device)
-    every = config.train.checkpoint_every or n_steps
+    def earlier(epoch: int) -> Earlier:
+        return start.earlier if epoch == start.epoch else ()
+
     epochs = range(start.epoch, config.train.epochs)
+    _agree(data.n_steps(world_size, start.epoch, start.earlier), "steps of an epoch", device)
 
     def plan(epoch: int) -> list[Window]:
-        return data.windows(epoch, rank, world_size, start.step if epoch == start.epoch else 0)
+        done = start.step if epoch == start.epoch else 0
+        return data.windows(epoch, rank, world_size, done, earlier(epoch))
 
     def batches() -> Iterator[tuple[ModelBatch, Batch]]:
-        reads = stream_reads(data.reader, (window for epoch in epochs for window in plan(epoch)))
+        windows = (window for epoch in epochs for window in plan(epoch))
+        reads = stream_reads(data.reader, windows)
         for epoch in epochs:
             yield from data.batches(plan(epoch), reads, epoch, device)
 
-    records: list[dict[str, Any]] = []
+    log = StepRecords(run, rank, world_size, config.train.log_bags)
     position = start
     with Prefetcher(batches) as stream:
         for epoch in epochs:
+            n_steps = data.n_steps(world_size, epoch, earlier(epoch))
+            seen = 1 - len(data.left(epoch, earlier(epoch))) / len(data.bags)
+            every = config.train.checkpoint_every or n_steps
             while position.step < n_steps:
                 clock = time.perf_counter()
                 packed, batch = stream.take()
                 waited = time.perf_counter() - clock
-                now = epoch + position.step / n_steps
+                now = epoch + seen + (1 - seen) * position.step / n_steps
                 terms = learner.step(packed, now, rank=rank, number=position.global_step)
-                n_cells = torch.tensor(float(batch.n_cells), device=device)
-                *means, cells = _mean_over_ranks(torch.stack([*terms.values(), n_cells]), world_size).tolist()
-                record = {"step": position.global_step, "epoch": epoch, "cells": batch.n_cells}
-                record |= {"tokens": batch.n_tokens, "wait": waited, "seconds": time.perf_counter() - clock}
+                sizes = torch.tensor([batch.n_cells, batch.n_tokens, len(batch.bags)], device=device)
+                means = _mean_over_ranks(torch.stack([*terms.values(), *sizes.float()]), world_size).tolist()
+                totals = [round(size * world_size) for size in means[len(terms) :]]
                 position = replace(
                     position,
                     step=position.step + 1,
                     global_step=position.global_step + 1,
-                    cells_seen=position.cells_seen + round(cells * world_size),
+                    cells_seen=position.cells_seen + totals[0],
                 )
-                record["cells_seen"] = position.cells_seen
-                records.append(record | dict(zip(terms, means, strict=True)))
+                log.add(
+                    position,
+                    done=epoch + seen + (1 - seen) * position.step / n_steps,
+                    sizes=totals,
+                    terms=dict(zip(terms, means, strict=False)),
+                    wait=waited,
+                    seconds=time.perf_counter() - clock,
+                    bags=[bag.bag for bag in batch.bags],
+                    skipped=data.skipped,
+                )
                 if position.step % every == 0 and position.step < n_steps:
-                    _report(run, rank, learner, position, records)
-                    records = []
-            position = replace(position, epoch=epoch + 1, step=0)
-            if validator is not None and records and validator.due(epoch):
-                records[-1] |= validator.score(learner.final)
-            _report(run, rank, learner, position, records)
-            records = []
+                    _report(run, rank, learner, position, log)
+            position = replace(position, epoch=epoch + 1, step=0, earlier=())
+            if validator is not None and validator.due(epoch):
+                log.extend(validator.score(learner.final))
+            _report(run, rank, learner, position, log)
 
 
 def _begin(
@@ -244,6 +274,24 @@ def write_run_start(
     (run / "run.json").write_text(json.dumps(about, indent=1))
 
 
+def _is_begun(run: Location, store: Store, config: ExperimentConfig) -> bool:
+    """Whether the folder holds this very run; a folder with anything else is a UserError."""
+    names = set(run.names())
+    if not names:
+        return False
+    if "run.json" in names:
+        about = json.loads((run / "run.json").read_text())
+        same = (run / "config.yaml").read_text() == config.to_yaml()
+        if same and about["vocabulary_hash"] == store.manifest.vocabulary_hash:
+            return True
+    elif names <= {"model", "log", "config.yaml", "split.parquet", CONTROLS}:
+        return False  # it was interrupted before it had begun
+    raise UserError(
+        f"{run}: already holds a run of other settings, or other files; name another folder with --out, or "
+        "go on with that run by --resume."
+    )
+
+
 def _config_to_resume(run: Location, store: Store) -> ExperimentConfig:
     place = run / "config.yaml"
     if not place.exists() or not (run / "run.json").exists():
@@ -267,38 +315,34 @@ def _restore(start: Position, learner: Learner) -> Position:
             Path(folder), learner.module, learner.optimizer, start.vocabulary, learner.average
         )
     if (saved.world_size, saved.bags_per_batch) == (start.world_size, start.bags_per_batch):
-        print(f"resumed at epoch {saved.epoch}, step {saved.step}", flush=True)
         return saved
-    print(
-        f"resumed with {start.world_size} instead of {saved.world_size} workers: epoch {saved.epoch} starts "
-        f"again, {saved.step} of its steps are repeated",
-        flush=True,
+    stretch = ((saved.world_size, saved.step * saved.bags_per_batch),) if saved.step else ()
+    return replace(
+        start,
+        epoch=saved.epoch,
+        global_step=saved.global_step,
+        cells_seen=saved.cells_seen,
+        earlier=saved.earlier + stretch,
     )
-    return replace(start, epoch=saved.epoch, global_step=saved.global_step, cells_seen=saved.cells_seen)
 
 
-def _report(
-    run: Location, rank: int, learner: Learner, position: Position, records: list[dict[str, Any]]
-) -> None:
-    """Checkpoint and log, a barrier for all ranks; rank 0 writes.
-
-    The log goes in pieces named by their first step: a step that is made again after a failure replaces
-    its old line instead of doubling it.
-    """
-    metrics = {
-        "epoch": position.epoch,
-        "global_step": position.global_step,
-        **(records[-1] if records else {}),
-    }
+def _report(run: Location, rank: int, learner: Learner, position: Position, log: StepRecords) -> None:
+    """Checkpoint and log, a barrier for all ranks; rank 0 writes."""
+    metrics = log.write() | {"epoch": position.epoch, "global_step": position.global_step}
+    name = f"step-{position.global_step:09d}"
     if rank:
-        ray.train.report(metrics)
+        ray.train.report(metrics, checkpoint_dir_name=name)
         return
-    if records:
-        lines = "".join(json.dumps(record) + "\n" for record in records)
-        (run / f"log/steps-{records[0]['step']:09d}.jsonl").write_text(lines)
     with tempfile.TemporaryDirectory() as folder:
         save_checkpoint(Path(folder), learner.module, learner.optimizer, position, learner.average)
-        ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
+        checkpoint = ray.train.Checkpoint.from_directory(folder)
+        try:
+            with run.reachable():
+                ray.train.report(metrics, checkpoint=checkpoint, checkpoint_dir_name=name)
+        except UserError:  # half a checkpoint would only take room: Ray Train does not know of it
+            with suppress(UserError):
+                (run / CHECKPOINTS / name).delete()
+            raise
 
 
 def _agree(value: int, what: str, device: torch.device) -> int:
@@ -323,3 +367,9 @@ def _user_error_in(error: BaseException) -> UserError | None:
     """The sentence of a worker's UserError; Ray Train hands over only its text."""
     _, marker, sentence = str(error).rpartition("tadvae.errors.UserError: ")
     return UserError(sentence.splitlines()[0]) if marker else None
+
+
+if __name__ == "__main__":  # `python -m pipelines.train` in a Ray job is `tadvae train`
+    from pipelines.cli import main
+
+    main(["train", *sys.argv[1:]])

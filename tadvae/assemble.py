@@ -12,6 +12,11 @@ from tadvae.store.plan import Window
 class BatchAssembler:
     """Puts bags in their order and gives each its controls.
 
+    Attributes
+    ----------
+    skipped
+        Bags left out so far, since all of their cells are held out.
+
     Parameters
     ----------
     bags
@@ -40,6 +45,7 @@ class BatchAssembler:
         self._control = control_perturbation
         self._per_batch = bags_per_batch
         self._seed = seed
+        self.skipped = 0
 
     def batches(
         self, windows: Iterable[Window], reads: Iterator[tuple[np.ndarray, Cells]], epoch: int
@@ -64,6 +70,8 @@ class BatchAssembler:
             for bag in window.order.tolist():
                 if bag in found:
                     pending.append(self._bag(bag, found[bag], epoch))
+                else:
+                    self.skipped += 1
                 if len(pending) == self._per_batch:
                     yield self._batch(pending)
                     pending = []

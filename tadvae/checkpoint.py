@@ -35,7 +35,10 @@ class Position:
     cells_seen
         Perturbed and control cells of all those steps and ranks, controls matched to a bag not counted.
     world_size, bags_per_batch
-        What the step's meaning depends on; if either differs, the epoch starts again.
+        What the step's meaning depends on.
+    earlier
+        Where workers came or went within this epoch: (world size, bags that each rank saw) of every stretch
+        before this one; ``step`` counts from the start of the last.
     vocabulary
         Fingerprint of the gene vocabulary.
     """
@@ -47,6 +50,7 @@ class Position:
     world_size: int = 1
     bags_per_batch: int = 1
     vocabulary: str = ""
+    earlier: tuple[tuple[int, int], ...] = ()
 
 
 def save_checkpoint(
@@ -95,6 +99,7 @@ def load_checkpoint(
 def _read_position(path: Path) -> Position:
     try:
         text = json.loads(path.read_text(encoding="utf-8"))
+        text["earlier"] = tuple((int(world_size), int(each)) for world_size, each in text["earlier"])
         for field in fields(Position):
             if type(text[field.name]) is not type(field.default):
                 raise ValueError(f"{field.name} is {text[field.name]!r}")

@@ -42,6 +42,10 @@ class TrainConfig(Config):
     """Matrix products in bfloat16 (autocast), for GPUs that have it; the loss stays in single precision."""
     max_failures: int = Field(3, ge=0)
     """Failures of workers that a run survives, each time from its last checkpoint."""
+    log_bags: bool = False
+    """Also log which bags every worker saw, step by step."""
+    tensorboard: bool = True
+    """Write event files for TensorBoard into the run's folder."""
 
 
 class ExperimentConfig(Config):

@@ -1,5 +1,6 @@
 """Paths and URLs: one pyarrow filesystem for local disks, S3 and GCS."""
 
+import copyreg
 import errno
 import os
 import uuid
@@ -7,12 +8,29 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pyarrow import fs as pafs
 
 from tadvae.errors import UserError
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_S3_ATTEMPTS = 11
+"""The waits between them double, from 25 ms, and come to about 50 seconds."""
+
+
+def _patient_s3(options: dict[str, Any]) -> pafs.S3FileSystem:
+    retry = pafs.AwsDefaultS3RetryStrategy(max_attempts=_S3_ATTEMPTS)
+    return pafs.S3FileSystem(**options, retry_strategy=retry)
+
+
+def _pickle_s3(filesystem: pafs.S3FileSystem) -> tuple[Any, ...]:
+    _, (options,) = filesystem.__reduce__()
+    return _patient_s3, (options,)
+
+
+# pyarrow's own way of pickling forgets how often to try again, and every process of a run gets a copy
+copyreg.pickle(pafs.S3FileSystem, _pickle_s3)
 
 
 def absolute(place: str | os.PathLike[str]) -> str:
@@ -42,6 +60,9 @@ class Location:
             raise UserError(
                 f"{text}: not a usable storage URL ({error}); expected a path, s3://… or gs://…."
             ) from None
+        if isinstance(filesystem, pafs.S3FileSystem):
+            make, arguments = _pickle_s3(filesystem)
+            filesystem = make(*arguments)
         if not path:
             raise UserError(f"{text}: names no bucket; expected a path, s3://BUCKET/… or gs://BUCKET/….")
         return cls(filesystem, path)
@@ -79,9 +100,12 @@ class Location:
 
     def names(self) -> list[str]:
         """Sorted names in this folder; an absent folder has none."""
+        return sorted(info.base_name for info in self.listing())
+
+    def listing(self) -> list[pafs.FileInfo]:
+        """What is in this folder, with sizes and times; an absent folder holds nothing."""
         with self.reachable():
-            selector = pafs.FileSelector(self.path, allow_not_found=True)
-            return sorted(info.base_name for info in self.filesystem.get_file_info(selector))
+            return self.filesystem.get_file_info(pafs.FileSelector(self.path, allow_not_found=True))
 
     def make_folder(self) -> None:
         """Create the folder and its parents."""

@@ -39,9 +39,12 @@ from tadvae.prepare import (
     training_bags,
     views_of,
 )
-from tadvae.store.plan import Window, epoch_windows, steps_per_epoch
+from tadvae.store.plan import Window, bags_left, epoch_windows, steps_per_epoch
 from tadvae.store.reader import Store
 from tadvae.vocabulary import Vocabulary
+
+Earlier = tuple[tuple[int, int], ...]
+"""See :class:`tadvae.checkpoint.Position`."""
 
 
 @dataclass(frozen=True)
@@ -146,14 +149,25 @@ class TrainingSet:
         self._contexts = context_rows(store, vocabulary)
         self._interventions = interventions(store, vocabulary)
 
-    def n_steps(self, world_size: int = 1) -> int:
-        """Steps of every rank in one epoch."""
-        return steps_per_epoch(len(self.bags), self.config.stream, world_size)
+    @property
+    def skipped(self) -> int:
+        """Bags that the batches left out so far, since all of their cells are held out."""
+        return self._assembler.skipped
 
-    def windows(self, epoch: int, rank: int = 0, world_size: int = 1, steps_done: int = 0) -> list[Window]:
+    def left(self, epoch: int, earlier: Earlier = ()) -> pd.DataFrame:
+        """The bags that are left of an epoch; see :func:`tadvae.store.plan.bags_left`."""
+        return bags_left(self.bags, self.config.stream, seed=self.config.seed, epoch=epoch, earlier=earlier)
+
+    def n_steps(self, world_size: int = 1, epoch: int = 0, earlier: Earlier = ()) -> int:
+        """Steps of every rank in one epoch, or in what is left of it."""
+        return steps_per_epoch(len(self.left(epoch, earlier)), self.config.stream, world_size)
+
+    def windows(
+        self, epoch: int, rank: int = 0, world_size: int = 1, steps_done: int = 0, earlier: Earlier = ()
+    ) -> list[Window]:
         """What a rank reads in an epoch, without its first ``steps_done`` steps."""
         return epoch_windows(
-            self.bags,
+            self.left(epoch, earlier),
             self.config.stream,
             seed=self.config.seed,
             epoch=epoch,

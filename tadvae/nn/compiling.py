@@ -20,9 +20,6 @@ def parts(module: nn.Module) -> Iterator[nn.Module]:
 
 def compile_parts(module: nn.Module) -> None:
     """Have the parts compiled when they are first called; shapes may differ from call to call."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of torch's own parts
-        import torch._dynamo
     for part in parts(module):
         part.compile(dynamic=True)
 

@@ -5,7 +5,7 @@ the plan can be made from the middle of an epoch, which is how training resumes.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -108,6 +108,26 @@ def epoch_windows(
             order, skip = order[skip:], 0
         windows.append(Window(part, order))
     return windows
+
+
+def bags_left(
+    bags: pd.DataFrame, config: StreamConfig, *, seed: int, epoch: int, earlier: Sequence[Sequence[int]]
+) -> pd.DataFrame:
+    """The bags of an epoch that nobody has seen yet, after workers came or went in the middle of it.
+
+    Parameters
+    ----------
+    earlier
+        (world size, bags that each rank saw) of every stretch of the epoch before this one. A stretch is
+        planned over what the ones before left, so this is all there is to know of them.
+    """
+    for world_size, each in earlier:
+        seen = []
+        for rank in range(world_size):
+            windows = epoch_windows(bags, config, seed=seed, epoch=epoch, rank=rank, world_size=world_size)
+            seen.append(np.concatenate([window.order for window in windows])[:each])
+        bags = bags.drop(index=np.unique(np.concatenate(seen)))
+    return bags
 
 
 def steps_per_epoch(n_bags: int, config: StreamConfig, world_size: int) -> int:

@@ -53,7 +53,9 @@ class Store:
             size = (folder / shard.path).size()
             if size != shard.size:
                 found = "is missing" if size is None else f"has {size:,} bytes instead of {shard.size:,}"
-                raise UserError(f"{folder}: shard {shard.path} {found}; convert the store again.")
+                raise UserError(
+                    f"{folder}: shard {shard.path} {found}; restore the file or convert the store again."
+                )
         if vocabulary_hash(store.genes["gene"]) != store.manifest.vocabulary_hash:
             raise UserError(
                 f"{folder}: genes.parquet does not belong to this manifest; convert the store again."

@@ -62,7 +62,7 @@ def saved(small_vocabulary, small_batch, pack_small, tmp_path):
     """A checkpoint after three steps, in its folder, and its vocabulary."""
     module, optimizer = build(small_vocabulary)
     train(module, optimizer, pack_small(small_batch, torch.float32), range(3))
-    position = Position(epoch=1, step=2, global_step=7, world_size=2, bags_per_batch=8, vocabulary="abc")
+    position = Position(1, 2, 7, world_size=2, bags_per_batch=8, vocabulary="abc", earlier=((3, 16), (1, 8)))
     save_checkpoint(tmp_path, module, optimizer, position)
     return tmp_path
 
@@ -144,9 +144,7 @@ def test_a_model_without_targets(small_vocabulary, tmp_path):
 
 def test_position_round_trip(small_vocabulary, saved):
     position = load_checkpoint(saved, *build(small_vocabulary), "abc")
-    assert position == Position(
-        epoch=1, step=2, global_step=7, world_size=2, bags_per_batch=8, vocabulary="abc"
-    )
+    assert position == Position(1, 2, 7, 2, 8, "abc", earlier=((3, 16), (1, 8)))
 
 
 def test_another_vocabulary(small_vocabulary, saved, refused):

@@ -3,12 +3,16 @@
 import os
 import pickle
 import resource
+import socketserver
+import threading
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 from pyarrow import fs as pafs
+from ray import cloudpickle
 
+from tadvae.errors import UserError
 from tadvae.filesystem import Location
 
 
@@ -95,6 +99,31 @@ def test_a_file_in_the_way(refused, tmp_path):
         sentence = refused(call)
         assert str(tmp_path) in sentence
         assert "permissions" in sentence
+
+
+class Refusing(socketserver.BaseRequestHandler):
+    """Takes the request and hangs up."""
+
+    asked = 0
+
+    def handle(self):
+        type(self).asked += 1
+
+
+def test_s3_is_asked_again_also_by_a_copy_of_the_location(monkeypatch):
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "none")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "none")
+    monkeypatch.setattr("tadvae.filesystem._S3_ATTEMPTS", 5)
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Refusing) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_address[1]}")
+        place = Location.of("s3://bucket/x?region=us-east-1")
+        for copy in (place, pickle.loads(pickle.dumps(place)), cloudpickle.loads(cloudpickle.dumps(place))):
+            Refusing.asked = 0
+            with pytest.raises(UserError, match="s3://bucket/x: the storage cannot be used"):
+                copy.exists()
+            assert Refusing.asked >= 4
+        server.shutdown()
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):

@@ -106,6 +106,7 @@ def test_compiling_changes_nothing_but_the_speed(small_vocabulary, small_batch, 
     assert compiled == pytest.approx(plain, rel=1e-4)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
 def test_where_compiling_fails_the_run_goes_on(small_vocabulary, small_batch, pack_small, monkeypatch):
     batch = pack_small(small_batch, torch.float32)
     plain = losses(learner(small_vocabulary), batch)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tadvae.assemble import BatchAssembler
 from tadvae.batch import Cells
-from tadvae.store.plan import StreamConfig, epoch_windows, rank_bags, steps_per_epoch
+from tadvae.store.plan import StreamConfig, bags_left, epoch_windows, rank_bags, steps_per_epoch
 
 SEEDED = settings(max_examples=60, deadline=None, derandomize=True)
 CONTROL = 0
@@ -276,3 +276,28 @@ def test_bags_without_cells_are_left_out():
     assert sorted(found) == sorted(set(BIG.index) - missing)
     assert all(len(batch.bags) == 4 for batch in batches[:-1])
     assert assemble(BIG, windows, 4, missing=set(BIG.index)) == []
+
+
+@SEEDED
+@given(
+    tables(), st.lists(st.tuples(worlds, st.integers(0, 4)), min_size=1, max_size=4), seeds, st.integers(1, 3)
+)
+def test_an_epoch_stays_whole_while_workers_come_and_go(table, stretches, seed, per_batch):
+    """Every stretch but the last ends early; all bags are seen, and twice only those of a rank's fill-up."""
+    config = StreamConfig(shuffle_window=2, bags_per_batch=per_batch)
+    earlier, seen = [], Counter()
+    left = table
+    for number, (world, steps) in enumerate(stretches):
+        left = bags_left(table, config, seed=seed, epoch=1, earlier=earlier)
+        assert set(left.index).isdisjoint(seen)
+        assert set(left.index) | set(seen) == set(table.index)
+        if left.empty:
+            break
+        in_all = steps_per_epoch(len(left), config, world)
+        steps = in_all if number == len(stretches) - 1 else min(steps, in_all - 1)
+        orders = [order_of(plan(left, config, seed, 1, rank, world)) for rank in range(world)]
+        shown = Counter(bag for order in orders for bag in order[: steps * per_batch])
+        seen += shown
+        assert sum(shown.values()) - len(shown) < world
+        earlier.append((world, steps * per_batch))
+    assert set(seen) == set(table.index)

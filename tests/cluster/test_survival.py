@@ -1,0 +1,252 @@
+"""What a run survives: each loss is real, and the run ends as the undisturbed one did.
+
+Drivers are processes; the cluster is the head of ``conftest.py`` unless a node must die.
+"""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+import pytest
+import requests
+from safetensors.numpy import load_file
+
+from cluster.running import Driver, end, log_records, losses, wait_for
+from pipelines.records import read_log_piece
+from tadvae.checkpoint import WEIGHTS
+from tadvae.filesystem import Location
+
+pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(1500)]
+
+
+def pieces(run: Path) -> list[Path]:
+    return sorted((run / "log").glob("steps-*.jsonl"))
+
+
+def wait_for_pieces(run: Path, n: int, process: subprocess.Popen, log: Path) -> None:
+    def there() -> bool:
+        assert process.poll() is None, log.read_text()[-4000:]
+        return len(pieces(run)) >= n
+
+    wait_for(there, 300, log.read_text)
+
+
+def weights(run: Path) -> dict[str, bytes]:
+    return {name: value.tobytes() for name, value in load_file(run / "model" / WEIGHTS).items()}
+
+
+def restarts(run: Path) -> list[dict]:
+    return [json.loads(path.read_text()) for path in sorted((run / "log").glob("restart-*.json"))]
+
+
+def assert_equal(run: Path, whole: Path) -> None:
+    """Nothing lost, no step twice."""
+    assert losses(log_records(run)) == losses(log_records(whole))
+    assert weights(run) == weights(whole)
+    assert not list(run.rglob("*.tmp"))
+
+
+def test_the_driver_dies_and_the_same_command_goes_on(head, shared, local_store, whole, tmp_path):
+    command = head.driver.train(str(local_store), str(tmp_path / "run"), shared)
+    process = head.driver.start(command, tmp_path / "log")
+    wait_for_pieces(tmp_path / "run", 3, process, tmp_path / "log")
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "run/model" / WEIGHTS).exists()
+    printed = head.driver.run(command)
+    assert_equal(tmp_path / "run", whole)
+    (restart,) = restarts(tmp_path / "run")
+    assert restart["step"] > 0
+    assert restart["workers"] == 2
+    assert restart["steps_of_this_stretch"] + restart["step"] > 0
+    assert re.search(r"restart at epoch \d+, step \d+, with 2 workers", printed)
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    assert "this run is finished" in head.driver.run(command)  # a job that is tried again
+    assert before == {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    other = head.driver.run([*command, "--set", "seed=5"], code=2)
+    assert "already holds a run of other settings" in other
+
+
+@pytest.mark.parametrize("loss", ["lost", "damaged"])
+def test_a_shard_goes_in_the_middle_and_comes_back(head, shared, local_store, whole, tmp_path, loss):
+    store = tmp_path / "store"
+    shutil.copytree(local_store, store)
+    shard = sorted((store / "cells").rglob("*.parquet"))[0]
+    good = shard.read_bytes()
+    command = head.driver.train(str(store), str(tmp_path / "run"), shared)
+    process = head.driver.start(command, tmp_path / "log")
+    wait_for_pieces(tmp_path / "run", 1, process, tmp_path / "log")
+    if loss == "lost":
+        shard.unlink()
+    else:
+        shard.write_bytes(good[:4] + bytes(255 - byte for byte in good[4:-4]) + good[-4:])
+    process.wait(timeout=600)
+    printed = (tmp_path / "log").read_text()
+    assert process.returncode == 2, printed[-4000:]
+    sentence = printed.strip().splitlines()[-1]
+    assert sentence.startswith(f"tadvae: {store}: ")
+    assert shard.name in sentence
+    assert "Traceback" not in sentence
+    assert not (tmp_path / "run/model" / WEIGHTS).exists()
+    shard.write_bytes(good)
+    head.driver.run(command)
+    assert_equal(tmp_path / "run", whole)
+
+
+def test_storage_that_does_not_answer_for_a_while(head, storage, shared, local_store, whole, tmp_path):
+    copy_to_s3(local_store, "s3://lab/outage-store")
+    command = head.driver.train("s3://lab/outage-store", "s3://lab/outage", shared)
+    process = head.driver.start(command, tmp_path / "log")
+    log = Location.of("s3://lab/outage/log")
+    wait_for(lambda: len(log.names()) >= 3, 300, (tmp_path / "log").read_text)
+    storage.stop()
+    with pytest.raises(requests.ConnectionError):
+        requests.get(f"http://127.0.0.1:{storage.port}", timeout=5)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(timeout=15)  # it waits too
+    storage.start()
+    process.wait(timeout=600)
+    printed = (tmp_path / "log").read_text()
+    assert process.returncode == 0, printed[-4000:]
+    records = [r for n in log.names() if n.startswith("steps-") for r in read_log_piece(log / n)]
+    assert losses(records) == losses(log_records(whole))
+    assert not [name for name in log.names() if name.startswith("restart-")]  # no worker had to begin again
+
+
+def copy_to_s3(folder: Path, url: str) -> None:
+    for path in folder.rglob("*"):
+        if path.is_file():
+            (Location.of(url) / str(path.relative_to(folder))).write_bytes(path.read_bytes())
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of its own, of 24 MB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(place)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("only root can mount a disk to be filled")
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
+
+
+def test_the_disk_is_full_at_a_checkpoint(head, shared, local_store, whole, tmp_path, small_disk):
+    run = small_disk / "run"
+    command = head.driver.train(str(local_store), str(run), shared)
+    process = head.driver.start(command, tmp_path / "log")
+    wait_for_pieces(run, 3, process, tmp_path / "log")
+    ballast = small_disk / "ballast"
+    fill(ballast)
+    process.wait(timeout=600)
+    printed = (tmp_path / "log").read_text()
+    assert process.returncode == 2, printed[-4000:]
+    assert "the disk is full" in printed.strip().splitlines()[-1]
+    kept = [path for path in (run / "checkpoints").iterdir() if path.is_dir()]
+    assert kept
+    for folder in kept:  # whole, or gone
+        assert load_file(folder / WEIGHTS)
+        assert load_file(folder / "optimizer.safetensors")
+        assert json.loads((folder / "position.json").read_text())["global_step"] > 0
+    ballast.unlink()
+    head.driver.run(command)
+    assert_equal(run, whole)
+
+
+def fill(place: Path) -> None:
+    """Write until nothing more fits."""
+    with place.open("wb", buffering=0) as file:
+        for size in (65536, 4096):
+            while True:
+                try:
+                    file.write(b"\0" * size)
+                except OSError:
+                    break
+
+
+class Nodes:
+    """Several raylets on this machine, each a node of its own; see ``nodes.py``."""
+
+    def __init__(self, driver: Driver, cpus: list[int]) -> None:
+        # a node is dead after some missed health checks
+        environment = driver.environment | {"RAY_health_check_period_ms": "1000"}
+        self.process = subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("nodes.py")), *map(str, cpus)],
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        self.raylets = [self.next_raylet() for _ in cpus]
+
+    def next_raylet(self) -> int:
+        for line in self.process.stdout:
+            if line.startswith("{"):
+                said = json.loads(line)
+                self.address = said["address"]
+                return said["raylet"]
+        raise AssertionError("the nodes ended")
+
+    def add(self, cpus: int) -> None:
+        self.process.stdin.write(f"{cpus}\n")
+        self.process.stdin.flush()
+        self.raylets.append(self.next_raylet())
+
+    def kill_one_that_trains(self) -> None:
+        """SIGKILL the raylet of a node that is not the head and has a training worker."""
+
+        def find() -> int | None:
+            for pid in self.raylets[1:]:
+                names = [child.name() for child in psutil.Process(pid).children(recursive=True)]
+                if any(name.startswith("ray::RayTrainWo") for name in names):
+                    return pid
+            return None
+
+        pid = wait_for(find, 120, lambda: "no training worker on any node")
+        os.kill(pid, signal.SIGKILL)
+        self.raylets.remove(pid)
+
+
+@pytest.fixture
+def several_nodes(driver):
+    """Make a cluster of nodes with so many CPUs each; the first is the head."""
+    made = []
+
+    def make(*cpus: int) -> Nodes:
+        made.append(Nodes(driver, list(cpus)))
+        return made[-1]
+
+    yield make
+    for nodes in made:
+        nodes.process.stdin.close()
+        with suppress(subprocess.TimeoutExpired):
+            nodes.process.wait(timeout=60)
+        end(nodes.process)
+        nodes.process.stdout.close()
+
+
+def test_a_node_dies(several_nodes, driver, shared, local_store, whole, tmp_path):
+    nodes = several_nodes(1, 2, 2)
+    run = tmp_path / "run"
+    process = driver.start(
+        driver.train(str(local_store), str(run), shared, "--set", "train.max_failures=3"),
+        tmp_path / "log",
+        RAY_ADDRESS=nodes.address,
+    )
+    try:
+        wait_for_pieces(run, 3, process, tmp_path / "log")
+        nodes.kill_one_that_trains()
+        process.wait(timeout=900)
+    finally:
+        end(process)
+    assert process.returncode == 0, (tmp_path / "log").read_text()[-6000:]
+    assert restarts(run)
+    assert_equal(run, whole)
