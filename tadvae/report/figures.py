@@ -49,7 +49,7 @@ def learning_curves(curves: Mapping[str, pd.DataFrame]) -> str:
 
 def scatter(comparison: Comparison, number: int) -> str:
     """Predicted change against observed change, a point a gene."""
-    size, left, bottom = 230, 44, 40
+    size, left, bottom = 240, 62, 40
     predicted, half = comparison.predicted, comparison.half_width
     ends = predicted if half is None else np.concatenate([predicted - half, predicted + half])
     both = [*comparison.observed.tolist(), *ends.tolist(), 0.0]
@@ -134,8 +134,8 @@ def arc_diagram(graph: Graph, name: str, title: str) -> str:
     place = {k: 22 + 24 * i for i, k in enumerate(shown)}
     x, largest = 300.0, float(edges["effect"].abs().max()) if len(edges) else 1.0
     parts = [
-        '<defs><marker id="' + name + '-tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" '
-        'markerHeight="7" orient="auto"><path d="M0 0L8 4L0 8z" fill="#1a1a1a"/></marker></defs>'
+        '<defs><marker id="' + name + '-tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="9" '
+        'markerHeight="9" markerUnits="userSpaceOnUse" orient="auto"><path d="M0 0L8 4L0 8z" fill="#1a1a1a"/></marker></defs>'
     ]
     for edge in edges.itertuples():
         top, end = place[edge.source], place[edge.target]

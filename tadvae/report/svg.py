@@ -53,8 +53,9 @@ class Scale:
         return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
 
     def ticks(self) -> list[float]:
-        """Ends and middle."""
-        return [self.low, (self.low + self.high) / 2, self.high]
+        """The ends, and between them the middle, or zero where it is not far from that."""
+        middle, quarter = (self.low + self.high) / 2, (self.high - self.low) / 4
+        return [self.low, 0.0 if abs(middle) < quarter else middle, self.high]
 
 
 def diverging(value: float) -> str:
