@@ -135,7 +135,8 @@ def arc_diagram(graph: Graph, name: str, title: str) -> str:
     x, largest = 300.0, float(edges["effect"].abs().max()) if len(edges) else 1.0
     parts = [
         '<defs><marker id="' + name + '-tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="9" '
-        'markerHeight="9" markerUnits="userSpaceOnUse" orient="auto"><path d="M0 0L8 4L0 8z" fill="#1a1a1a"/></marker></defs>'
+        'markerHeight="9" markerUnits="userSpaceOnUse" orient="auto"><path d="M0 0L8 4L0 8z" '
+        'fill="#1a1a1a"/></marker></defs>'
     ]
     for edge in edges.itertuples():
         top, end = place[edge.source], place[edge.target]

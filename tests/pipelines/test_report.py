@@ -6,10 +6,14 @@ import re
 import shutil
 import subprocess
 from html.parser import HTMLParser
+from pathlib import Path
 
+import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
+import scanpy as sc
+from local_conversion import convert_locally
 from small_screens import SCREENS, small_config
 
 from pipelines.cli import main
@@ -21,16 +25,14 @@ from tadvae.evaluation.evaluate import evaluate
 from tadvae.evaluation.metrics import pearson_delta
 from tadvae.filesystem import Location
 from tadvae.model import TADVAE
-from tadvae.preprocess import Moments
 from tadvae.report.gather import Run, gather
 from tadvae.report.page import page
 from tadvae.report.svg import Scale, diverging
 from tadvae.simulate import simulate
 from tadvae.simulation_files import write_simulation
-from tadvae.store.conversion import finish_store, plan_store
 from tadvae.store.reader import Store
-from tadvae.store.spec import load_spec
-from tadvae.store.writer import read_spilled_moments, spill_chunk, write_shard
+
+pytestmark = pytest.mark.slow
 
 STEPS = [
     {"step": s, "epoch": s // 3, "loss": 4.0 - 0.5 * s, "kl": 2.0 + s, "cells": 9, "seconds": 0.1}
@@ -39,37 +41,23 @@ STEPS = [
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory) -> Store:
-    """Two small screens, converted in this process."""
-    place = tmp_path_factory.mktemp("report")
-    write_simulation(simulate(SCREENS), place / "screens")
-    plan, folder = plan_store(load_spec(place / "screens/spec.yaml")), Location.of(place / "store")
-    moments, shards = [], []
-    for dataset in plan.datasets:
-        spans = dataset.chunks(plan.spec.layout.chunk_rows)
-        chunks = [folder / f"spill/{dataset.spec.name}-{i}" for i in range(len(spans))]
-        for (start, stop), chunk in zip(spans, chunks, strict=True):
-            spill_chunk(dataset, start, stop, chunk)
-        parts = [part for part in map(read_spilled_moments, chunks) if part is not None]
-        moments.append(Moments.sum([part for part, _ in parts], dataset.n_vocabulary))
-        cells = folder / f"cells/dataset={dataset.spec.name}"
-        shards.append(
-            [
-                write_shard(dataset, i, chunks, cells / f"part-{i:05d}.parquet", narrow_counts=True)
-                for i in range(len(dataset.layout.shard_rows))
-            ]
-        )
-    finish_store(plan, moments, shards, folder)
-    return Store.open(folder)
+def screens(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("report") / "screens"
+    write_simulation(simulate(SCREENS), folder)
+    return folder
 
 
 @pytest.fixture(scope="module")
-def run(store, tmp_path_factory):
+def store(screens) -> Store:
+    return convert_locally(screens / "spec.yaml", Location.of(screens.parent / "store"))
+
+
+@pytest.fixture(scope="module")
+def run(store, screens) -> Path:
     """A finished run of a soft mask whose noise moves edges across, with a log, evaluated."""
-    folder = tmp_path_factory.mktemp("reported") / "run"
-    screens = Location.of(store.folder.path.removesuffix("/store")).path + "/screens"
+    folder = screens.parent / "run"
     config = small_config(
-        screens_path(screens),
+        screens,
         "split={kind: combo, folds: 4}",
         "model.pathway={masking: soft_log, d_embed: 8, n_heads: 2, candidates: 5, gate_noise: 2.0}",
     )
@@ -80,12 +68,6 @@ def run(store, tmp_path_factory):
     loaded = Run.load(str(folder))
     write_scores(loaded, evaluate(store, loaded.groups, loaded.model).table)
     return folder
-
-
-def screens_path(text):
-    from pathlib import Path
-
-    return Path(text)
 
 
 def write_scores(run, table):
@@ -124,23 +106,24 @@ class Page(HTMLParser):
         self.words += data
 
 
-def test_comparisons_are_what_the_model_predicts_and_the_store_holds(report, run, store, stored_cells):
+def test_comparisons_are_what_the_model_predicts_and_the_screens_hold(report, run, screens):
     model, groups = TADVAE.from_pretrained(run), pd.read_parquet(run / "split.parquet")
     held = groups[groups["part"] == "test"]
     assert report.asked == len(report.comparisons) == len(held)
     found = {(c.dataset, c.context, c.perturbation): c for c in report.comparisons}
     row = held.iloc[0]
-    labels, values = stored_cells(store, int(row["dataset"]))
     entry = model.vocabulary.datasets[int(row["dataset"])]
-    dense = values[:, entry.genes].toarray()
-    total = labels["total_counts"].to_numpy()[:, None]
-    logged = np.log1p(1e4 * dense / total)
+    screen = ad.read_h5ad(screens / f"{row['dataset_name']}.h5ad")
+    sc.pp.normalize_total(screen, target_sum=1e4)
+    sc.pp.log1p(screen)
+    genes = model.vocabulary.genes["gene"].to_numpy()[entry.genes]
+    screen = screen[screen.obs["cell_type"] == row["context_name"], genes]
 
-    def mean(perturbation):
-        chosen = (labels["context"] == row["context"]) & (labels["perturbation"] == perturbation)
-        return logged[chosen.to_numpy()].mean(axis=0)
+    def mean(condition):
+        return np.asarray(screen[screen.obs["condition"] == condition].X.mean(axis=0)).ravel()
 
-    change = mean(row["perturbation"]) - mean(store.control)
+    control = mean("control")
+    change = mean(row["perturbation_name"]) - control
     shown = found[row["dataset_name"], row["context_name"], row["perturbation_name"]]
     assert len(shown.genes) == min(60, len(entry.genes))
     at = [model.vocabulary.symbols(entry.genes).index(gene) for gene in shown.genes]
@@ -148,7 +131,6 @@ def test_comparisons_are_what_the_model_predicts_and_the_store_holds(report, run
     adata = model.predict(row["perturbation_name"], context=row["context_name"], dataset=row["dataset_name"])
     moved = (adata.var["predicted_mean"] - adata.var["control_mean"]).to_numpy()
     np.testing.assert_allclose(shown.predicted, moved[at], atol=1e-4)
-    control = mean(store.control)
     expected = pearson_delta(control + moved, control + change, control)
     assert shown.pearson_delta == pytest.approx(expected, abs=1e-3)
     scores = pd.read_parquet(run / "evaluation/all.parquet")
@@ -279,18 +261,21 @@ def test_scales_and_colours():
 
 DRIVE = """
 <script>
-const seen = [], errors = [];
+const seen = [];
 const column = (i) => [...document.querySelectorAll("#groups tbody tr")].filter((r) => !r.hidden)
   .map((r) => r.cells[i].dataset.value ?? r.cells[i].textContent);
 const heads = [...document.querySelectorAll("#groups th")];
 const at = heads.findIndex((h) => h.textContent === "pearson_delta");
 heads[at].querySelector("button").click(); seen.push(column(at), heads[at].getAttribute("aria-sort"));
 heads[at].querySelector("button").click(); seen.push(column(at), heads[at].getAttribute("aria-sort"));
+const seen_figures = () => [...document.querySelectorAll("figure")]
+  .filter((f) => f.getClientRects().length).length;
 const find = document.getElementById("filter");
 find.value = WANTED.toLowerCase(); find.dispatchEvent(new Event("input"));
 seen.push(column(2), document.getElementById("count").textContent,
-  [...document.querySelectorAll("figure")].filter((f) => f.getClientRects().length).length);
-document.body.innerHTML = "<pre id=seen></pre>"; document.getElementById("seen").textContent = JSON.stringify(seen);
+  seen_figures());
+document.body.innerHTML = "<pre id=seen></pre>";
+document.getElementById("seen").textContent = JSON.stringify(seen);
 </script>
 """
 
