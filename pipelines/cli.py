@@ -187,6 +187,28 @@ def evaluate(
 
 
 @app.command()
+def report(
+    run: RunArgument,
+    out_: Annotated[str, typer.Option("--out", metavar="FILE.html", help="The page.")],
+    store: Annotated[str | None, typer.Option(help="The run's store, if it has moved.")] = None,
+) -> None:
+    """Write one page about a run: its data, learning curves, scores, predictions, factors and mask.
+
+    A run that was not evaluated is evaluated first.
+
+    Example: tadvae report run --out report.html
+    """
+    from pipelines.report import report_run
+
+    found = report_run(run, out_, store)
+    for note in found.notes:
+        out.print(escape(note))
+    out.print(
+        f"{out_}: {len(found.comparisons)} of {found.asked} held-out groups drawn; open it in a browser."
+    )
+
+
+@app.command()
 def predict(
     run: RunArgument,
     target: Annotated[str, typer.Option(metavar="A+B", help="What is perturbed.")],

@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
+from tadvae.report.svg import COLOURS, short_number, svg
+from tadvae.report.svg import text as _text
 from tune.config import SweepConfig
 from tune.journal import short
 from tune.records import CELLS_SEEN, TrialRecord
 
-COLOURS = ("#0072b2", "#b34700", "#00724f", "#8f3a6f", "#1a1a1a", "#6b5400", "#5b5fc7", "#a3172b")
-"""Each at least 4.5:1 on white; further values of a choice start again."""
 WIDTH, HEIGHT = 960, 380
 TOP, BOTTOM, SIDE = 52, 58, 74
 
@@ -128,17 +128,7 @@ def importance_bars(shares: dict[str, float], config: SweepConfig) -> str:
 
 
 def _svg(name: str, title: str, description: str, parts: Sequence[str], height: int = HEIGHT) -> str:
-    return (
-        f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-labelledby="{name}-title {name}-text">'
-        f'<title id="{name}-title">{escape(title)}</title><desc id="{name}-text">{escape(description)}</desc>'
-        + "".join(parts)
-        + "</svg>"
-    )
-
-
-def _text(x: float, y: float, words: str, anchor: str, kind: str = "") -> str:
-    style = f' class="{kind}"' if kind else ""
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{style}>{escape(words)}</text>'
+    return svg(name, title, description, parts, WIDTH, height)
 
 
 def _stroke(record: TrialRecord, config: SweepConfig) -> str:
@@ -173,7 +163,7 @@ def _scale(label: str, low: float, high: float, *, log: bool) -> dict[str, Any]:
     ticks = []
     for at in (0.0, 0.5, 1.0):
         value = low * (high / low) ** at if log else low + (high - low) * at
-        ticks.append((at, f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"))
+        ticks.append((at, short_number(value)))
     return {"label": label, "low": low, "high": high, "log": log, "ticks": ticks}
 
 

@@ -1,0 +1,268 @@
+"""From a run's folder, and its store where it is, to what the page shows."""
+
+import io
+import json
+import shlex
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from tadvae.ensemble import Ensemble, is_ensemble, load_model, read_about
+from tadvae.errors import UserError
+from tadvae.evaluation.answers import Predictor, answer
+from tadvae.evaluation.evaluate import METHOD, Scores
+from tadvae.evaluation.metrics import pearson_delta
+from tadvae.evaluation.questions import KEYS, ask
+from tadvae.evaluation.splits import TRAIN, VALIDATION
+from tadvae.filesystem import Location
+from tadvae.prepare import Mapper, loop
+from tadvae.report.data import Comparison, Report
+from tadvae.report.learned import causal_graph, learned_graph, mask_change, profile_activity
+from tadvae.store.reader import Store
+from tadvae.vocabulary import Vocabulary
+
+SHOWN_GROUPS = 24
+"""Held-out groups that are drawn, evenly from the best predicted to the worst."""
+SHOWN_GENES = 60
+SHOWN_METRICS = ("pearson_delta", "rmse", "rank_cosine", "mmd", "coverage", "interval_width")
+"""Of the table of held-out groups."""
+GROUP = ["dataset", "context", "perturbation"]
+NAMES = ["dataset_name", "context_name", "perturbation_name"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run or ensemble.
+
+    Attributes
+    ----------
+    folder
+    model
+    groups
+        Its split.
+    started
+        What ``run.json`` says, of an ensemble the first member's.
+    members
+        Folders of its runs by name.
+    """
+
+    folder: Location
+    model: Predictor
+    groups: pd.DataFrame
+    started: dict
+    members: dict[str, Location]
+
+    @classmethod
+    def load(cls, place: str) -> "Run":
+        """Load a run's folder; a UserError where there is none, or it has not finished."""
+        folder = Location.of(place)
+        if not folder.exists():
+            raise UserError(f"{folder}: no such folder; give a run of `tadvae train`.")
+        model = load_model(place)
+        members = {"run": folder}
+        if is_ensemble(place):
+            members = {name: folder / name for name in read_about(folder)["members"]}
+        first = next(iter(members.values()))
+        if not (first / "run.json").exists() or not (first / "split.parquet").exists():
+            raise UserError(f"{first}: a model without its run; report needs the run's folder.")
+        groups = pd.read_parquet(io.BytesIO((first / "split.parquet").read_bytes()))
+        return cls(folder, model, groups, json.loads((first / "run.json").read_text()), members)
+
+    @property
+    def held_out(self) -> pd.DataFrame:
+        """Rows of the split that nothing was learned or chosen from; none where all was trained on."""
+        held = ~self.groups["part"].isin([TRAIN, VALIDATION]) & (
+            self.groups["perturbation_name"] != "control"
+        )
+        return self.groups[held]
+
+    def scores(self) -> pd.DataFrame | None:
+        """What ``tadvae evaluate`` wrote: one row a (group, method, metric)."""
+        place = self.folder / "evaluation/all.parquet"
+        return pd.read_parquet(io.BytesIO(place.read_bytes())) if place.exists() else None
+
+
+def gather(run: Run, store: Store | None, mapper: Mapper = loop) -> Report:
+    """Collect the page.
+
+    Parameters
+    ----------
+    store
+        The run's; None: without predictions beside observations.
+    mapper
+        Runs the reading of the store.
+    """
+    vocabulary, notes = run.model.vocabulary, []
+    scores = run.scores()
+    held = run.held_out
+    name = shlex.quote(str(run.folder))
+    if held.empty:
+        notes.append("Nothing was held out in this run, so there is nothing to compare.")
+    elif scores is None:
+        notes.append(f"Not evaluated: `tadvae evaluate {name}`, then this report again, fills the table.")
+    comparisons: list[Comparison] = []
+    activity = None
+    if store is None:
+        notes.append(
+            f"The store ({run.started['store']}) was not found, so predictions are not shown beside "
+            "observations: `tadvae report … --store STORE` with where it is now."
+        )
+    elif not held.empty:
+        comparisons, activity = _compare(store, run, _chosen(held, scores), mapper)
+    curves = {name: _curve(folder) for name, folder in run.members.items()}
+    if not any(len(curve) for curve in curves.values()):
+        notes.append("No learning curves: members of an ensemble keep no log.")
+    return Report(
+        name=run.folder.name,
+        about=_about(run),
+        commands=_commands(run),
+        config=run.model.config.to_yaml(),
+        datasets=_datasets(run.groups, vocabulary),
+        shared_genes=_shared([set(d.genes.tolist()) for d in vocabulary.datasets]),
+        shared_targets=_shared([set(d.target_modality) for d in vocabulary.datasets]),
+        curves={name: curve for name, curve in curves.items() if len(curve)},
+        scores=None if scores is None else Scores(scores, {}).summary(),
+        groups=_groups(held, scores),
+        comparisons=comparisons,
+        asked=len(held),
+        activity=activity,
+        factors=learned_graph(run.model),
+        causal=causal_graph(run.model),
+        mask=mask_change(run.model),
+        calibration=_calibration(run.model),
+        notes=notes,
+    )
+
+
+def _about(run: Run) -> dict[str, str]:
+    config, started = run.model.config, run.started
+    seeds = f"{len(run.members)} seeds" if isinstance(run.model, Ensemble) else f"seed {config.seed}"
+    return {
+        "tadvae": started["tadvae_version"],
+        "model": f"{config.model.pathway.masking} masking, {config.model.causal.n_factors} factors, {seeds}",
+        "pathways": f"{started['pathways']} ({config.pathways.file or 'the packaged set'})",
+        "split": f"{config.split.kind}: {len(run.held_out)} held-out groups of {len(run.groups)}",
+        "training": f"{config.train.epochs} epochs of {started['bags']} bags, {started['workers']} worker(s)",
+        "store": f"{started['store']} (genes {started['vocabulary_hash']})",
+    }
+
+
+def _commands(run: Run) -> list[str]:
+    folder, store = shlex.quote(str(run.folder)), shlex.quote(run.started["store"])
+    train = f"tadvae train {store} --out {folder} --config config.yaml"
+    if isinstance(run.model, Ensemble):
+        about = read_about(run.folder)
+        train += f" --seeds {len(run.members)} --calibration-folds {about['calibration_folds']}"
+    else:
+        train += f" --workers {run.started['workers']}" + (" --gpu" if run.started["gpu"] else "")
+    return [train, f"tadvae evaluate {folder}", f"tadvae report {folder} --out report.html"]
+
+
+def _datasets(groups: pd.DataFrame, vocabulary: Vocabulary) -> pd.DataFrame:
+    rows = []
+    for entry in vocabulary.datasets:
+        part = groups[groups["dataset_name"] == entry.name]
+        control = part["perturbation_name"] == "control"
+        test = ~part["part"].isin([TRAIN, VALIDATION])
+        rows.append(
+            {
+                "dataset": entry.name,
+                "kind": entry.kind,
+                "genes": len(entry.genes),
+                "contexts": ", ".join(sorted(part["context_name"].unique())),
+                "cells": int(part["n_cells"].sum()),
+                "control cells": int(part.loc[control, "n_cells"].sum()),
+                "perturbations": part.loc[~control, "perturbation_name"].nunique(),
+                "held out": int((test & ~control).sum()),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _shared(sets: list[set]) -> np.ndarray:
+    return np.array([[len(a & b) for b in sets] for a in sets])
+
+
+def _curve(run: Location) -> pd.DataFrame:
+    """Means over each epoch of what the log of a run has; validation where an epoch had one."""
+    pieces = [name for name in (run / "log").names() if name.startswith("steps-")]
+    lines = [line for name in pieces for line in (run / f"log/{name}").read_text().splitlines()]
+    steps = pd.DataFrame([json.loads(line) for line in lines])
+    if steps.empty:
+        return steps
+    left_out = ["step", "cells", "tokens", "seconds", "wait"]
+    return (
+        steps.groupby("epoch").mean(numeric_only=True).drop(columns=left_out, errors="ignore").reset_index()
+    )
+
+
+def _groups(held: pd.DataFrame, scores: pd.DataFrame | None) -> pd.DataFrame:
+    table = held[[*NAMES, "category", "n_cells"]].set_axis([*GROUP, "category", "cells"], axis=1)
+    if scores is None:
+        return table.reset_index(drop=True)
+    own = scores[(scores["method"] == METHOD) & scores["metric"].isin(SHOWN_METRICS)]
+    wide = own.pivot_table("value", GROUP, "metric")
+    wide = wide[[name for name in SHOWN_METRICS if name in wide]].reset_index()
+    return table.merge(wide, on=GROUP, how="left")
+
+
+def _chosen(held: pd.DataFrame, scores: pd.DataFrame | None) -> pd.DataFrame:
+    """Some held-out groups, evenly from the best to the worst where there are scores."""
+    if scores is not None:
+        own = scores[(scores["method"] == METHOD) & (scores["metric"] == "pearson_delta")]
+        value = own.groupby(GROUP)["value"].mean()
+        keys = pd.MultiIndex.from_frame(held[NAMES])
+        held = held.iloc[np.argsort(-value.reindex(keys).to_numpy(), kind="stable")]
+    at = np.unique(np.linspace(0, len(held) - 1, min(SHOWN_GROUPS, len(held))).round().astype(int))
+    return held.iloc[at]
+
+
+def _compare(
+    store: Store, run: Run, chosen: pd.DataFrame, mapper: Mapper
+) -> tuple[list[Comparison], pd.DataFrame | None]:
+    """Predictions beside observations, in the order of the chosen groups, and their activities."""
+    model = run.model
+    membership = model.vocabulary.membership
+    calibration = model.calibration if isinstance(model, Ensemble) else None
+    found, columns = {}, {}
+    for question in ask(store, run.groups, chosen, model.vocabulary, model.config.split, mapper):
+        given = answer(store, model, question)
+        names = np.array(model.vocabulary.symbols(question.genes), dtype=object)
+        activity = profile_activity(model, np.vstack([question.control, given.mean]), question.genes)
+        for i, row in enumerate(question.groups.itertuples()):
+            observed, predicted = question.observed[i] - question.control, given.mean[i] - question.control
+            size = np.maximum(np.abs(observed), np.abs(predicted))
+            top = np.argsort(-size, kind="stable")[:SHOWN_GENES]
+            half = None
+            if (
+                calibration is not None
+                and np.isfinite(calibration.factor)
+                and row.dataset_name in calibration.scale
+            ):
+                half = calibration.half_width(row.dataset_name, given.spread[i])[top]
+            place = f"{row.dataset_name}, {row.context_name}"
+            columns[row.dataset, row.context, -1] = f"control ({place})", activity[0]
+            key = (row.dataset, row.context, row.perturbation)
+            columns[key] = f"{row.perturbation_name} ({place})", activity[1 + i] - activity[0]
+            found[key] = Comparison(
+                dataset=row.dataset_name,
+                context=row.context_name,
+                perturbation=row.perturbation_name,
+                genes=names[top].tolist(),
+                observed=observed[top],
+                predicted=predicted[top],
+                half_width=half,
+                pearson_delta=float(pearson_delta(given.mean[i], question.observed[i], question.control)),
+            )
+    order = [key for key in chosen[KEYS].itertuples(index=False, name=None) if key in found]
+    table = pd.DataFrame(dict(columns[key] for key in sorted(columns)), index=membership.names)
+    return [found[key] for key in order], table if columns else None
+
+
+def _calibration(model: Predictor) -> str | None:
+    if not isinstance(model, Ensemble) or model.calibration is None:
+        return None
+    calibration = model.calibration
+    words = f"Intervals of {calibration.level:.0%}, calibrated on {calibration.n} held-out training groups"
+    return words + ("." if np.isfinite(calibration.factor) else ": too few to promise anything.")

@@ -1,0 +1,112 @@
+"""What a model learned: its graphs, its mask, the activity of what it predicts."""
+
+import numpy as np
+import pandas as pd
+import torch
+
+from tadvae.batch import PackedCells
+from tadvae.causal_graph import pathway_effects
+from tadvae.ensemble import Ensemble
+from tadvae.errors import UserError
+from tadvae.evaluation.answers import Predictor
+from tadvae.model import TADVAE, profile_cell
+from tadvae.nn.strategies.gated import GatedAttention
+from tadvae.report.data import Graph, MaskChange
+
+SMALLEST_EFFECT = 0.05
+"""Between factors, for an edge of the learned graph."""
+NAMED_BY = 2
+"""Pathways in a factor's name."""
+
+
+def first_of(model: Predictor) -> TADVAE:
+    """The model itself, or the first member."""
+    return model.members[0] if isinstance(model, Ensemble) else model
+
+
+def learned_graph(model: Predictor) -> Graph:
+    """The graph of the latent factors; of an ensemble over its members, in the factors of the first."""
+    first = first_of(model)
+    graph = first.graph()
+    factors = first.factors(top=NAMED_BY).groupby("factor")["name"].agg(" / ".join)
+    names = [f"{k}: {factors.get(k, 'no pathway')}" for k in range(len(graph))]
+    if isinstance(model, Ensemble):
+        edges = model.graph(SMALLEST_EFFECT)
+        return Graph(names, edges[["source", "target", "effect", "share"]])
+    return Graph(names, _edges(graph))
+
+
+def causal_graph(model: Predictor) -> Graph | str:
+    """The graph of :meth:`TADVAE.causal_graph` with its factors named, or why there is none."""
+    first = first_of(model)
+    try:
+        found = first.causal_graph()
+    except UserError as error:
+        return str(error)
+    assert first.effects is not None
+    effects, pathways = pathway_effects(first.effects, first.vocabulary)
+    seen = [t.name for t in first.vocabulary.targets if t.seen]
+    names = []
+    for k in range(len(found.graph)):
+        targets = [seen[i] for i in np.flatnonzero(found.target_factor == k)]
+        own = np.flatnonzero(found.pathway_factor == k)
+        size = np.abs(effects[found.target_factor == k][:, own]).mean(axis=0) if len(own) else own
+        strongest = pathways[own[np.argsort(-size, kind="stable")[:NAMED_BY]]]
+        words = " / ".join(first.vocabulary.membership.names[p] for p in strongest) or "no pathway"
+        more = f" +{len(targets) - 3}" if len(targets) > 3 else ""
+        names.append(f"{k}: {words} ({', '.join(targets[:3])}{more})")
+    return Graph(names, _edges(found.graph))
+
+
+def _edges(graph: np.ndarray) -> pd.DataFrame:
+    source, target = np.nonzero(np.abs(graph) >= SMALLEST_EFFECT)
+    effect = graph[source, target].astype(np.float64)
+    edges = pd.DataFrame({"source": source, "target": target, "effect": effect})
+    return edges.sort_values("effect", key=lambda values: -values.abs(), kind="stable", ignore_index=True)
+
+
+def mask_change(model: Predictor) -> MaskChange | None:
+    """What a soft mask added and removed; None for the other strategies."""
+    first = first_of(model)
+    layer = first.module.pathway
+    if not isinstance(layer, GatedAttention):
+        return None
+    edges = layer.learned_edges()
+    names = np.array(first.vocabulary.membership.names, dtype=object)
+    return MaskChange(
+        n_members=int(layer.edges.is_member.sum()),
+        n_candidates=int((~layer.edges.is_member).sum()),
+        edges=edges.assign(
+            pathway=names[edges["pathway"].to_numpy()],
+            gene=first.vocabulary.symbols(edges["gene"].to_numpy()),
+        ),
+    )
+
+
+def profile_activity(model: Predictor, profiles: np.ndarray, genes: np.ndarray) -> np.ndarray:
+    """Activities of mean profiles, each read as one cell.
+
+    A predicted cell has a value for every gene, a measured one only for what was counted, so cells of the two
+    kinds do not compare; mean profiles do.
+
+    Parameters
+    ----------
+    profiles
+        Log-normalised, shape (M, G); a value below zero counts as zero.
+    genes
+        Sorted vocabulary indices, shape (G,).
+
+    Returns
+    -------
+    Shape (M, P), of the first member of an ensemble; NaN where the genes do not show a pathway.
+    """
+    first = first_of(model)
+    rows = []
+    with torch.no_grad():
+        for profile in np.maximum(profiles, 0.0):
+            packed = PackedCells.of(profile_cell(profile, genes), panels=[genes])
+            rows.append(first.module.pathway(packed).numpy()[0])
+    activity = np.stack(rows).astype(np.float64)
+    available = first.vocabulary.membership.availability(genes, first.vocabulary.min_measured)
+    activity[:, ~available] = np.nan
+    return activity

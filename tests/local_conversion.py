@@ -1,0 +1,34 @@
+"""A conversion in this process, without Ray: what ``tadvae`` does by itself."""
+
+from pathlib import Path
+
+from tadvae.filesystem import Location
+from tadvae.preprocess import Moments
+from tadvae.store.conversion import finish_store, plan_store
+from tadvae.store.reader import Store
+from tadvae.store.spec import load_spec
+from tadvae.store.writer import LARGEST_UINT16, read_spilled_moments, spill_chunk, write_shard
+
+
+def convert_locally(spec: str | Path, folder: Location) -> Store:
+    """Convert one spill chunk after the other."""
+    plan = plan_store(load_spec(spec))
+    moments, shards = [], []
+    for dataset in plan.datasets:
+        spans = dataset.chunks(plan.spec.layout.chunk_rows)
+        chunks = [folder / f"spill/{dataset.spec.name}-{i}" for i in range(len(spans))]
+        for (start, stop), chunk in zip(spans, chunks, strict=True):
+            spill_chunk(dataset, start, stop, chunk)
+        parts = [part for part in map(read_spilled_moments, chunks) if part is not None]
+        moments.append(Moments.sum([part for part, _ in parts], dataset.n_vocabulary))
+        narrow = dataset.spec.values == "counts" and max(top for _, top in parts) <= LARGEST_UINT16
+        cells = folder / f"cells/dataset={dataset.spec.name}"
+        shards.append(
+            [
+                write_shard(dataset, i, chunks, cells / f"part-{i:05d}.parquet", narrow_counts=narrow)
+                for i in range(len(dataset.layout.shard_rows))
+            ]
+        )
+    finish_store(plan, moments, shards, folder)
+    (folder / "spill").delete()
+    return Store.open(folder)
