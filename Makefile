@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: help install demo test fast lint format clean results
+.PHONY: help install demo test cluster-test fast lint format clean results
 
 help:
 	@echo "make demo     install, then simulate, convert, train, evaluate, predict (folder demo/)"
@@ -36,8 +36,12 @@ demo: install
 results: install
 	$(BIN)/python benchmarks/results.py $(RESULTS)
 
+# tests/cluster (several nodes, jobs, survival) has not been run whole on a quiet machine yet: `make cluster-test`.
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --ignore=tests/cluster --durations=15
+
+cluster-test: install
+	$(BIN)/python -m pytest tests/cluster
 
 fast: install
 	$(BIN)/python -m pytest -m "not slow and not cluster"
