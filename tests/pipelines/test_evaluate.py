@@ -233,6 +233,7 @@ def test_the_command_line_ends_bad_input_with_one_sentence_and_code_2(tmp_path):
         ("train", str(tmp_path), "--out", str(tmp_path / "run")),
         ("train", str(tmp_path), "--out", str(tmp_path / "run"), "--set", "x"),
         ("evaluate", str(tmp_path)),
+        ("report", str(tmp_path), "--out", str(tmp_path / "report.html")),
         ("predict", str(tmp_path), "--target", "A", "--context", "C", "--out", str(tmp_path / "p.h5ad")),
     ):
         done = cli(*arguments)
@@ -245,5 +246,5 @@ def test_the_command_line_ends_bad_input_with_one_sentence_and_code_2(tmp_path):
 
 def test_version_and_help():
     assert cli("--version").stdout.startswith("tadvae 0.")
-    for command in ("convert", "inspect", "simulate", "train", "evaluate", "predict"):
+    for command in ("convert", "inspect", "simulate", "train", "evaluate", "report", "predict"):
         assert cli(command, "--help").returncode == 0

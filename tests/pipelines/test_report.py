@@ -18,6 +18,7 @@ from small_screens import SCREENS, small_config
 
 from pipelines.cli import main
 from pipelines.ensemble import train_one
+from pipelines.report import report_run
 from tadvae.ensemble import ENSEMBLE, write_calibration
 from tadvae.errors import UserError
 from tadvae.evaluation.conformal import Calibration
@@ -233,9 +234,18 @@ def test_an_ensemble_shows_intervals_and_how_many_seeds_agree(run, store, tmp_pa
     assert report.commands[0].endswith("--seeds 2 --calibration-folds 2")
 
 
-def test_unfinished_runs_and_other_stores_are_refused(run, tmp_path):
-    from pipelines.report import report_run
+def test_a_run_that_was_not_evaluated_is_evaluated_first(run, ray_cluster, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy, ignore=shutil.ignore_patterns("evaluation"))
+    report = report_run(str(copy), str(tmp_path / "r.html"))
+    before = pd.read_parquet(run / "evaluation/all.parquet")
+    after = pd.read_parquet(copy / "evaluation/all.parquet")
+    pd.testing.assert_frame_equal(before, after, rtol=1e-6)
+    assert not report.notes
+    assert (tmp_path / "r.html").read_text() == page(report)
 
+
+def test_unfinished_runs_and_other_stores_are_refused(run, tmp_path):
     unfinished = tmp_path / "unfinished"
     shutil.copytree(run, unfinished)
     (unfinished / "model/model.safetensors").unlink()
