@@ -15,6 +15,7 @@ from scipy import sparse
 from tadvae.batch import Cells, runs
 from tadvae.errors import UserError
 from tadvae.evaluation.splits import TEST, VALIDATION, SplitConfig, held_out_rows
+from tadvae.gene_selection import selected_genes
 from tadvae.genes import canonical_targets
 from tadvae.pathways.membership import MIN_MEASURED, Membership
 from tadvae.preprocess import Moments, PreprocessConfig, choose_genes
@@ -132,12 +133,20 @@ def make_views(
     """Choose each dataset's genes on its training cells alone, and say how it is normalised."""
     targets = np.unique(np.concatenate([np.asarray(t) for t in store.perturbations["target_genes"]]))
     panels = [store.panel(i) for i in range(len(store.manifest.datasets))]
+    wanted = selected_genes(store, config.genes)
+    wanted[targets[targets >= 0].astype(np.int64)] = True
     moments: list[Moments] = []
     if config.n_top_genes != "all":
         moments = _training_moments(store, bags, split, mapper)
     views = []
     for i, (entry, panel) in enumerate(zip(store.manifest.datasets, panels, strict=True)):
         measured = panel["gene_index"].to_numpy(np.int64)
+        measured = measured[wanted[measured]]
+        if not len(measured):
+            raise UserError(
+                f"preprocess.genes: dataset '{entry.name}' measures none of them; give a list that fits its "
+                "panel."
+            )
         lengths = None
         if config.normalize == "tpm" and entry.values == "counts":
             if panel["length"].isna().any():
@@ -146,7 +155,7 @@ def make_views(
                     "column as 'genes: {length: …}' in the spec and convert again, or use cp10k."
                 )
             lengths = np.full(store.manifest.n_genes, np.nan)
-            lengths[measured] = panel["length"].to_numpy()
+            lengths[panel["gene_index"]] = panel["length"].to_numpy()
         genes = choose_genes(moments[i], measured, targets, config) if moments else measured
         method = "none" if entry.values == "log1p" else config.normalize
         views.append(DatasetView(genes.astype(np.int64), method, lengths))

@@ -25,6 +25,9 @@ class PreprocessConfig(Config):
 
     normalize: Literal["cpm", "cp10k", "tpm"] = "cp10k"
     """Counts per million (the paper), per ten thousand, or per million by transcript length."""
+    genes: str = "all"
+    """Genes that may be tokens: ``all`` of the store, ``protein_coding``, or a file with one gene a line;
+    perturbation targets are always kept."""
     n_top_genes: int | Literal["all"] = Field("all")
     """Highly variable genes of each dataset, chosen on training cells; perturbation targets are kept too."""
 
