@@ -139,8 +139,8 @@ def main() -> None:
                 row[f"activity, {strategy}"] = activity_scores(model, simulation)
                 if strategy == arguments.strategies[0]:
                     row |= causal_scores(model, simulation)
-        rows.append(row)
-        print(pd.DataFrame(rows).round(3).T.to_string(), flush=True)
+            rows.append(row)
+            print(pd.DataFrame(rows).round(3).T.to_string(), flush=True)
     table = pd.DataFrame(rows).set_index("seed")
     print(table.mean().round(3).to_string())
     if arguments.json:
