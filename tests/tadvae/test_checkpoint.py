@@ -144,7 +144,9 @@ def test_a_model_without_targets(small_vocabulary, tmp_path):
 
 def test_position_round_trip(small_vocabulary, saved):
     position = load_checkpoint(saved, *build(small_vocabulary), "abc")
-    assert position == Position(1, 2, 7, 2, 8, "abc", earlier=((3, 16), (1, 8)))
+    assert position == Position(
+        1, 2, 7, world_size=2, bags_per_batch=8, vocabulary="abc", earlier=((3, 16), (1, 8))
+    )
 
 
 def test_another_vocabulary(small_vocabulary, saved, refused):
