@@ -328,7 +328,8 @@ def _restore(start: Position, learner: Learner) -> Position:
 
 def _report(run: Location, rank: int, learner: Learner, position: Position, log: StepRecords) -> None:
     """Checkpoint and log, a barrier for all ranks; rank 0 writes."""
-    metrics = log.write() | {"epoch": position.epoch, "global_step": position.global_step}
+    # the epoch is that of the last step; the position already stands at the next
+    metrics = {"epoch": position.epoch, "global_step": position.global_step} | log.write()
     name = f"step-{position.global_step:09d}"
     if rank:
         ray.train.report(metrics, checkpoint_dir_name=name)
