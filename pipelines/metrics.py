@@ -51,7 +51,7 @@ class TrainingMetrics:
             return
         gauges["tadvae_cells_per_second"].set(record["cells"] / seconds)
         gauges["tadvae_tokens_per_second"].set(record["tokens"] / seconds)
-        gauges["tadvae_epochs_done"].set(record["done"])
+        gauges["tadvae_epochs_done"].set(record["epochs_done"])
         gauges["tadvae_workers"].set(record["workers"])
         gauges["tadvae_mmd"].set(terms["mmd"])
         for term, value in terms.items():

@@ -124,7 +124,7 @@ class StepLog:
         )
         for tracker in self._trackers:
             tracker.log(records)
-        self._steps.advance(round(last["done"] * self._n_bags) - self._steps.done, note)
+        self._steps.advance(round(last["epochs_done"] * self._n_bags) - self._steps.done, note)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

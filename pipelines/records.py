@@ -41,7 +41,7 @@ class StepRecords:
         self,
         position: Position,
         *,
-        done: float,
+        epochs_done: float,
         sizes: list[int],
         terms: dict[str, float],
         wait: float,
@@ -55,7 +55,7 @@ class StepRecords:
         ----------
         position
             Where the run stands after it.
-        done
+        epochs_done
             Epochs done by then, with the fraction of the current one.
         sizes
             Cells, tokens and bags of all ranks.
@@ -70,9 +70,10 @@ class StepRecords:
         """
         step = position.global_step - 1
         cells, tokens, n_bags = sizes
-        record = {"step": step, "epoch": position.epoch, "done": done, "workers": self._world_size}
-        record |= {"time": time.time(), "cells": cells, "tokens": tokens, "bags": n_bags}
-        record |= {"cells_seen": position.cells_seen}
+        # what a record is called goes to Ray Tune as it is, where "done" alone would end the trial
+        record = {"step": step, "epoch": position.epoch, "epochs_done": epochs_done}
+        record |= {"time": time.time(), "workers": self._world_size, "cells_seen": position.cells_seen}
+        record |= {"cells": cells, "tokens": tokens, "bags": n_bags}
         record |= {"wait": wait, "seconds": seconds, **terms}
         if self._first:
             record["first_batch"] = time.perf_counter() - self._begun - (seconds - wait)

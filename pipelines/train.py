@@ -211,7 +211,7 @@ def train_worker(settings: dict[str, Any]) -> None:
                 )
                 log.add(
                     position,
-                    done=epoch + seen + (1 - seen) * position.step / n_steps,
+                    epochs_done=epoch + seen + (1 - seen) * position.step / n_steps,
                     sizes=totals,
                     terms=dict(zip(terms, means, strict=False)),
                     wait=waited,
