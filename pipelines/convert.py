@@ -7,14 +7,13 @@ manifest, written last, makes it a store. An interrupted conversion of the same 
 """
 
 import sys
-from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
 import ray
 
 from pipelines.cluster import ray_session
-from pipelines.progress import Steps
+from pipelines.tasks import run_tasks
 from tadvae.errors import UserError
 from tadvae.filesystem import Location
 from tadvae.preprocess import Moments
@@ -73,7 +72,7 @@ def _run(plan: StorePlan, partial: Location, tasks_at_once: int | None) -> Manif
         for (start, stop), place in chunks[d]
         if read_spilled_moments(place) is None
     ]
-    _run_tasks("reading cells", calls, tasks_at_once)
+    run_tasks("reading cells", calls, tasks_at_once)
 
     moments, calls = [], []
     for d, dataset in enumerate(plan.datasets):
@@ -86,7 +85,7 @@ def _run(plan: StorePlan, partial: Location, tasks_at_once: int | None) -> Manif
         for shard in range(len(dataset.layout.shard_rows)):
             out = folder / f"part-{shard:05d}.parquet"
             calls.append((_collect, (references[d], shard, places, out, narrow)))
-    results = iter(_run_tasks("writing shards", calls, tasks_at_once))
+    results = iter(run_tasks("writing shards", calls, tasks_at_once))
     shards = [[next(results) for _ in dataset.layout.shard_rows] for dataset in plan.datasets]
     return finish_store(plan, moments, shards, partial)
 
@@ -99,34 +98,6 @@ def _spill(plan: DatasetPlan, start: int, stop: int, place: Location) -> None:
 @ray.remote(num_cpus=1, max_retries=3)
 def _collect(plan: DatasetPlan, shard: int, chunks: list[Location], out: Location, narrow: bool) -> Any:
     return write_shard(plan, shard, chunks, out, narrow_counts=narrow)
-
-
-def _run_tasks(what: str, calls: Sequence[tuple[Any, tuple]], at_once: int | None) -> list[Any]:
-    """Run remote calls, a bounded number at once; results in the order of the calls.
-
-    The first bad input ends them all: its UserError is raised as it was in the task.
-    """
-    at_once = at_once or max(2 * int(ray.cluster_resources().get("CPU", 1)), 2)
-    results: dict[int, Any] = {}
-    running: dict[Any, int] = {}
-    waiting = iter(enumerate(calls))
-    with Steps(what, len(calls)) as steps:
-        while len(results) < len(calls):
-            while len(running) < at_once and (item := next(waiting, None)) is not None:
-                number, (function, arguments) = item
-                running[function.remote(*arguments)] = number
-            (done,), _ = ray.wait(list(running), num_returns=1)
-            try:
-                results[running.pop(done)] = ray.get(done)
-            except ray.exceptions.RayTaskError as error:
-                # Not ray.cancel: forced, it can abort the driver (a failed check in Ray 2.60's task manager),
-                # and a task that goes on would write into a folder that is being deleted.
-                if running:
-                    ray.wait(list(running), num_returns=len(running))
-                cause = error.cause
-                raise cause if isinstance(cause, UserError) else error from None
-            steps.advance()
-    return [results[i] for i in range(len(calls))]
 
 
 def _require_own(partial: Location) -> None:

@@ -6,12 +6,13 @@ A task trains one model in one process, so the cluster trains as many at once as
 
 import io
 import json
+from collections.abc import Sequence
 
 import pandas as pd
 import ray
 
 from pipelines.cluster import ray_map, ray_session
-from pipelines.progress import Steps
+from pipelines.tasks import run_tasks
 from pipelines.train import write_run_start
 from tadvae.calibrate import CalibrationPlan, calibrate, fold_configs, plan_calibration
 from tadvae.checkpoint import WEIGHTS
@@ -80,7 +81,8 @@ def train_ensemble(
     runs = {
         name: config.model_copy(update={"seed": config.seed + i}) for i, name in enumerate(about["members"])
     }
-    of_fold = _fold_runs(config, plan, about["seeds_per_fold"])
+    seeds_of_fold = [config.seed + i for i in range(about["seeds_per_fold"])]
+    of_fold = [] if plan is None else fold_runs(config, plan, seeds_of_fold)
     runs |= {name: each for fold in of_fold for name, each in fold.items()}
     with ray_session():
         if not resume:
@@ -94,12 +96,10 @@ def train_ensemble(
     return folder
 
 
-def _fold_runs(
-    config: ExperimentConfig, plan: CalibrationPlan | None, seeds_per_fold: int
+def fold_runs(
+    config: ExperimentConfig, plan: CalibrationPlan, seeds: Sequence[int]
 ) -> list[dict[str, ExperimentConfig]]:
-    if plan is None:
-        return []
-    seeds = [config.seed + i for i in range(seeds_per_fold)]
+    """Configs of the models that calibrate, fold by fold, by the names of their runs."""
     return [
         {f"calibration/fold-{f}-seed-{each.seed}": each for each in fold}
         for f, fold in enumerate(fold_configs(config, plan, seeds))
@@ -112,23 +112,8 @@ def train_models(
     """Train the runs that are not finished, a task each; their names are folders inside ``folder``."""
     left = [name for name in runs if not (folder / name / "model" / WEIGHTS).exists()]
     task = ray.remote(num_cpus=1)(train_one)
-    waiting, running = list(left), dict[ray.ObjectRef, str]()
-    with Steps("training models", len(runs)) as steps:
-        steps.advance(len(runs) - len(left))
-        try:
-            while waiting or running:
-                while waiting and len(running) < (at_once or len(runs)):
-                    name = waiting.pop(0)
-                    running[task.remote(store_path, str(folder / name), runs[name].to_yaml())] = name
-                (done,), _ = ray.wait(list(running), num_returns=1)
-                del running[done]
-                ray.get(done)
-                steps.advance()
-        except ray.exceptions.RayTaskError as error:
-            raise (error.cause if isinstance(error.cause, UserError) else error) from None
-        finally:
-            for reference in running:
-                ray.cancel(reference, force=True)
+    calls = [(task, (store_path, str(folder / name), runs[name].to_yaml())) for name in left]
+    run_tasks("training models", calls, at_once or len(runs), already=len(runs) - len(left))
 
 
 def train_one(store_path: str, out: str, config_yaml: str) -> None:

@@ -41,13 +41,13 @@ def out(tmp_path):
 def calls(monkeypatch):
     """What :func:`convert` has run as tasks: {what: number of calls}."""
     found = {}
-    run = module._run_tasks
+    run = module.run_tasks
 
     def record(what, calls, at_once):
         found[what] = len(calls)
         return run(what, calls, at_once)
 
-    monkeypatch.setattr(module, "_run_tasks", record)
+    monkeypatch.setattr(module, "run_tasks", record)
     return found
 
 
