@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from quality import DATA, carpool, simulated
+from studies import STUDIES, make_store
 
 from pipelines.cluster import ray_session
 from tadvae.calibrate import fit_ensemble
@@ -22,6 +22,8 @@ from tadvae.evaluation.bootstrap import bootstrap_mean
 from tadvae.evaluation.evaluate import COVERAGE, METHOD, WIDTH, evaluate
 from tadvae.experiment import ExperimentConfig
 from tadvae.store.reader import Store
+
+STUDIED = ("carpool", "simulated")
 
 
 def of_fold(store: Store, settings: list[str], fold: int, arguments: argparse.Namespace) -> dict:
@@ -59,14 +61,13 @@ def main() -> None:
     parser.add_argument("--folds", type=int, default=5)
     parser.add_argument("--calibration-folds", type=int, default=4)
     parser.add_argument("--seeds-per-fold", type=int, default=2)
-    parser.add_argument("--only", choices=["simulated", "carpool"])
+    parser.add_argument("--only", choices=STUDIED)
     parser.add_argument("--set", action="append", default=[], dest="settings")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    made = ({"carpool": carpool} if DATA.is_dir() else {}) | {"simulated": simulated}
     arguments.out.mkdir(parents=True, exist_ok=True)
-    for name, make in made.items():
-        if arguments.only not in (None, name):
+    for name in STUDIED:
+        if arguments.only not in (None, name) or not STUDIES[name].at_hand:
             continue
         place = arguments.out / f"intervals_{name}.json"
         about = {key: value for key, value in vars(arguments).items() if key not in ("out", "only")}
@@ -74,8 +75,8 @@ def main() -> None:
         folds = found.get("folds", []) if found.get("about") == about else []
         with tempfile.TemporaryDirectory() as folder:
             with ray_session():
-                path, settings = make(Path(folder))
-            store = Store.open(path)
+                path, settings = make_store(STUDIES[name], Path(folder))
+            store = Store.open(str(path))
             for fold in range(len(folds), arguments.folds):
                 folds.append(of_fold(store, [*settings, *arguments.settings], fold, arguments))
                 report = {"about": about, "summary": summarise(folds), "folds": folds}

@@ -10,53 +10,28 @@ beside the project, and scores held-out combinations beside the baselines; print
 
 import argparse
 import json
-import os
 import tempfile
 from pathlib import Path
 
 import pandas as pd
 import torch
-import yaml
+from studies import STUDIES, make_store
 
 from pipelines.cluster import ray_session
-from pipelines.convert import convert
 from tadvae.evaluation.bootstrap import bootstrap_mean, paired_bootstrap_difference
 from tadvae.evaluation.evaluate import METHOD, evaluate
 from tadvae.experiment import ExperimentConfig
-from tadvae.simulate import SimulationConfig
-from tadvae.simulation_files import simulate_to
 from tadvae.store.reader import Store
 from tadvae.training import fit
 
-DATA = Path(os.environ.get("TADVAE_DATA", Path(__file__).parents[2] / "shared" / "data"))
+STUDIED = ("simulated", "carpool")
 METRICS = ("pearson_delta", "l2", "cosine_logfc", "mmd")
 RIVAL = "additive_ridge"
 
 
-def simulated(folder: Path) -> tuple[str, list[str]]:
-    spec = simulate_to(folder / "screens", SimulationConfig())
-    convert(str(spec), str(folder / "store"))
-    return str(folder / "store"), [f"pathways.file={folder / 'screens' / 'pathways.gmt'}"]
-
-
-def carpool(folder: Path) -> tuple[str, list[str]]:
-    spec = {
-        "name": "carpool23",
-        "path": str(DATA / "profiles" / "carpool23_thp1_cas13d_means.h5ad"),
-        "kind": "profiles",
-        "values": "log1p",
-        "perturbation": {"column": "perturbation", "control": "control", "separator": "+"},
-        "context": {"column": "cell_type"},
-        "modality": "Cas13d",
-    }
-    (folder / "spec.yaml").write_text(yaml.safe_dump({"datasets": [spec]}))
-    convert(str(folder / "spec.yaml"), str(folder / "store"))
-    return str(folder / "store"), ["model.pathway={d_embed: 32, n_heads: 2}"]
-
-
-def scores(store_path: str, settings: list[str], folds: int, seeds: int) -> pd.DataFrame:
+def scores(store_path: Path, settings: list[str], folds: int, seeds: int) -> pd.DataFrame:
     """Scores of every method on every held-out group: one value a group and seed."""
-    store, parts = Store.open(store_path), []
+    store, parts = Store.open(str(store_path)), []
     for seed in range(seeds):
         for fold in range(folds):
             split = f"split={{kind: combo, folds: {folds}, fold: {fold}, seed: {seed}}}"
@@ -93,18 +68,17 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--folds", type=int, default=5)
-    parser.add_argument("--only", choices=["simulated", "carpool"])
+    parser.add_argument("--only", choices=STUDIED)
     parser.add_argument("--set", action="append", default=[], dest="settings")
     arguments = parser.parse_args()
     torch.set_num_threads(1)  # the matrices are small: a second thread costs more than it does
-    made = {"simulated": simulated} | ({"carpool": carpool} if DATA.is_dir() else {})
     results = {}
-    for name, make in made.items():
-        if arguments.only not in (None, name):
+    for name in STUDIED:
+        if arguments.only not in (None, name) or not STUDIES[name].at_hand:
             continue
         with tempfile.TemporaryDirectory() as folder:
             with ray_session():
-                store, settings = make(Path(folder))
+                store, settings = make_store(STUDIES[name], Path(folder))
             table = scores(store, [*settings, *arguments.settings], arguments.folds, arguments.seeds)
         results[name] = summarise(table)
         show(name, results[name])

@@ -19,8 +19,8 @@ from results_page import write_page
 from studies import DATA, STUDIES, Split, Study, make_store
 
 from pipelines.cluster import ray_map, ray_session
-from pipelines.ensemble import load_run, train_models
-from tadvae.calibrate import calibrate, fold_configs, plan_calibration
+from pipelines.ensemble import fold_runs, load_run, train_models
+from tadvae.calibrate import calibrate, plan_calibration
 from tadvae.ensemble import Ensemble
 from tadvae.evaluation.evaluate import evaluate
 from tadvae.evaluation.splits import split_groups
@@ -62,10 +62,7 @@ def run_fold(
     plan, folds = None, []
     if calibrated:
         plan = plan_calibration(store, groups, config.split, CALIBRATION_FOLDS)
-        folds = [
-            {f"calibration/fold-{f}-seed-{each.seed}": each for each in fold}
-            for f, fold in enumerate(fold_configs(config, plan, seeds[:SEEDS_PER_FOLD]))
-        ]
+        folds = fold_runs(config, plan, seeds[:SEEDS_PER_FOLD])
         runs |= {name: each for fold in folds for name, each in fold.items()}
     train_models(str(store_path), folder, runs)
     members = [load_run(folder / f"tadvae/seed-{seed}")[0] for seed in seeds]
@@ -140,7 +137,7 @@ def main(given: list[str] | None = None) -> None:
     if not arguments.only_write:
         with ray_session():
             for name in arguments.study or STUDIES:
-                if STUDIES[name].screens is not None and not DATA.is_dir():
+                if not STUDIES[name].at_hand:
                     print(f"{name}: left out, its data are not at {DATA}", flush=True)
                     continue
                 run_study(name, STUDIES[name], arguments)

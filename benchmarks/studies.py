@@ -34,6 +34,11 @@ class Study:
     epochs: int = 50
     reference: str = "human"
 
+    @property
+    def at_hand(self) -> bool:
+        """Whether its data are there."""
+        return self.screens is None or DATA.is_dir()
+
 
 def _screen(name: str, file: str, modality: str | dict, context: dict, **more: object) -> dict:
     by_condition = {"column": "condition", "control": "control", "separator": "+"}

@@ -15,7 +15,7 @@ STORED = sorted((BENCHMARKS / "results").glob("intervals_*.json"))
 def intervals(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     yield importlib.import_module("intervals")
-    for name in ("intervals", "quality"):
+    for name in ("intervals", "studies"):
         sys.modules.pop(name, None)
 
 
