@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import sparse
 from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import squareform
@@ -116,7 +117,10 @@ def pathway_effects(model: EffectModel, vocabulary: Vocabulary) -> tuple[Floats,
     see, and the indices of those pathways.
     """
     pathways = np.flatnonzero(vocabulary.available.all(axis=0))
-    members = vocabulary.membership.dense()[pathways].astype(np.float64)  # (P, n_genes)
+    membership = vocabulary.membership
+    edges = np.ones(len(membership.gene)), (membership.pathway, membership.gene)
+    shape = membership.n_pathways, membership.n_genes
+    members = sparse.csr_array(edges, shape=shape)[pathways]  # (P, n_genes)
     total = np.zeros((len(vocabulary.targets), len(pathways)))
     times = np.zeros(len(vocabulary.targets))
     for row, context in enumerate(vocabulary.contexts):
@@ -126,9 +130,10 @@ def pathway_effects(model: EffectModel, vocabulary: Vocabulary) -> tuple[Floats,
             continue
         effect = model.predict(context.dataset, row, [[pair] for pair in tested], entry.genes)  # (T, G)
         of_panel = members[:, entry.genes]
+        sums = effect @ of_panel.T  # (T, P)
         signs = np.array([-1.0 if vocabulary.signs[m] < 0 else 1.0 for _, m in tested])
         index = np.array([t for t, _ in tested])
-        total[index] += signs[:, None] * (effect @ (of_panel / of_panel.sum(1, keepdims=True)).T)
+        total[index] += signs[:, None] * sums / of_panel.sum(axis=1)
         times[index] += 1
     seen = np.flatnonzero(times)
     return total[seen] / times[seen, None], pathways

@@ -117,9 +117,9 @@ class Ensemble:
         result = parts[0]
         cells = np.stack([part.X for part in parts])  # (S, n, G)
         means = np.stack([part.var["predicted_mean"].to_numpy(np.float64) for part in parts])  # (S, G)
-        spread = _spread(means)
+        spread = seed_spread(means)
         result.X = cells.mean(axis=0, dtype=np.float64).astype(np.float32)
-        result.layers["seed_spread"] = _spread(cells).astype(np.float32)
+        result.layers["seed_spread"] = seed_spread(cells).astype(np.float32)
         result.var["predicted_mean"] = means.mean(axis=0)
         result.var["seed_spread"] = spread
         about = result.uns["tadvae"]
@@ -230,7 +230,7 @@ def read_calibration(folder: Location) -> Calibration | None:
         ) from None
 
 
-def _spread(values: np.ndarray) -> np.ndarray:
+def seed_spread(values: np.ndarray) -> np.ndarray:
     """Standard deviation over members (first axis); zero for a single one."""
     if len(values) < 2:
         return np.zeros(values.shape[1:])

@@ -35,8 +35,7 @@ def pathway_responses(store: Store, model: TADVAE, mapper: Mapper = loop, seed: 
     # all cells, held out or not: the encoder is asked what it sees, not what would happen
     every = model.config.split.model_copy(update={"kind": "none", "test": []})
     reader = CellReader(store, views_of(store, vocabulary), every)
-    masks = np.zeros((vocabulary.membership.n_pathways, vocabulary.n_genes), bool)
-    masks[vocabulary.membership.pathway, vocabulary.membership.gene] = True
+    masks = vocabulary.membership.dense()  # (P, n_genes)
     single = store.perturbations[store.perturbations["targets"].str.len() == 1]
     gene_of = {
         int(row.perturbation_index): int(row.target_genes[0])

@@ -41,7 +41,6 @@ def save_effects(model: EffectModel, folder: Location) -> None:
             for b, block in enumerate(regression.blocks):
                 arrays[f"{key}.{b}.genes"], arrays[f"{key}.{b}.rows"] = block.genes, block.rows
                 arrays[f"{key}.{b}.weights"] = block.weights.astype(np.float32)
-                arrays[f"{key}.{b}.inverse"] = block.inverse.astype(np.float32)
     for i, total in enumerate(model.sums):
         arrays[f"sum.{i}"] = total.astype(np.float32)
     arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
@@ -100,7 +99,6 @@ def _stage(arrays: Mapping[str, np.ndarray], name: str, n_blocks: list[int]) -> 
                 arrays[f"{key}.{b}.genes"],
                 arrays[f"{key}.{b}.rows"],
                 arrays[f"{key}.{b}.weights"].astype(np.float64),
-                arrays[f"{key}.{b}.inverse"].astype(np.float64),
             )
             for b in range(n)
         ]

@@ -57,14 +57,11 @@ class Fitted:
     genes : (g,)
     rows : (r,)
     weights : (r, g)
-    inverse : (r, r)
-        Of the covariance of the block's conditions.
     """
 
     genes: np.ndarray
     rows: np.ndarray
     weights: Floats
-    inverse: Floats
 
 
 @dataclass(frozen=True)
@@ -141,7 +138,7 @@ def fit_regression(terms: Sequence[Floats], noise: Floats, blocks: Sequence[Bloc
         learned,
         scale,
         [
-            Fitted(block.genes, block.rows, inverse @ (block.effects - scale * block.prior), inverse)
+            Fitted(block.genes, block.rows, inverse @ (block.effects - scale * block.prior))
             for inverse, block in zip(inverses, blocks, strict=True)
         ],
     )

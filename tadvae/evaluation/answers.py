@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tadvae.ensemble import Ensemble
+from tadvae.ensemble import Ensemble, seed_spread
 from tadvae.evaluation.questions import Question
 from tadvae.model import TADVAE
 from tadvae.prepare import context_rows, interventions
@@ -65,5 +65,4 @@ def answer(store: Store, model: Predictor, question: Question) -> Answer:
             question.control + cells.mean(axis=1, dtype=np.float64) - before.mean(axis=0, dtype=np.float64)
         )
     stacked = np.stack(means)  # (S, M, G)
-    spread = stacked.std(axis=0, ddof=1) if len(members) > 1 else np.zeros(stacked.shape[1:])
-    return Answer(stacked.mean(axis=0), spread, total, abstained)
+    return Answer(stacked.mean(axis=0), seed_spread(stacked), total, abstained)
