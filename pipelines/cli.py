@@ -113,7 +113,9 @@ def train(
         str | None,
         typer.Option(metavar="NAME", help="A whole model to start from: dvae, sena, …; see docs/model.md."),
     ] = None,
-    workers: Annotated[int, typer.Option(min=1, help="Ray Train workers.")] = 1,
+    workers: Annotated[
+        str, typer.Option(metavar="N|MIN:MAX", help="Ray Train workers, or the fewest and the most.")
+    ] = "1",
     gpu: Annotated[bool, typer.Option("--gpu", help="One GPU a worker.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
     seeds: Annotated[
@@ -135,10 +137,11 @@ def train(
         raise UserError(
             "--resume goes on with the run's own settings; leave out --config, --preset and --set."
         )
+    count = _workers(workers)
     base = None if preset is None else settings_of(preset)
     experiment = None if resume else ExperimentConfig.load(config, settings or [], base)
     if seeds > 1 or (resume and is_ensemble(out_)):
-        if gpu or workers > 1:
+        if gpu or count != 1:
             raise UserError("--seeds trains each member on one CPU; leave out --gpu and --workers.")
         if calibration_folds == 1:
             raise UserError("--calibration-folds 1: a fold needs others to train on; give 0, or 2 and more.")
@@ -150,8 +153,16 @@ def train(
     else:
         from pipelines.train import train as run
 
-        run(store, out_, experiment, workers=workers, gpu=gpu, resume=resume)
+        run(store, out_, experiment, workers=count, gpu=gpu, resume=resume)
     out.print(f"{out_}: done; compare it with arithmetic: `tadvae evaluate {out_}`.")
+
+
+def _workers(text: str) -> int | tuple[int, int]:
+    """``4``, or the range ``1:4``."""
+    numbers = [int(part) if part.isascii() and part.isdecimal() else 0 for part in text.split(":")]
+    if len(numbers) > 2 or not 1 <= numbers[0] <= numbers[-1]:
+        raise UserError(f"--workers {text}: expected a number from 1 on, or a range such as 1:4.")
+    return numbers[0] if len(numbers) == 1 else (numbers[0], numbers[1])
 
 
 @app.command()

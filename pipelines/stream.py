@@ -25,15 +25,24 @@ from tadvae.store.plan import Window
 READ_END = -1
 """Bag id of the row that ends a read: an empty read leaves a trace, however Ray cuts its blocks."""
 READS_PER_EXECUTION = 4096
+FREE_READERS = 2
+"""Reading tasks at once where no CPU bounds them."""
 OBJECT_STORE_BYTES = 512 * 2**20
 """Most that one worker's stream may hold in the object store."""
 
 
-def stream_reads(reader: CellReader, windows: Iterable[Window]) -> Iterator[tuple[np.ndarray, Cells]]:
+def stream_reads(
+    reader: CellReader, windows: Iterable[Window], num_cpus: float = 1
+) -> Iterator[tuple[np.ndarray, Cells]]:
     """Read what the windows plan, through Ray Data, in order.
 
     The windows may span many epochs: starting an execution costs Ray Data about a second, so there is one
     for thousands of reads, not one an epoch.
+
+    Parameters
+    ----------
+    num_cpus
+        What a reading task asks for; 0 where training workers may hold every CPU.
 
     Yields
     ------
@@ -53,11 +62,18 @@ def stream_reads(reader: CellReader, windows: Iterable[Window]) -> Iterator[tupl
             parts.append(_rows(*source.read(shard, group, np.asarray(bag_ids, np.int64))))
         return pa.concat_tables(parts)
 
-    while blocks := [
-        pa.table({"shard": [shard], "row_group": [group], "bags": pa.array([bag_ids.tolist()])})
+    while items := [
+        {"shard": shard, "row_group": group, "bags": bag_ids.tolist()}
         for shard, group, bag_ids in itertools.islice(reads, READS_PER_EXECUTION)
     ]:
-        dataset = ray.data.from_arrow(blocks).map_batches(read_rows, batch_size=None, batch_format="pyarrow")
+        # from_arrow would look at each block in a task of one CPU, which there may not be
+        dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
+            read_rows,
+            batch_size=None,
+            batch_format="pyarrow",
+            num_cpus=num_cpus,
+            concurrency=None if num_cpus else FREE_READERS,
+        )
         dataset.context.enable_progress_bars = False
         options = dataset.context.execution_options
         options.preserve_order = True

@@ -5,11 +5,13 @@ Trackers run in the driver and are handed the records of :class:`pipelines.recor
 
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
 from tensorboardX import SummaryWriter
 
+from tadvae.errors import UserError
 from tadvae.experiment import ExperimentConfig
 from tadvae.filesystem import Location
 
@@ -29,15 +31,15 @@ class Tracker(Protocol):
 class TensorBoard:
     """Event files in ``RUN/tensorboard``, one a driver.
 
-    An object store cannot append to a file, so there the file is made on this machine and copied as it
-    grows.
+    They are made in a temporary folder and copied as they grow: an object store cannot append to a file, and
+    where the run's disk is full the writer's thread would die and everybody wait for it. What cannot be
+    copied is left out; the run's own log has it.
     """
 
     def __init__(self, run: Location) -> None:
         self._out = run / "tensorboard"
-        self._local = None if run.is_local else tempfile.TemporaryDirectory()
-        self._folder = Path(self._out.path if self._local is None else self._local.name)
-        self._writer = SummaryWriter(str(self._folder), flush_secs=10)
+        self._local = tempfile.TemporaryDirectory()
+        self._writer = SummaryWriter(self._local.name, flush_secs=10)
 
     def log(self, records: Sequence[Mapping[str, Any]]) -> None:
         """Write one scalar for each quantity and step."""
@@ -53,16 +55,15 @@ class TensorBoard:
         """End the file."""
         self._writer.close()
         self._copy()
-        if self._local is not None:
-            self._local.cleanup()
+        self._local.cleanup()
 
     def _copy(self) -> None:
-        if self._local is None:
-            return
         if self._writer.file_writer is not None:
             self._writer.flush()
-        for file in self._folder.iterdir():
-            (self._out / file.name).write_bytes(file.read_bytes())
+        with suppress(UserError, OSError):
+            self._out.make_folder()
+            for file in Path(self._local.name).iterdir():
+                (self._out / file.name).write_bytes(file.read_bytes())
 
 
 def trackers(run: Location, config: ExperimentConfig) -> list[Tracker]:

@@ -68,7 +68,7 @@ def train(
     out: str,
     config: ExperimentConfig | None,
     *,
-    workers: int = 1,
+    workers: int | tuple[int, int] = 1,
     gpu: bool = False,
     resume: bool = False,
     callbacks: Sequence[ray.train.UserCallback] = (),
@@ -82,6 +82,9 @@ def train(
     ----------
     config
         None to resume: a run goes on with the config that it began with.
+    workers
+        How many, or the fewest and the most: the run then takes what the cluster has, grows with it, and goes
+        on with fewer where nodes are lost.
     callbacks
         Called on Ray Train's controller, for whoever wants to follow the run's reports.
     progress
@@ -104,12 +107,15 @@ def train(
             print(f"{run}: this run is finished, nothing is left to do", flush=True)
             return run
     config = config or ExperimentConfig()
-    with ray_session(min_cpus=workers + 1, gpus=workers if gpu else 0):
+    # workers of a range may take every CPU: then their readers ask for none
+    elastic = isinstance(workers, tuple)
+    fewest = workers[0] if isinstance(workers, tuple) else workers
+    with ray_session(min_cpus=fewest + (not elastic), gpus=fewest if gpu else 0):
         if not resume:
             _begin(run, store, store_path, config, workers, gpu)
         trainer = ray.train.torch.TorchTrainer(
             train_worker,
-            train_loop_config={"run": out, "store": store_path},
+            train_loop_config={"run": out, "store": store_path, "reader_cpus": 0 if elastic else 1},
             scaling_config=ray.train.ScalingConfig(num_workers=workers, use_gpu=gpu),
             run_config=ray.train.RunConfig(
                 name=CHECKPOINTS,
@@ -183,7 +189,7 @@ def train_worker(settings: dict[str, Any]) -> None:
 
     def batches() -> Iterator[tuple[ModelBatch, Batch]]:
         windows = (window for epoch in epochs for window in plan(epoch))
-        reads = stream_reads(data.reader, windows)
+        reads = stream_reads(data.reader, windows, settings["reader_cpus"])
         for epoch in epochs:
             yield from data.batches(plan(epoch), reads, epoch, device)
 
@@ -228,7 +234,12 @@ def train_worker(settings: dict[str, Any]) -> None:
 
 
 def _begin(
-    run: Location, store: Store, store_path: str, config: ExperimentConfig, workers: int, gpu: bool
+    run: Location,
+    store: Store,
+    store_path: str,
+    config: ExperimentConfig,
+    workers: int | tuple[int, int],
+    gpu: bool,
 ) -> None:
     """Check everything, then write the run's folder."""
     write_run_start(run, store, store_path, config, prepare_training(store, config, ray_map), workers, gpu)
@@ -240,13 +251,14 @@ def write_run_start(
     store_path: str,
     config: ExperimentConfig,
     prepared: Preparation,
-    workers: int,
+    workers: int | tuple[int, int],
     gpu: bool,
 ) -> None:
     """Write a run's folder as it is before its first step: all but weights and log."""
     vocabulary = prepared.vocabulary
     bags = training_bags(store, prepared.groups, config.split, config.stream.control_bags)
-    _, repeated = rank_bags(bags, config.seed, 0, 0, workers)
+    most = workers[1] if isinstance(workers, tuple) else workers
+    _, repeated = rank_bags(bags, config.seed, 0, 0, most)
 
     run.make_folder()
     (run / "model").make_folder()
@@ -264,10 +276,10 @@ def write_run_start(
         "tadvae_version": __version__,
         "store": store_path,
         "vocabulary_hash": vocabulary.hash,
-        "workers": workers,
+        "workers": workers if isinstance(workers, int) else "{}:{}".format(*workers),
         "gpu": gpu,
         "bags": len(bags),
-        "steps_per_epoch": steps_per_epoch(len(bags), config.stream, workers),
+        "steps_per_epoch": steps_per_epoch(len(bags), config.stream, most),
         "bags_repeated_per_epoch": repeated,
         "pathways": str(vocabulary.membership.coverage),
     }

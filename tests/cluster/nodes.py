@@ -1,4 +1,5 @@
-"""Several nodes on this machine, as a process: ``python nodes.py CPUS CPUS…``; the first is the head.
+"""Several nodes on this machine, as a process: ``python nodes.py PORT CPUS CPUS…``: the dashboard's
+port, and CPUs of the head and of each other node.
 
 Says ``{"address": …, "raylet": pid}`` of every node, a line each. A number on standard input adds a node, its
 end ends all.
@@ -16,9 +17,9 @@ def say(cluster: Cluster, node: object) -> None:
 
 
 def main() -> None:
-    first, *others = (int(word) for word in sys.argv[1:])
+    port, first, *others = (int(word) for word in sys.argv[1:])
     options = {"object_store_memory": 200_000_000}
-    head = {"num_cpus": first, "include_dashboard": True, **options}
+    head = {"num_cpus": first, "include_dashboard": True, "dashboard_port": port, **options}
     cluster = Cluster(initialize_head=True, head_node_args=head)
     say(cluster, cluster.head_node)
     for cpus in others:

@@ -110,7 +110,8 @@ def odd_node(head, tmp_path):
     metadata = tmp_path / "other/torch-1.0.0.dist-info"
     metadata.mkdir(parents=True)
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: torch\nVersion: 1.0.0\n")
-    start = f"ray start --address {head.address} --node-ip-address 127.0.0.1 --num-cpus 1 --block"
+    address = head.address.replace("127.0.0.1", "[::ffff:127.0.0.1]")  # Ray rewrites the usual form
+    start = f"ray start --address {address} --node-ip-address 127.0.0.1 --num-cpus 1 --block"
     command = ["unshare", "--mount", "sh", "-c", f"mount -t tmpfs tmpfs {folder} && exec {start}"]
     path = f"{tmp_path / 'other'}{os.pathsep}{head.driver.environment['PYTHONPATH']}"
     own = {"PYTHONPATH": path, "RAY_ADDRESS": "", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1"}

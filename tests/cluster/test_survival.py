@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 
@@ -18,7 +19,7 @@ import pytest
 import requests
 from safetensors.numpy import load_file
 
-from cluster.running import Driver, end, log_records, losses, wait_for
+from cluster.running import Driver, end, free_port, log_records, losses, wait_for
 from pipelines.records import read_log_piece
 from tadvae.checkpoint import WEIGHTS
 from tadvae.filesystem import Location
@@ -178,7 +179,7 @@ class Nodes:
         # a node is dead after some missed health checks
         environment = driver.environment | {"RAY_health_check_period_ms": "1000"}
         self.process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("nodes.py")), *map(str, cpus)],
+            [sys.executable, str(Path(__file__).with_name("nodes.py")), str(free_port()), *map(str, cpus)],
             env=environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -250,3 +251,44 @@ def test_a_node_dies(several_nodes, driver, shared, local_store, whole, tmp_path
     assert process.returncode == 0, (tmp_path / "log").read_text()[-6000:]
     assert restarts(run)
     assert_equal(run, whole)
+
+
+def test_a_range_of_workers_shrinks_and_grows_with_the_nodes(
+    several_nodes, driver, shared, local_store, tmp_path
+):
+    nodes = several_nodes(1, 1, 1)
+    run, log = tmp_path / "run", tmp_path / "log"
+    settings = ["--set", "train.max_failures=3", "--set", "train.log_bags=true", "--set", "train.epochs=5000"]
+    command = driver.train(str(local_store), str(run), shared, *settings)
+    command[command.index("--workers") + 1] = "1:4"
+    process = driver.start(command, log, RAY_ADDRESS=nodes.address)
+
+    def wait_for_workers(n: int) -> None:
+        def there() -> bool:
+            assert process.poll() is None, log.read_text()[-4000:]
+            return (log_records(run) or [{"workers": 0}])[-1]["workers"] == n
+
+        wait_for(there, 400, log.read_text)
+
+    try:
+        wait_for_workers(3)
+        nodes.kill_one_that_trains()
+        wait_for_workers(2)
+        nodes.add(1)
+        wait_for_workers(3)
+    finally:
+        end(process)
+
+    # a changed epoch shows every bag, and twice only those of equal shares that the log names
+    n_bags = json.loads((run / "run.json").read_text())["bags"]
+    shown: dict[int, Counter] = {}
+    for record in log_records(run, "bags"):
+        shown.setdefault(record["epoch"], Counter()).update(record["bags"])
+    named: dict[int, set] = {}
+    for restart in restarts(run):
+        named.setdefault(restart["epoch"], set()).update(restart["bags_repeated"])
+    assert len(named) >= 2
+    for epoch in named.keys() - {max(shown)}:
+        assert len(shown[epoch]) == n_bags
+        twice = {bag for bag, times in shown[epoch].items() if times > 1}
+        assert len(twice - named[epoch]) < 3  # of the stretch before: run.json has their number
