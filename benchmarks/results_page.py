@@ -12,7 +12,8 @@ from tadvae.evaluation.metrics import HIGHER_IS_BETTER
 
 COLUMNS = {
     "pearson_delta": "Pearson-Δ", "pearson_delta_de": "Pearson-Δ, responsive genes", "l2": "L2",
-    "rmse": "RMSE", "cosine_logfc": "cosine log-FC", "rank_cosine": "rank", "centroid_accuracy": "centroid accuracy",
+    "rmse": "RMSE", "cosine_logfc": "cosine log-FC", "rank_cosine": "rank",
+    "centroid_accuracy": "centroid accuracy",
     "de_overlap": "DE overlap", "mmd": "MMD", "energy_distance": "energy distance",
     "coverage": "genes inside 90% intervals",
 }  # fmt: skip
@@ -56,8 +57,8 @@ def _summary(stored: dict[str, list[dict]]) -> list[str]:
     lines = [
         "## In short\n",
         "**tadvae** minus the best baseline of each table and metric (chosen by its mean; published models "
-        "do not count as baselines), paired over held-out groups, with a 95% bootstrap interval. *better* and "
-        "*worse*: the interval excludes zero; *level*: it does not.\n",
+        "do not count as baselines), paired over held-out groups, with a 95% bootstrap interval. *better* "
+        "and *worse*: the interval excludes zero; *level*: it does not.\n",
         "| study, split | groups | Pearson-Δ: best baseline | tadvae minus it | | L2: best baseline | "
         "tadvae minus it | |",
         "|---|---|---|---|---|---|---|---|",
