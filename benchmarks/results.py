@@ -23,7 +23,7 @@ from pipelines.ensemble import fold_runs, load_run, train_models
 from tadvae.calibrate import calibrate, plan_calibration
 from tadvae.ensemble import Ensemble
 from tadvae.evaluation.evaluate import evaluate
-from tadvae.evaluation.splits import split_groups
+from tadvae.evaluation.splits import TEST, split_groups
 from tadvae.experiment import ExperimentConfig
 from tadvae.filesystem import Location
 from tadvae.presets import PRESETS
@@ -109,7 +109,12 @@ def run_study(name: str, study: Study, arguments: argparse.Namespace) -> None:
             if place.exists() and json.loads(place.read_text())["about"] == about:
                 print(f"{place}: already there", flush=True)
                 continue
-            config = ExperimentConfig.load(None, [*settings, *split.extra, *of_fold(split, fold, epochs)])
+            held = of_fold(split, fold)
+            if study.part_of is not None:
+                whole, _ = make_store(STUDIES[study.part_of], arguments.work / study.part_of)
+                held = same_groups(Store.open(str(whole)), held, Store.open(str(store)))
+            extra = [*split.extra, held, f"train.epochs={epochs}"]
+            config = ExperimentConfig.load(None, [*settings, *extra])
             folder = work / f"{kind}-fold-{fold}-epochs-{epochs}"
             found = run_fold(store, folder, config, seeds, split.calibrated)
             place.parent.mkdir(parents=True, exist_ok=True)
@@ -118,8 +123,16 @@ def run_study(name: str, study: Study, arguments: argparse.Namespace) -> None:
             print(f"{place}: written", flush=True)
 
 
-def of_fold(split: Split, fold: int, epochs: int) -> list[str]:
-    return [f"split={{{split.settings}, folds: {split.folds}, fold: {fold}}}", f"train.epochs={epochs}"]
+def of_fold(split: Split, fold: int) -> str:
+    return f"split={{{split.settings}, folds: {split.folds}, fold: {fold}}}"
+
+
+def same_groups(whole: Store, held: str, part: Store) -> str:
+    """The split of a part of the screens that holds out what ``held`` does of the whole."""
+    groups = split_groups(whole, ExperimentConfig.load(None, [held]).split)
+    names = {dataset.name for dataset in part.manifest.datasets}
+    tested = groups[(groups["part"] == TEST) & groups["dataset_name"].isin(names)]
+    return f"split={{kind: explicit, test: {json.dumps(sorted(set(tested['perturbation_name'])))}}}"
 
 
 def main(given: list[str] | None = None) -> None:

@@ -6,17 +6,19 @@ from pathlib import Path
 import numpy as np
 from studies import STUDIES
 
-from tadvae.evaluation.bootstrap import bootstrap_mean
+from tadvae.evaluation.bootstrap import Interval, bootstrap_mean
 from tadvae.evaluation.evaluate import CEILING, METHOD, NULL
 from tadvae.evaluation.metrics import HIGHER_IS_BETTER
 
 COLUMNS = {
     "pearson_delta": "Pearson-Δ", "pearson_delta_de": "Pearson-Δ, responsive genes", "l2": "L2",
-    "cosine_logfc": "cosine log-FC", "rank_cosine": "rank", "centroid_accuracy": "centroid accuracy",
+    "rmse": "RMSE", "cosine_logfc": "cosine log-FC", "rank_cosine": "rank",
+    "centroid_accuracy": "centroid accuracy",
     "de_overlap": "DE overlap", "mmd": "MMD", "energy_distance": "energy distance",
     "coverage": "genes inside 90% intervals",
 }  # fmt: skip
 ONE_SEED = "tadvae, one seed"
+_MAIN = ("pearson_delta", "l2")  # the first better the higher, the second the lower
 
 INTRODUCTION = """# Results
 
@@ -32,9 +34,13 @@ ensemble's 90% interval.
 
 def write_page(results: Path, page: Path) -> None:
     """One section a study, one table a split and category."""
-    parts = [INTRODUCTION]
+    stored = {
+        name: [json.loads(place.read_text()) for place in sorted((results / name).glob("*.json"))]
+        for name in STUDIES
+    }
+    parts = [INTRODUCTION, *_summary(stored), *_together(stored)]
     for name, study in STUDIES.items():
-        found = [json.loads(place.read_text()) for place in sorted((results / name).glob("*.json"))]
+        found = stored[name]
         if not found:
             continue
         parts.append(f"## {name}\n\n{study.about}.\n")
@@ -46,6 +52,102 @@ def write_page(results: Path, page: Path) -> None:
     page.write_text("\n".join(parts))
 
 
+def _summary(stored: dict[str, list[dict]]) -> list[str]:
+    """The model against the best of the arithmetic, for every table of the page."""
+    lines = [
+        "## In short\n",
+        "**tadvae** minus the best baseline of each table and metric (chosen by its mean; published models "
+        "do not count as baselines), paired over held-out groups, with a 95% bootstrap interval. *better* "
+        "and *worse*: the interval excludes zero; *level*: it does not.\n",
+        "| study, split | groups | Pearson-Δ: best baseline | tadvae minus it | | L2: best baseline | "
+        "tadvae minus it | |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    gains: dict[str, list[float]] = {metric: [] for metric in _MAIN}
+    for name, found in stored.items():
+        for kind in STUDIES[name].splits if STUDIES[name].part_of is None else ():
+            folds = [each for each in found if each["about"]["split"] == kind]
+            for category in sorted({group[-1] for each in folds for group in each["scores"]["groups"]}):
+                chosen = _of_category(folds, category)
+                row = [f"{name}, {kind}: {category}", str(int(chosen.sum()))]
+                for metric in _MAIN:
+                    best, gain, text = _against_best(folds, metric, chosen)
+                    gains[metric].append(gain.mean)
+                    row += [best, f"{gain.mean:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}]", text]
+                lines.append("| " + " | ".join(row) + " |")
+    if not gains["l2"]:
+        return []
+    means = [f"{np.nanmean(gains[metric]):+.4f}" for metric in _MAIN]
+    lines.append(f"| mean over the tables | | | {means[0]} | | | {means[1]} | |")
+    return [*lines, ""]
+
+
+def _of_category(folds: list[dict], category: str) -> np.ndarray:
+    return np.array([group[-1] == category for each in folds for group in each["scores"]["groups"]])
+
+
+def _against_best(folds: list[dict], metric: str, chosen: np.ndarray) -> tuple[str, Interval, str]:
+    """The best baseline's name, the model's score minus its score, and the verdict."""
+    published = set(folds[0]["about"]["published"])
+    names = [n for n in folds[0]["scores"]["values"][metric] if not n.startswith(METHOD)]
+    names = [n for n in names if n not in {CEILING, NULL, *published}]
+    sign = 1 if HIGHER_IS_BETTER[metric] else -1
+    score = {name: values_of(folds, metric, name)[chosen] for name in names}
+    best = max(names, key=lambda name: sign * np.nanmean(score[name]))
+    return best, *_difference(values_of(folds, metric, METHOD)[chosen] - score[best], sign)
+
+
+def _difference(values: np.ndarray, sign: int) -> tuple[Interval, str]:
+    gain = bootstrap_mean(values)
+    low, high = sorted((sign * gain.low, sign * gain.high))
+    return gain, "**better**" if low > 0 else "worse" if high < 0 else "level"
+
+
+def _together(stored: dict[str, list[dict]]) -> list[str]:
+    """Whether training on more screens helps: studies that are part of another against it."""
+    lines = []
+    for name, found in stored.items():
+        whole = STUDIES[name].part_of
+        for kind in STUDIES[name].splits if whole is not None else ():
+            alone = [each for each in found if each["about"]["split"] == kind]
+            number = {each["about"]["fold"] for each in alone}
+            both = [
+                each
+                for each in stored[whole]
+                if each["about"]["split"] == kind and each["about"]["fold"] in number
+            ]
+            if not alone or not both:
+                continue
+            row = [f"{name}, {kind}"]
+            for metric in _MAIN:
+                values = [_by_group(folds, metric) for folds in (both, alone)]
+                common = sorted(values[0].keys() & values[1].keys())
+                gain, verdict = _difference(
+                    np.array([values[0][group] - values[1][group] for group in common]),
+                    1 if HIGHER_IS_BETTER[metric] else -1,
+                )
+                if metric == _MAIN[0]:
+                    row.append(str(len(common)))
+                row += [f"{gain.mean:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}]", verdict]
+            lines.append("| " + " | ".join(row) + " |")
+    if not lines:
+        return []
+    head = [
+        "## Does it help to train on several screens together?\n",
+        "**tadvae** trained on both screens minus **tadvae** trained on one of them alone, on the same "
+        "held-out groups, paired, with a 95% bootstrap interval.\n",
+        "| alone, split | groups | Pearson-Δ: together minus alone | | L2: together minus alone | |",
+        "|---|---|---|---|---|---|",
+    ]
+    return [*head, *lines, ""]
+
+
+def _by_group(folds: list[dict], metric: str) -> dict[tuple, float]:
+    """The model's score of every (dataset, context, perturbation)."""
+    groups = [(each["about"]["fold"], *group[:3]) for each in folds for group in each["scores"]["groups"]]
+    return dict(zip(groups, values_of(folds, metric, METHOD).tolist(), strict=True))
+
+
 def _section(kind: str, folds: list[dict]) -> str:
     about = folds[0]["about"]
     lines = [
@@ -55,9 +157,9 @@ def _section(kind: str, folds: list[dict]) -> str:
     groups = [tuple(group) for each in folds for group in each["scores"]["groups"]]
     categories = sorted({group[-1] for group in groups})
     for category in categories:
-        chosen = [group[-1] == category for group in groups]
-        lines.append(f"**{category}**: {sum(chosen)} held-out groups\n")
-        lines.append(_table(folds, np.array(chosen)))
+        chosen = _of_category(folds, category)
+        lines.append(f"**{category}**: {chosen.sum()} held-out groups\n")
+        lines.append(_table(folds, chosen))
     abstained = [reason for each in folds for reason in each["abstained"].values()]
     if abstained:
         lines.append(

@@ -1,7 +1,7 @@
 """The studies behind docs/results.md: which screens, which splits, which settings."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import yaml
@@ -25,7 +25,10 @@ class Split:
 
 @dataclass(frozen=True)
 class Study:
-    """Screens that one model is trained on; ``screens`` None: the default simulation."""
+    """Screens that one model is trained on; ``screens`` None: the default simulation.
+
+    A study that is ``part_of`` another has some of its screens, and holds out what the other does of them.
+    """
 
     about: str
     screens: list[dict] | None
@@ -33,6 +36,7 @@ class Study:
     settings: tuple[str, ...] = ()
     epochs: int = 50
     reference: str = "human"
+    part_of: str | None = None
 
     @property
     def at_hand(self) -> bool:
@@ -48,6 +52,8 @@ def _screen(name: str, file: str, modality: str | dict, context: dict, **more: o
 
 _BY_GENE = ("model.causal.targets=gene",)  # an untested target can then be answered for
 _CELLS = Split("kind: cells", 5, calibrated=False)
+_NORMAN = _screen("norman19", "screens/norman19_k562_crispra.h5ad", "CRISPRa", {"column": "cell_type"})
+_MCFALINE = _screen("mcfaline23", "screens/mcfaline23_gbm_crispri.h5ad", "CRISPRi", {"column": "cell_type"})
 _COMBO, _SINGLE = Split("kind: combo", 5), Split("kind: single", 5, _BY_GENE)
 
 STUDIES = {
@@ -66,10 +72,7 @@ STUDIES = {
     ),
     "norman_mcfaline": Study(
         "Norman 2019 (K562, CRISPRa) and McFaline-Figueroa 2023 (three glioblastoma lines, CRISPRi) together",
-        [
-            _screen("norman19", "screens/norman19_k562_crispra.h5ad", "CRISPRa", {"column": "cell_type"}),
-            _screen("mcfaline23", "screens/mcfaline23_gbm_crispri.h5ad", "CRISPRi", {"column": "cell_type"}),
-        ],
+        [_NORMAN, _MCFALINE],
         {
             "combo": _COMBO,
             "single": _SINGLE,
@@ -79,6 +82,22 @@ STUDIES = {
         },
         ("model.pathway={d_embed: 32, n_heads: 2}",),
         30,
+    ),
+    "norman_alone": Study(
+        "Norman 2019 without McFaline-Figueroa 2023",
+        [_NORMAN],
+        {"combo": replace(_COMBO, calibrated=False), "single": replace(_SINGLE, calibrated=False)},
+        ("model.pathway={d_embed: 32, n_heads: 2}",),
+        30,
+        part_of="norman_mcfaline",
+    ),
+    "mcfaline_alone": Study(
+        "McFaline-Figueroa 2023 without Norman 2019",
+        [_MCFALINE],
+        {"single": replace(_SINGLE, calibrated=False)},
+        ("model.pathway={d_embed: 32, n_heads: 2}",),
+        30,
+        part_of="norman_mcfaline",
     ),
     "datlinger": Study(
         "Datlinger 2021, Jurkat knock-outs with and without stimulation of the T cell receptor",

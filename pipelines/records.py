@@ -143,6 +143,13 @@ def write_restart(run: Location, data: TrainingSet, start: Position) -> None:
     )
 
 
+def logged_validations(run: Location, key: str) -> list[dict[str, Any]]:
+    """Records of the log that have a score of that name, in the order of steps."""
+    names = sorted(name for name in (run / "log").names() if name.startswith("steps-"))
+    records = [record for name in names for record in read_log_piece(run / "log" / name)]
+    return [record for record in records if key in record]
+
+
 def read_log_piece(place: Location) -> list[dict[str, Any]]:
     """Records of one ``.jsonl`` of the log."""
     return [json.loads(line) for line in place.read_text().splitlines()]

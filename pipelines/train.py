@@ -23,6 +23,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import ray
 import ray.train
@@ -34,7 +35,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pipelines.cluster import ray_map, ray_session
 from pipelines.progress import StepLog
-from pipelines.records import StepRecords, write_restart
+from pipelines.records import StepRecords, logged_validations, write_restart
 from pipelines.stream import Prefetcher, stream_reads
 from pipelines.trackers import trackers
 from tadvae import __version__
@@ -43,7 +44,8 @@ from tadvae.cells import CONTROLS, write_controls
 from tadvae.checkpoint import AVERAGE, WEIGHTS, Position, load_checkpoint, save_checkpoint
 from tadvae.effects.file import load_effects, save_effects
 from tadvae.errors import UserError
-from tadvae.evaluation.validation import Validator
+from tadvae.evaluation.metrics import HIGHER_IS_BETTER
+from tadvae.evaluation.validation import Patience, Validator
 from tadvae.experiment import ExperimentConfig
 from tadvae.filesystem import Location, absolute
 from tadvae.module import ModelBatch
@@ -123,7 +125,7 @@ def train(
                 storage_filesystem=run.filesystem,
                 logging_config=ray.train.LoggingConfig("WARNING"),
                 failure_config=ray.train.FailureConfig(max_failures=config.train.max_failures),
-                checkpoint_config=ray.train.CheckpointConfig(num_to_keep=config.train.keep_checkpoints),
+                checkpoint_config=_what_to_keep(config),
                 callbacks=list(callbacks),
             ),
         )
@@ -135,7 +137,14 @@ def train(
                 raise (_user_error_in(error) or error) from None
     if result.checkpoint is None:
         raise UserError(f"{run}: the run ended without a checkpoint; see the messages above.")
-    with result.checkpoint.as_directory() as folder:
+    checkpoint = result.checkpoint
+    if config.validation.patience is not None:
+        patience = Patience(config.validation)
+        validated = [(c, metrics) for c, metrics in result.best_checkpoints or [] if patience.key in metrics]
+        for _, metrics in validated:
+            patience.add(metrics)
+        checkpoint = validated[int(np.argmax(patience.scores))][0]
+    with checkpoint.as_directory() as folder:
         averaged_weights = Path(folder) / AVERAGE
         weights = averaged_weights if averaged_weights.exists() else Path(folder) / WEIGHTS
         (run / "model" / WEIGHTS).write_bytes(weights.read_bytes())
@@ -174,13 +183,17 @@ def train_worker(settings: dict[str, Any]) -> None:
         world_size=world_size, bags_per_batch=config.stream.bags_per_batch, vocabulary=vocabulary.hash
     )
     start = _restore(start, learner)
+    patience = Patience(config.validation)
     if rank == 0:
         write_restart(run, data, start)
+        for scores in logged_validations(run, patience.key):
+            patience.add(scores)
 
     def earlier(epoch: int) -> Earlier:
         return start.earlier if epoch == start.epoch else ()
 
-    epochs = range(start.epoch, config.train.epochs)
+    stopped = config.validation.patience is not None and _any(patience.over, device)
+    epochs = range(start.epoch, start.epoch if stopped else config.train.epochs)
     _agree(data.n_steps(world_size, start.epoch, start.earlier), "steps of an epoch", device)
 
     def plan(epoch: int) -> list[Window]:
@@ -229,8 +242,12 @@ def train_worker(settings: dict[str, Any]) -> None:
                     _report(run, rank, learner, position, log)
             position = replace(position, epoch=epoch + 1, step=0, earlier=())
             if validator is not None and validator.due(epoch):
-                log.extend(validator.score(learner.final))
+                scores = validator.score(learner.final)
+                patience.add(scores)
+                log.extend(scores)
             _report(run, rank, learner, position, log)
+            if config.validation.patience is not None and _any(patience.over, device):
+                break
 
 
 def _begin(
@@ -284,6 +301,18 @@ def write_run_start(
         "pathways": str(vocabulary.membership.coverage),
     }
     (run / "run.json").write_text(json.dumps(about, indent=1))
+
+
+def _what_to_keep(config: ExperimentConfig) -> ray.train.CheckpointConfig:
+    """The last checkpoints; where the best validation counts, the best ones."""
+    if config.validation.patience is None:
+        return ray.train.CheckpointConfig(num_to_keep=config.train.keep_checkpoints)
+    metric = config.validation.metric
+    return ray.train.CheckpointConfig(
+        num_to_keep=config.train.keep_checkpoints,
+        checkpoint_score_attribute=f"val_{metric}",
+        checkpoint_score_order="max" if HIGHER_IS_BETTER[metric] else "min",
+    )
 
 
 def _is_begun(run: Location, store: Store, config: ExperimentConfig) -> bool:
@@ -367,6 +396,14 @@ def _agree(value: int, what: str, device: torch.device) -> int:
         if low.item() != high.item():
             raise RuntimeError(f"ranks disagree on {what}: {low.item()} to {high.item()}")
     return value
+
+
+def _any(value: bool, device: torch.device) -> bool:
+    """Whether it holds on any rank."""
+    found = torch.tensor([int(value)], device=device)
+    if dist.is_initialized():
+        dist.all_reduce(found, dist.ReduceOp.MAX)
+    return bool(found.item())
 
 
 def _mean_over_ranks(values: torch.Tensor, world_size: int) -> torch.Tensor:

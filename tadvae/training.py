@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Iterable, Iterator
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from tadvae.effects.model import EffectModel
 from tadvae.effects.observe import fit_effects
 from tadvae.errors import UserError
 from tadvae.evaluation.splits import split_groups
+from tadvae.evaluation.validation import Patience, Validator
 from tadvae.experiment import ExperimentConfig
 from tadvae.model import TADVAE
 from tadvae.module import ModelBatch, TADVAEModule, pack
@@ -268,6 +270,9 @@ def fit(store: Store, config: ExperimentConfig) -> tuple[TADVAE, pd.DataFrame]:
             kept[key] = data.reader.read(shard, row_group, bag_ids)
         return kept[key]
 
+    patience, validator, best = Patience(config.validation), None, None
+    if config.validation.patience is not None:
+        validator = Validator(store, prepared.groups, prepared.vocabulary, config, prepared.effects)
     number, n_steps = 0, data.n_steps()
     for epoch in range(config.train.epochs):
         windows = data.windows(epoch)
@@ -275,8 +280,13 @@ def fit(store: Store, config: ExperimentConfig) -> tuple[TADVAE, pd.DataFrame]:
         for step, (batch, _) in enumerate(data.batches(windows, reads, epoch)):
             learner.step(batch, epoch + step / n_steps, rank=0, number=number)
             number += 1
-    if learner.average is not None:
-        learner.module.load_state_dict(learner.average.module.state_dict())
+        if validator is not None and validator.due(epoch):
+            patience.add(validator.score(learner.final))
+            if patience.best_is_last:
+                best = deepcopy(learner.final.state_dict())
+            if patience.over:
+                break
+    learner.module.load_state_dict(learner.final.state_dict() if best is None else best)
     return TADVAE(
         learner.module, prepared.vocabulary, config, prepared.controls, prepared.effects
     ), prepared.groups

@@ -58,9 +58,16 @@ class ValidationConfig(Config):
     seed: int = 0
     max_cells: int = Field(64, ge=1)
     """Control cells of each (dataset, context) that predictions start from."""
+    metric: Literal["pearson_delta", "l2", "rmse", "cosine_logfc"] = "pearson_delta"
+    """By which ``patience`` judges."""
+    patience: int | None = Field(None, ge=1)
+    """Stop after so many validations without a better one, and end with the weights of the best; None: train
+    all epochs and end with the last."""
 
     @model_validator(mode="after")
     def _consistent(self) -> "ValidationConfig":
+        if self.patience is not None and self.every is None:
+            raise ValueError("'patience' counts validations; set 'every' too, for example to 1")
         if self.fold >= self.folds:
             raise ValueError(f"fold {self.fold} is not below folds {self.folds}")
         return self

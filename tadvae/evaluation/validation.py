@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 
 from tadvae.effects.model import EffectModel
-from tadvae.evaluation.metrics import score_profiles
+from tadvae.evaluation.metrics import HIGHER_IS_BETTER, score_profiles
 from tadvae.evaluation.profiles import group_means
-from tadvae.evaluation.splits import VALIDATION
+from tadvae.evaluation.splits import VALIDATION, ValidationConfig
 from tadvae.experiment import ExperimentConfig
 from tadvae.model import TADVAE
 from tadvae.module import TADVAEModule
@@ -17,6 +17,41 @@ from tadvae.store.reader import Store
 from tadvae.vocabulary import Vocabulary
 
 METRICS = ("pearson_delta", "l2", "rmse", "cosine_logfc")
+
+
+class Patience:
+    """Whether validation still gets better.
+
+    Attributes
+    ----------
+    key
+        Name of the score, such as ``val_pearson_delta``.
+    scores
+        Of all validations so far, the best the greatest.
+    """
+
+    def __init__(self, config: ValidationConfig) -> None:
+        self.key = f"val_{config.metric}"
+        self._sign = 1 if HIGHER_IS_BETTER[config.metric] else -1
+        self._limit = config.patience
+        self.scores: list[float] = []
+
+    def add(self, scores: dict[str, float]) -> None:
+        """Take in what a validation found; NaN is never better."""
+        self.scores.append(float(np.nan_to_num(self._sign * scores[self.key], nan=-np.inf)))
+
+    @property
+    def best_is_last(self) -> bool:
+        """Whether the last validation is better than all before."""
+        *before, last = self.scores
+        return last > max(before, default=-np.inf) or not before
+
+    @property
+    def over(self) -> bool:
+        """Whether to stop."""
+        if self._limit is None or not self.scores:
+            return False
+        return len(self.scores) - 1 - int(np.argmax(self.scores)) >= self._limit
 
 
 class Validator:

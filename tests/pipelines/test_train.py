@@ -7,12 +7,14 @@ import threading
 import time
 from pathlib import Path
 
+import pandas as pd
 import psutil
 import pytest
 from safetensors.numpy import load_file
 
 from pipelines.train import train
 from tadvae.errors import UserError
+from tadvae.evaluation.validation import Validator
 from tadvae.experiment import ExperimentConfig
 from tadvae.model import TADVAE
 
@@ -108,6 +110,27 @@ def test_a_resumed_run_equals_the_uninterrupted_one(store, simulated, tmp_path, 
     assert 0 < before < len(log(run))
     assert losses(run) == losses(whole)
     assert weights(run) == weights(whole)
+
+
+@pytest.mark.slow
+def test_training_ends_with_the_best_validation(store, simulated, tmp_path):
+    """And so does a run that is given again after its last step."""
+    settings = ["validation={every: 1, folds: 2, patience: 1}", "train.epochs=40", "train.learning_rate=0.05"]
+    chosen, run = config(simulated, *settings), tmp_path / "run"
+    train(str(store.folder), str(run), chosen, workers=2)
+    validations = [record for record in log(run) if "val_pearson_delta" in record]
+    values = [record["val_pearson_delta"] for record in validations]
+    best = values.index(max(values))
+    assert len(values) == best + 2 < 40
+    assert log(run)[-1]["epoch"] == validations[-1]["epoch"]  # it stopped there
+    model = TADVAE.from_pretrained(run)
+    groups = pd.read_parquet(run / "split.parquet")
+    again = Validator(store, groups, model.vocabulary, chosen, model.effects).score(model.module)
+    assert again["val_pearson_delta"] == pytest.approx(values[best], abs=1e-5)
+    before = weights(run)
+    (run / "model" / "model.safetensors").unlink()
+    train(str(store.folder), str(run), chosen, workers=2)
+    assert weights(run) == before
 
 
 def weights(run: Path) -> dict[str, bytes]:

@@ -4,7 +4,7 @@ import pytest
 
 from tadvae.evaluation.evaluate import METHOD, evaluate
 from tadvae.evaluation.splits import SplitConfig, ValidationConfig, split_groups
-from tadvae.evaluation.validation import Validator
+from tadvae.evaluation.validation import Patience, Validator
 from tadvae.experiment import ExperimentConfig
 from tadvae.prepare import training_bags
 from tadvae.training import fit
@@ -94,3 +94,45 @@ def test_due_every_few_epochs_and_at_the_end():
     assert due(2, 5) == [1, 3, 4]
     assert due(9, 4) == [3]
     assert due("null", 4) == []
+
+
+def test_patience_in_plain_python():
+    """Both directions, ties and NaN, against the definition."""
+    nan = float("nan")
+    series = [[0.1, 0.3, 0.2, 0.3, 0.1], [nan, 0.2, 0.1, 0.0], [nan, nan, nan], [3, 2, 1], [1, 2, 3]]
+    for metric, sign in (("pearson_delta", 1), ("l2", -1)):
+        for values in series:
+            patience = Patience(ValidationConfig(every=1, metric=metric, patience=2))
+            best, since = -float("inf"), 0
+            for i, value in enumerate(values):
+                patience.add({f"val_{metric}": value})
+                better = sign * value > best
+                best, since = (sign * value, 0) if better else (best, 0 if i == 0 else since + 1)
+                assert patience.best_is_last == (better or i == 0)
+                assert patience.over == (since >= 2)
+
+
+def test_training_ends_with_the_best_validation(simulated, convert_here, monkeypatch):
+    store = convert_here(simulated.spec)
+    extra = ["train={epochs: 40, learning_rate: 0.03}", "validation.patience=2", "effects.weight=0"]
+    config = ExperimentConfig.load(
+        None, [*SETTINGS, *extra, f"pathways.file={simulated.folder / 'pathways.gmt'}"]
+    )
+    scores, score = [], Validator.score
+
+    def noted(self, module):
+        scores.append(score(self, module))
+        return scores[-1]
+
+    monkeypatch.setattr(Validator, "score", noted)
+    model, groups = fit(store, config)
+    values = [each["val_pearson_delta"] for each in scores]
+    best = values.index(max(values))
+    assert len(values) == best + 3 < 40
+    again = score(Validator(store, groups, model.vocabulary, config), model.module)
+    assert again == pytest.approx(scores[best], abs=1e-6)
+
+
+def test_patience_needs_validations():
+    with pytest.raises(ValueError, match="'patience' counts validations"):
+        ValidationConfig(patience=2)
