@@ -48,7 +48,7 @@ def write_page(results: Path, page: Path) -> None:
             folds = [each for each in found if each["about"]["split"] == kind]
             if folds:
                 parts.append(_section(kind, folds))
-    parts += _intervals(results)
+    parts += [*_intervals(results), *_truth(results / "truth.json")]
     page.write_text("\n".join(parts))
 
 
@@ -241,3 +241,22 @@ def _intervals(results: Path) -> list[str]:
     return (
         ["## Measured coverage of 90% intervals (`benchmarks/intervals.py`)\n", *lines, ""] if lines else []
     )
+
+
+def _truth(place: Path) -> list[str]:
+    """What ``benchmarks/truth.py`` has stored."""
+    if not place.exists():
+        return []
+    found = json.loads(place.read_text())
+    rows, names = found["rows"], [name for name in found["rows"][0] if name != "seed"]
+    lines = [
+        "## Simulated screens with a known truth (`benchmarks/truth.py`)\n",
+        f"Settings: {', '.join(found['settings']) or 'defaults'}. What the rows mean: `model.md`.\n",
+        "| | " + " | ".join(f"seed {row['seed']}" for row in rows) + " | mean |",
+        "|---|" + "---|" * (len(rows) + 1),
+    ]
+    for name in names:
+        values = [row[name] for row in rows]
+        cells = [f"{value:.2f}" for value in [*values, float(np.mean(values))]]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return [*lines, ""]

@@ -5,7 +5,7 @@ from interventions (``TADVAE.causal_graph``) and from the graph that training le
 each pathway's activity with the true one over cells, by masking strategy, beside two bounds: the best
 straight line from the pathway's own genes to the true activity, and from all genes (both see the truth)::
 
-    python benchmarks/truth.py --seeds 5 --json truth.json
+    python benchmarks/truth.py --seeds 5 --json benchmarks/results/truth.json
 """
 
 import argparse
@@ -144,7 +144,7 @@ def main() -> None:
     table = pd.DataFrame(rows).set_index("seed")
     print(table.mean().round(3).to_string())
     if arguments.json:
-        arguments.json.write_text(json.dumps({"rows": rows, "mean": table.mean().to_dict()}, indent=1))
+        arguments.json.write_text(json.dumps({"settings": arguments.settings, "rows": rows}, indent=1))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import yaml
 from small_screens import MODEL, SCREENS
 
 from tadvae.evaluation.bootstrap import bootstrap_mean
+from tadvae.evaluation.splits import split_groups
 from tadvae.experiment import ExperimentConfig
 from tadvae.presets import PRESETS
 from tadvae.simulate import simulate
@@ -72,6 +73,11 @@ def test_one_command_trains_stores_and_writes(results, ray_cluster, tmp_path, ca
     assert f"{bootstrap_mean(one_seed).mean:.3f} [" in page
     assert "### cells" in page
 
+    arithmetic = {m for m in scores["l2"] if not m.startswith("tadvae")} - {"noise_ceiling", "dvae", "sena"}
+    best = min(arithmetic, key=lambda m: np.mean(scores["l2"][m]))
+    gain = bootstrap_mean(np.array(scores["l2"]["tadvae"]) - np.array(scores["l2"][best]))
+    assert f"| {best} | {gain.mean:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}] |" in page
+
     before = stored.stat().st_mtime_ns
     capsys.readouterr()
     results.main(arguments)
@@ -94,3 +100,47 @@ def test_published_models_take_part(results):
         assert config.pathways.units == preset.pathways.units
     assert found["dvae"].pathways.units is not None
     assert found["sena"].pathways == base.pathways
+
+
+def fold(number: int, pearson: list, l2: list) -> dict:
+    """A stored fold of two groups, with ``additive`` at 0.5 and 2 everywhere."""
+    groups = [["screen", "c", f"P{number}", "combo_seen2"], ["screen", "c", f"Q{number}", "combo_seen2"]]
+    values = {"pearson_delta": {"additive": [0.5, 0.5], "tadvae": pearson, "dvae": [0.9, 0.9]}}
+    values["l2"] = {"additive": [2.0, 2.0], "tadvae": l2, "dvae": [0.1, 0.1]}
+    about = {"split": "combo", "fold": number, "published": ["dvae"]}
+    return {"about": about, "scores": {"groups": groups, "values": values}}
+
+
+def test_verdicts_and_screens_together(results, monkeypatch):
+    page, studies = importlib.import_module("results_page"), importlib.import_module("studies")
+    both = studies.Study("both", [], {"combo": studies.Split("kind: combo", 2)})
+    alone = studies.Study("alone", [], both.splits, part_of="both")
+    monkeypatch.setattr(page, "STUDIES", {"both": both, "alone": alone})
+    stored = {
+        "both": [fold(0, [0.7, 0.8], [1.0, 3.0]), fold(1, [0.6, 0.7], [3.0, 1.0])],
+        "alone": [fold(0, [0.8, 0.9], [1.0, 3.0])],
+    }
+    (row,) = [line for line in page._summary(stored) if line.startswith("| both, combo: combo_seen2 | 4 |")]
+    assert row.count("additive") == 2  # a published model is no baseline
+    assert "| +0.2000 [" in row
+    assert row.index("**better**") < row.index("| level |")
+    (row,) = [line for line in page._together(stored) if line.startswith("| alone, combo | 2 |")]
+    assert "| -0.1000 [-0.1000, -0.1000] | worse | +0.0000 [+0.0000, +0.0000] | level |" in row
+
+
+def test_a_part_holds_out_what_the_whole_does(results, convert_here, tmp_path):
+    spec = tmp_path / "screens" / "spec.yaml"
+    whole = convert_here(spec)
+    content = yaml.safe_load(spec.read_text())
+    content["datasets"] = content["datasets"][:1]
+    content["datasets"][0]["path"] = str(tmp_path / "screens" / content["datasets"][0]["path"])
+    (tmp_path / "one.yaml").write_text(yaml.safe_dump(content))
+    part = convert_here(tmp_path / "one.yaml", "one")
+    held = "split={kind: combo, folds: 4, fold: 1}"
+    expected = split_groups(whole, ExperimentConfig.load(None, [held]).split)
+    found = split_groups(part, ExperimentConfig.load(None, [results.same_groups(whole, held, part)]).split)
+    name = content["datasets"][0]["name"]
+    expected = expected[(expected["part"] == "test") & (expected["dataset_name"] == name)]
+    found = found[found["part"] == "test"]
+    assert len(found) > 0
+    assert set(found["perturbation_name"]) == set(expected["perturbation_name"])
