@@ -274,7 +274,9 @@ class TADVAE:
         """The cells under each of M perturbations, float32, shape (M, n, G).
 
         The network moves each cell; the mean of the moves is then mixed with the regression's mean effect
-        (``effects.weight``), which has the whole say of a target that the network does not know.
+        (``effects.weight``). The regression has the whole say of a target that the network does not know; of
+        a condition of training, whose mean it observed; and in a context where no effect was seen, where
+        it holds back and the network does not.
 
         Parameters
         ----------
@@ -297,8 +299,9 @@ class TADVAE:
             return predicted
         effect = self.effects.predict(dataset, context, perturbations, genes)  # (M, G)
         moved = predicted.mean(axis=1, dtype=np.float64) - cells.dense(genes).mean(axis=0, dtype=np.float64)
-        whole = [len(kept) < len(pairs) for kept, pairs in zip(known, perturbations, strict=True)]
-        weight = np.where(whole, 1.0, self.config.effects.weight)[:, None]  # (M, 1)
+        mixed = self.effects.is_between(dataset, context, perturbations)  # (M,)
+        mixed &= [len(kept) == len(pairs) for kept, pairs in zip(known, perturbations, strict=True)]
+        weight = np.where(mixed, self.config.effects.weight, 1.0)[:, None]  # (M, 1)
         return predicted + (weight * (effect - moved))[:, None].astype(np.float32)
 
     def _network(

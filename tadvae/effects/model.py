@@ -22,6 +22,8 @@ from tadvae.effects.conditions import (
     Floats,
     combination_terms,
     nearness,
+    same_place,
+    same_targets,
     single_terms,
     squared_distances,
 )
@@ -39,7 +41,8 @@ class EffectsConfig(Config):
     """The regression of mean effects, and its say in a prediction."""
 
     weight: float = Field(0.7, ge=0, le=1)
-    """Share of the regression in a predicted mean; the network has the rest. 0: the network alone."""
+    """Share of the regression in the predicted mean of a new perturbation where others were seen; the network
+    has the rest. Elsewhere the regression has all. 0: the network alone."""
     strata: list[float] = [0.8, 0.98]
     """Quantiles of the genes' signal-to-noise that part them into strata with variances of their own."""
 
@@ -179,7 +182,7 @@ class EffectModel:
         conditions = observed.conditions
         result = cls(conditions.targets.shape[1], list(signs), n_controls, observed.genes)
         alone = np.flatnonzero(conditions.size == 1)
-        if len(alone) > 1:
+        if len(alone):
             part = observed[alone]
             zeros = [np.zeros_like(effect) for effect in part.effects]
             terms = single_terms(part.conditions, part.conditions)
@@ -228,6 +231,18 @@ class EffectModel:
                 terms = combination_terms(of, self.combinations.conditions, near)
                 result[several] = self.combinations.predict(terms, genes, sums)
         return result
+
+    def is_between(self, dataset: int, context: int, perturbations: Sequence[Pairs]) -> np.ndarray:
+        """Of M perturbations, which are new in a place where training has seen others; bool, (M,)."""
+        places = [(dataset, context)] * len(perturbations)
+        asked = Conditions.of(places, perturbations, self.n_targets, self.signs, self.n_controls)
+        near, seen = np.zeros(len(asked), bool), np.zeros(len(asked), bool)
+        for stage in (self.singles, self.combinations):
+            if stage is not None:
+                place = same_place(asked, stage.conditions) > 0
+                near |= place.any(axis=1)
+                seen |= (place & (same_targets(asked, stage.conditions) > 0)).any(axis=1)
+        return near & ~seen
 
     def _sum(self, of: Conditions, genes: np.ndarray, unknown: np.ndarray | None = None) -> Floats:
         """Sum of the effects of each target of conditions in one place, (n, G).

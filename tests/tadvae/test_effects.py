@@ -238,5 +238,25 @@ def test_nothing_to_learn_is_no_change():
     genes = {0: np.arange(5), 1: np.arange(0)}
     still = fit(observe([(0, 0)] * 3, [[(t, 0)] for t in range(3)], [np.zeros(5)] * 3, genes))
     assert not still.predict(0, 0, [[(1, 0)], [(0, 0), (1, 0)]], genes[0]).any()
+
+
+def test_a_single_condition_is_learned():
+    genes = {0: np.arange(5), 1: np.arange(0)}
     one = fit(observe([(0, 0)], [[(0, 0)]], [np.ones(5)], genes))
-    assert not one.predict(0, 0, [[(0, 0)]], genes[0]).any()
+    own, other = one.predict(0, 0, [[(0, 0)], [(1, 0)]], genes[0])
+    assert (own > 0.5).all()
+    assert (own <= 1).all()
+    assert (0 < other).all()
+    assert (other < own).all()
+
+
+def test_the_network_has_a_say_between_what_was_seen():
+    genes = {0: np.arange(5), 1: np.arange(5)}
+    asked = [[(0, 0)], [(1, 0)], [(2, 0)], [(0, 0), (1, 0)], [(1, 0), (0, 0)]]
+    seen = [[(0, 0)], [(1, 0)], *[[(0, 0), (1, 0)]] * 3]
+    places = [(0, 0), (0, 0), (0, 0), (0, 1), (0, 2)]
+    model = fit(observe(places, seen, [np.ones(5)] * 5, genes))
+    assert model.is_between(0, 0, asked).tolist() == [False, False, True, False, False]
+    assert model.is_between(0, 1, asked).tolist() == [True, True, True, False, False]
+    assert not model.is_between(0, -1, asked).any()  # a context that training has not seen
+    assert not model.is_between(1, 0, asked).any()
