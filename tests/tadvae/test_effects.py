@@ -246,7 +246,7 @@ def test_a_single_condition_is_learned():
     own, other = one.predict(0, 0, [[(0, 0)], [(1, 0)]], genes[0])
     assert (own > 0.5).all()
     assert (own <= 1).all()
-    assert (0 < other).all()
+    assert (other > 0).all()
     assert (other < own).all()
 
 
