@@ -142,3 +142,19 @@ def read_controls(run: Location) -> dict[int, Cells]:
         table["total_counts"].to_numpy(),
     )
     return {int(row): cells.take(np.flatnonzero(context == row)) for row in np.unique(context)}
+
+
+def profile_cell(profile: np.ndarray, genes: np.ndarray) -> Cells:
+    """A mean profile as one cell."""
+    at = np.flatnonzero(profile)
+    return Cells(genes[at], profile[at].astype(np.float32), np.array([0, len(at)]), np.array([np.nan]))
+
+
+def unique_names(names: list[str]) -> list[str]:
+    """Names made unique as AnnData wants them; duplicates get a suffix."""
+    seen: dict[str, int] = {}
+    result = []
+    for name in names:
+        seen[name] = seen.get(name, -1) + 1
+        result.append(name if not seen[name] else f"{name}-{seen[name]}")
+    return result

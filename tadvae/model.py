@@ -17,17 +17,17 @@ from safetensors.torch import save_file
 
 from tadvae.batch import Cells, PackedCells
 from tadvae.causal_graph import CausalGraph, pathway_effects, read_graph
-from tadvae.cells import NewCells, cells_of, read_controls
+from tadvae.cells import NewCells, cells_of, profile_cell, read_controls, unique_names
 from tadvae.checkpoint import WEIGHTS, load_weights, state_tensors
 from tadvae.effects.file import load_effects, save_effects
 from tadvae.effects.model import EffectModel, EffectsConfig
 from tadvae.errors import UserError
 from tadvae.experiment import ExperimentConfig
 from tadvae.filesystem import Location
-from tadvae.genes import canonical_targets
 from tadvae.module import TADVAEModule
 from tadvae.nn.causal import Intervention
 from tadvae.prepare import mean_profile
+from tadvae.targets import dataset_like, find_target, why_unknown
 from tadvae.vocabulary import Vocabulary
 
 CONFIG = "config.yaml"
@@ -228,7 +228,7 @@ class TADVAE:
         if controls is not None:
             new = cells_of(controls, self.vocabulary, self.config.preprocess, layer=None, values=values)
             cells, genes, start, row = new.cells, new.genes, "given control cells", -1
-            d = self._dataset_like(names, dataset)
+            d = dataset_like(names, dataset, self.vocabulary)
             profile = mean_profile(cells, genes)
             index = controls.obs_names.astype(str).tolist()
         else:
@@ -240,7 +240,8 @@ class TADVAE:
             else:
                 cells, start = profile_cell(profile, genes), "mean control profile"
             index = [f"control_{i}" for i in range(len(cells))]
-        pairs = [self._target(name.strip(), d) for name in names]
+        known = self.config.model.causal.targets
+        pairs = [find_target(name.strip(), d, self.vocabulary, known) for name in names]
         predicted = self.counterfactual(cells, genes, profile, d, [pairs], row)[0]
         symbols = self.vocabulary.symbols(genes)
         var = pd.DataFrame(
@@ -249,7 +250,7 @@ class TADVAE:
                 "predicted_mean": predicted.mean(axis=0),
                 "control_mean": cells.dense(genes).mean(axis=0),
             },
-            index=pd.Index(_unique(symbols)),
+            index=pd.Index(unique_names(symbols)),
         )
         label = "+".join(sorted(name.strip() for name in names))
         obs = pd.DataFrame({"perturbation": label, "context": context}, index=pd.Index(index))
@@ -361,76 +362,13 @@ class TADVAE:
         """
         if self.effects is None:
             raise UserError("causal graph: this model was trained with effects.weight 0; train with effects.")
-        effects, _ = pathway_effects(self.effects, self.vocabulary)
+        effects, pathways = pathway_effects(self.effects, self.vocabulary)
         K = n_factors or min(self.config.model.causal.n_factors, *effects.shape)
-        return read_graph(effects, K, threshold)
+        return read_graph(effects, K, threshold, pathways)
 
     def unknown(self, target: int) -> str | None:
         """Why the model cannot answer for a target, None if it can.
 
         Indices of ``len(vocabulary.targets)`` and above stand for genes of the vocabulary.
         """
-        named = self.vocabulary.targets[target] if target < len(self.vocabulary.targets) else None
-        if named is not None and named.seen:
-            return None
-        if self.config.model.causal.targets == "identity":
-            return "it was not perturbed in training, and this model knows targets by identity only"
-        gene = named.gene if named is not None else target - len(self.vocabulary.targets)
-        if any(np.isin(gene, entry.genes).item() for entry in self.vocabulary.datasets):
-            return None
-        return "it was not perturbed in training, and its gene is measured in no dataset"
-
-    def _target(self, name: str, dataset: int) -> tuple[int, int]:
-        """(target, modality) of a name in a dataset; a UserError with the reason where it is unknown."""
-        vocabulary, entry = self.vocabulary, self.vocabulary.datasets[dataset]
-        index = vocabulary.target_index.get(name)
-        if index is None:
-            (key,) = canonical_targets([name], vocabulary.gene_reference)
-            gene = vocabulary.gene_index.get(key) if key is not None else None
-            if gene is None:
-                raise UserError(
-                    f"target '{name}': no prediction, because it is neither a target of the training screens "
-                    "nor one of their genes; see model.vocabulary.targets for those that are."
-                )
-            by_gene = {t.gene: i for i, t in enumerate(vocabulary.targets) if t.gene >= 0}
-            index = by_gene.get(gene, len(vocabulary.targets) + gene)
-        reason = self.unknown(index)
-        if reason is not None:
-            raise UserError(
-                f"target '{name}': no prediction, because {reason}; train with cells of this perturbation, "
-                "or with model.causal.targets=gene on screens that measure it."
-            )
-        return index, entry.target_modality.get(index, entry.modality)
-
-    def _dataset_like(self, names: Sequence[str], dataset: str | None) -> int:
-        known = [entry.name for entry in self.vocabulary.datasets]
-        if dataset is not None:
-            if dataset not in known:
-                raise UserError(f"dataset '{dataset}' was not in training (known: {', '.join(known)}).")
-            return known.index(dataset)
-        wanted = {self.vocabulary.target_index.get(name.strip()) for name in names}
-        holders = [
-            i for i, entry in enumerate(self.vocabulary.datasets) if wanted <= set(entry.target_modality)
-        ]
-        if len(holders) != 1:
-            raise UserError(
-                "with your own controls, say which screen's way of perturbing is meant: "
-                f"--dataset, one of {', '.join(known)}."
-            )
-        return holders[0]
-
-
-def profile_cell(profile: np.ndarray, genes: np.ndarray) -> Cells:
-    """A mean profile as one cell."""
-    at = np.flatnonzero(profile)
-    return Cells(genes[at], profile[at].astype(np.float32), np.array([0, len(at)]), np.array([np.nan]))
-
-
-def _unique(names: list[str]) -> list[str]:
-    """Names made unique as AnnData wants them; duplicates get a suffix."""
-    seen: dict[str, int] = {}
-    result = []
-    for name in names:
-        seen[name] = seen.get(name, -1) + 1
-        result.append(name if not seen[name] else f"{name}-{seen[name]}")
-    return result
+        return why_unknown(target, self.vocabulary, self.config.model.causal.targets)
