@@ -157,13 +157,15 @@ def _directions(vectors: Floats, n: int) -> np.ndarray:
     distance = np.clip(1.0 - np.abs(unit @ unit.T), 0.0, 1.0)
     np.fill_diagonal(distance, 0.0)
     clusters = fcluster(linkage(squareform(distance, checks=False), "average"), n, "maxclust")
-    return clusters.astype(np.int64) - 1
+    result: np.ndarray = clusters.astype(np.int64) - 1
+    return result
 
 
 def _direction(vectors: Floats) -> Floats:
     """The line that vectors (n, m) have in common, (m,), as long as their root mean square."""
     _, values, right = np.linalg.svd(vectors, full_matrices=False)
-    return right[0] * values[0] / len(vectors) ** 0.5
+    result: Floats = right[0] * values[0] / len(vectors) ** 0.5
+    return result
 
 
 def _causal_order(graph: Floats) -> np.ndarray:

@@ -300,7 +300,8 @@ class TADVAE:
         moved = predicted.mean(axis=1, dtype=np.float64) - cells.dense(genes).mean(axis=0, dtype=np.float64)
         whole = [len(kept) < len(pairs) for kept, pairs in zip(known, perturbations, strict=True)]
         weight = np.where(whole, 1.0, self.config.effects.weight)[:, None]  # (M, 1)
-        return predicted + (weight * (effect - moved))[:, None].astype(np.float32)
+        result: np.ndarray = predicted + (weight * (effect - moved))[:, None].astype(np.float32)
+        return result
 
     def _network(
         self,

@@ -4,6 +4,7 @@ import io
 import json
 import shlex
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -50,7 +51,7 @@ class Run:
     folder: Location
     model: Predictor
     groups: pd.DataFrame
-    started: dict
+    started: dict[str, Any]
     members: dict[str, Location]
 
     @classmethod
@@ -180,7 +181,7 @@ def _datasets(groups: pd.DataFrame, vocabulary: Vocabulary) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _shared(sets: list[set]) -> np.ndarray:
+def _shared(sets: list[set[Any]]) -> np.ndarray:
     return np.array([[len(a & b) for b in sets] for a in sets])
 
 

@@ -111,7 +111,8 @@ class Source:
                 f"{self.where}: var column '{column.name}' must hold a positive length for every "
                 "gene; mend it or remove 'genes.length' from the spec."
             )
-        return lengths
+        result: np.ndarray | None = lengths
+        return result
 
     def labels(self) -> CellLabels:
         """Context, perturbation, batch and library size of every cell."""
@@ -217,7 +218,8 @@ class Source:
                 f"{self.where}: {int(series.isna().sum())} cells have no value in obs column "
                 f"'{column}'; label them or name another column in '{setting}'."
             )
-        return series.astype(str).to_numpy(dtype=object)
+        result: np.ndarray | None = series.astype(str).to_numpy(dtype=object)
+        return result
 
     def _check(self, values: sparse.csr_matrix, start: int) -> None:
         """Refuse values that are not what the spec says they are."""
