@@ -3,7 +3,7 @@
 A run is a folder::
 
     RUN/config.yaml run.json split.parquet   what was asked for, resolved
-    RUN/model/                               vocabulary, and at the end the weights
+    RUN/model/                               vocabulary, model card, and at the end the weights
     RUN/log/steps-*.jsonl                    one line a step
     RUN/log/restart-*.json                   what a restart did again, and which bags it repeats
     RUN/tensorboard/                         the same log for TensorBoard
@@ -40,6 +40,7 @@ from pipelines.stream import Prefetcher, stream_reads
 from pipelines.trackers import trackers
 from tadvae import __version__
 from tadvae.batch import Batch
+from tadvae.card import write_card
 from tadvae.cells import CONTROLS, write_controls
 from tadvae.checkpoint import AVERAGE, WEIGHTS, Position, load_checkpoint, save_checkpoint
 from tadvae.effects.file import load_effects, save_effects
@@ -284,6 +285,7 @@ def write_run_start(
     write_controls(run, prepared.controls)
     if prepared.effects is not None:
         save_effects(prepared.effects, run / "model")
+    write_card(run / "model", vocabulary, config)
     for folder in (run, run / "model"):
         (folder / "config.yaml").write_text(config.to_yaml())
     buffer = io.BytesIO()

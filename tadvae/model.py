@@ -6,6 +6,7 @@
 """
 
 import os
+import tempfile
 from collections.abc import Sequence
 from typing import Any, Literal, Self
 
@@ -16,6 +17,7 @@ import torch
 from safetensors.torch import save_file
 
 from tadvae.batch import Cells, PackedCells
+from tadvae.card import write_card
 from tadvae.causal_graph import CausalGraph, pathway_effects, read_graph
 from tadvae.cells import NewCells, cells_of, profile_cell, read_controls, unique_names
 from tadvae.checkpoint import WEIGHTS, load_weights, state_tensors
@@ -24,8 +26,9 @@ from tadvae.effects.model import EffectModel, EffectsConfig
 from tadvae.errors import UserError
 from tadvae.experiment import ExperimentConfig
 from tadvae.filesystem import Location
+from tadvae.hub import HUB, download, upload
 from tadvae.module import TADVAEModule
-from tadvae.nn.causal import Intervention
+from tadvae.move import move_cells
 from tadvae.prepare import mean_profile
 from tadvae.targets import dataset_like, find_target, why_unknown
 from tadvae.vocabulary import Vocabulary
@@ -66,13 +69,15 @@ class TADVAE:
 
     @classmethod
     def from_pretrained(cls, place: str | os.PathLike[str]) -> Self:
-        """Load a run's folder, or a folder of :meth:`save_pretrained`.
+        """Load a run's folder, a folder of :meth:`save_pretrained`, or ``hf://NAME/MODEL`` from the Hub.
 
         Raises
         ------
         UserError
             If there is no finished model, or it is damaged.
         """
+        if str(place).startswith(HUB):
+            place = download(str(place).removeprefix(HUB))
         folder = Location.of(place)
         run = folder if (folder / "model").exists() else None
         folder = folder / "model" if run is not None else folder
@@ -95,7 +100,10 @@ class TADVAE:
         return cls(module, vocabulary, config, read_controls(run) if run is not None else None, effects)
 
     def save_pretrained(self, place: str | os.PathLike[str]) -> None:
-        """Write weights, config, vocabulary and mean effects; control cells stay behind, they are data."""
+        """Write weights, config, vocabulary, mean effects and a model card (``README.md``).
+
+        Control cells stay behind, they are data.
+        """
         folder = Location.of(place)
         folder.make_folder()
         self.vocabulary.save(folder)
@@ -105,8 +113,39 @@ class TADVAE:
         else:  # a config that asks for them would look for their file
             config = config.model_copy(update={"effects": EffectsConfig(weight=0.0)})
         (folder / CONFIG).write_text(config.to_yaml())
+        write_card(folder, self.vocabulary, config)
         with (folder / WEIGHTS).replacing() as partial:
             save_file(state_tensors(self.module), partial.path)
+
+    def push_to_hub(
+        self,
+        repo: str,
+        *,
+        private: bool = True,
+        token: str | None = None,
+        message: str = "Upload a tadvae model",
+    ) -> str:
+        """Put the model on the Hugging Face Hub; it is private unless you say otherwise.
+
+        Parameters
+        ----------
+        repo
+            ``NAME/MODEL``; made where it does not exist.
+        token
+            None: that of ``hf auth login``, or ``HF_TOKEN``.
+
+        Returns
+        -------
+        Address of the commit; load the model with ``TADVAE.from_pretrained("hf://NAME/MODEL")``.
+
+        Raises
+        ------
+        UserError
+            If ``huggingface_hub`` is not installed, or the Hub refuses.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            return upload(folder, repo, private=private, token=token, message=message)
 
     # -- what cells do ------------------------------------------------------------------------------
 
@@ -128,7 +167,8 @@ class TADVAE:
         -------
         Activities, shape (n_cells, P), by pathway id; NaN where the panel has fewer measured genes of a
         pathway than the model asks for. Also put into ``adata.obsm["X_tadvae_activity"]``, with the
-        pathways' names and availability in ``adata.uns["tadvae"]``.
+        pathways' names and availability in ``adata.uns["tadvae"]``. How many genes matched is said by the
+        logger ``tadvae`` and in ``adata.uns["tadvae"]``.
         """
         cells = cells_of(adata, self.vocabulary, self.config.preprocess, layer=layer, values=values)
         activity, _ = self._encode(cells)
@@ -140,6 +180,8 @@ class TADVAE:
             "pathway_names": membership.names,
             "available": cells.available,
             "genes_matched": len(cells.genes),
+            "genes_given": adata.n_vars,
+            "genes_of_model": cells.n_trained,
         }
         return pd.DataFrame(activity, index=adata.obs_names, columns=membership.pathway_ids)
 
@@ -293,7 +335,10 @@ class TADVAE:
             Row of the vocabulary's contexts; −1: a new one.
         """
         known = [[(t, m) for t, m in pairs if self.unknown(t) is None] for pairs in perturbations]
-        predicted = self._network(cells, genes, profile, dataset, known)  # (M, n, G)
+        temperature = self.config.loss.temperature.high
+        predicted = move_cells(
+            self.module, self.vocabulary, temperature, cells, genes, profile, dataset, known
+        )  # (M, n, G)
         if self.effects is None:
             return predicted
         effect = self.effects.predict(dataset, context, perturbations, genes)  # (M, G)
@@ -302,38 +347,6 @@ class TADVAE:
         weight = np.where(whole, 1.0, self.config.effects.weight)[:, None]  # (M, 1)
         result: np.ndarray = predicted + (weight * (effect - moved))[:, None].astype(np.float32)
         return result
-
-    def _network(
-        self,
-        cells: Cells,
-        genes: np.ndarray,
-        profile: np.ndarray,
-        dataset: int,
-        perturbations: Sequence[Sequence[tuple[int, int]]],
-    ) -> np.ndarray:
-        """:meth:`counterfactual` without the regression."""
-        module, on = self.module, torch.from_numpy(genes)
-        available = self.vocabulary.membership.availability(genes, self.vocabulary.min_measured)
-        flat = [(t, m, i) for i, pairs in enumerate(perturbations) for t, m in pairs]
-        columns = [torch.tensor([row[j] for row in flat], dtype=torch.int64) for j in range(3)]
-        intervention = Intervention(
-            columns[0], columns[1], torch.full_like(columns[0], dataset), columns[2], len(perturbations)
-        )
-        with torch.no_grad():
-            temperature = self.config.loss.temperature.high
-            shifts = module.causal.shifts(intervention, module.decoder.gene, temperature)  # (M, K)
-            packed = PackedCells.of(cells, panels=[genes])
-            _, z, _ = module.encode(packed, torch.from_numpy(available).expand(len(cells), -1))
-            before = module.decoder.hidden(module.causal(z))  # (n, d)
-            dense, offset = torch.from_numpy(cells.dense(genes)), torch.from_numpy(profile)
-            return np.stack(
-                [
-                    module.counterfactual(
-                        before, module.decoder.hidden(module.causal(z + shift)), dense, on, offset
-                    ).numpy()
-                    for shift in shifts
-                ]
-            )
 
     def factors(self, top: int = 10) -> pd.DataFrame:
         """The pathways that make each factor: the ``top`` largest |δ|, one row a (factor, pathway)."""
