@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 
+from pipelines.datasets import datasets_app
 from pipelines.pathways import pathways_app
+from pipelines.show import out
 from tadvae import __version__
 from tadvae.errors import UserError
 from tadvae.filesystem import Location
@@ -26,10 +27,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 app.add_typer(pathways_app, name="pathways")
-out = Console()
-WIDTH_OF_A_LOG = 160
-if not out.is_terminal:
-    out = Console(width=WIDTH_OF_A_LOG)
+app.add_typer(datasets_app, name="datasets")
 
 StoreArgument = Annotated[str, typer.Argument(metavar="STORE", help="A cell store: folder or URL.")]
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="A run's folder or URL.")]
