@@ -33,6 +33,12 @@ StoreArgument = Annotated[str, typer.Argument(metavar="STORE", help="A cell stor
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="A run's folder or URL.")]
 
 
+def _presets(incomplete: str) -> list[str]:
+    from tadvae.presets import PRESETS
+
+    return [name for name in PRESETS if name.startswith(incomplete)]
+
+
 @app.callback(invoke_without_command=True)
 def _top(
     version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,
@@ -67,7 +73,10 @@ def inspect(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     verify: Annotated[bool, typer.Option(help="Compare every shard's checksum.")] = False,
 ) -> None:
-    """Show a store's datasets, contexts, perturbations, genes and overlaps."""
+    """Show a store's datasets, contexts, perturbations, genes and overlaps.
+
+    Example: tadvae inspect store --verify
+    """
     from pipelines.inspect import as_tables, describe
 
     about = describe(store, verify=verify)
@@ -109,7 +118,11 @@ def train(
     ] = None,
     preset: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="A whole model to start from: dvae, sena, …; see docs/model.md."),
+        typer.Option(
+            metavar="NAME",
+            help="A whole model to start from: dvae, sena, …; see docs/model.md.",
+            autocompletion=_presets,
+        ),
     ] = None,
     workers: Annotated[
         str, typer.Option(metavar="N|MIN:MAX", help="Ray Train workers, or the fewest and the most.")

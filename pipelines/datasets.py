@@ -14,6 +14,12 @@ datasets_app = typer.Typer(
 )
 
 
+def _names(incomplete: str) -> list[str]:
+    from tadvae.datasets.registry import registered
+
+    return [name for name in registered() if name.startswith(incomplete)]
+
+
 @datasets_app.command("list")
 def list_(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
     """List public screens with their size and licence.
@@ -40,7 +46,10 @@ def list_(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] =
 
 @datasets_app.command("fetch")
 def fetch(
-    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="As listed, or a YAML of your own.")],
+    names: Annotated[
+        list[str],
+        typer.Argument(metavar="NAME...", help="As listed, or a YAML of your own.", autocompletion=_names),
+    ],
     out_: Annotated[
         str | None, typer.Option("--out", metavar="FOLDER", help="Where files go; default: the user's cache.")
     ] = None,

@@ -79,7 +79,10 @@ class Ensemble:
         perturbations: Sequence[Sequence[tuple[int, int]]],
         context: int = -1,
     ) -> np.ndarray:
-        """The cells under each of M perturbations, mean over members; see :meth:`TADVAE.counterfactual`."""
+        """Mean over members of the cells under each of M perturbations, float32, shape (M, n, G).
+
+        See :meth:`TADVAE.counterfactual`.
+        """
         parts = [
             member.counterfactual(cells, genes, profile, dataset, perturbations, context)
             for member in self.members
@@ -162,7 +165,7 @@ class Ensemble:
         return None
 
     def graph(self, threshold: float = 0.05) -> pd.DataFrame:
-        """Edges between factors, with the share of members that have them; factors are the first's.
+        """Edges between factors, one row each, with the share of members that have them; factors of the first.
 
         See :func:`tadvae.evaluation.interpretation.edge_stability`; besides, ``source_name`` and
         ``target_name``, the pathway that each factor reads most.

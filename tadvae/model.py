@@ -169,6 +169,11 @@ class TADVAE:
         pathway than the model asks for. Also put into ``adata.obsm["X_tadvae_activity"]``, with the
         pathways' names and availability in ``adata.uns["tadvae"]``. How many genes matched is said by the
         logger ``tadvae`` and in ``adata.uns["tadvae"]``.
+
+        Raises
+        ------
+        UserError
+            If the panel sees no pathway, or the values are not what they are said to be.
         """
         cells = cells_of(adata, self.vocabulary, self.config.preprocess, layer=layer, values=values)
         activity, _ = self._encode(cells)
@@ -188,7 +193,18 @@ class TADVAE:
     def latent(
         self, adata: ad.AnnData, *, layer: str | None = None, values: Literal["counts", "log1p"] = "counts"
     ) -> np.ndarray:
-        """Latent means, shape (n_cells, K); also put into ``adata.obsm["X_tadvae"]``."""
+        """Latent means μ before any perturbation's shift; see :meth:`activities` for the parameters.
+
+        Returns
+        -------
+        Shape (n_cells, K), without NaN; also put into ``adata.obsm["X_tadvae"]``, so that
+        ``sc.pp.neighbors(adata, use_rep="X_tadvae")`` finds it.
+
+        Raises
+        ------
+        UserError
+            As :meth:`activities`.
+        """
         cells = cells_of(adata, self.vocabulary, self.config.preprocess, layer=layer, values=values)
         _, latent = self._encode(cells)
         adata.obsm["X_tadvae"] = latent
@@ -206,6 +222,11 @@ class TADVAE:
 
         Genes are the measured members of the pathway, and others where the model lets them contribute
         (candidates of a soft mask, a leak). Rows sum to the activity less the pathway's bias.
+
+        Raises
+        ------
+        UserError
+            If the pathway (by id) is not in the model, and as :meth:`activities`.
         """
         membership = self.vocabulary.membership
         if pathway not in membership.pathway_ids:
@@ -359,7 +380,11 @@ class TADVAE:
         return pd.DataFrame(rows, columns=["factor", "pathway", "name", "loading"])
 
     def graph(self) -> np.ndarray:
-        """Effects of factors on each other, strictly upper triangular: (i, j) is the effect of i on j."""
+        """Effects of factors on each other, shape (K, K), strictly upper triangular: (i, j) is i's on j.
+
+        How the network composes its predictions, not what causes what: see docs/model.md, and
+        :meth:`causal_graph`. Source: Zhang et al. 2023.
+        """
         return self.module.causal.adjacency().detach().numpy()
 
     def causal_graph(self, n_factors: int | None = None, threshold: float = 0.2) -> CausalGraph:
