@@ -165,7 +165,7 @@ class Ensemble:
         return None
 
     def graph(self, threshold: float = 0.05) -> pd.DataFrame:
-        """Edges between factors, one row each, with the share of members that have them; factors of the first.
+        """Edges between the first's factors, one row each, with the share of members that have them.
 
         See :func:`tadvae.evaluation.interpretation.edge_stability`; besides, ``source_name`` and
         ``target_name``, the pathway that each factor reads most.

@@ -13,13 +13,12 @@ from typing import Any, Literal, Self
 import anndata as ad
 import numpy as np
 import pandas as pd
-import torch
 from safetensors.torch import save_file
 
-from tadvae.batch import Cells, PackedCells
+from tadvae.batch import Cells
 from tadvae.card import write_card
 from tadvae.causal_graph import CausalGraph, pathway_effects, read_graph
-from tadvae.cells import NewCells, cells_of, profile_cell, read_controls, unique_names
+from tadvae.cells import cells_of, profile_cell, read_controls, unique_names
 from tadvae.checkpoint import WEIGHTS, load_weights, state_tensors
 from tadvae.effects.file import load_effects, save_effects
 from tadvae.effects.model import EffectModel, EffectsConfig
@@ -30,11 +29,11 @@ from tadvae.hub import HUB, download, upload
 from tadvae.module import TADVAEModule
 from tadvae.move import move_cells
 from tadvae.prepare import mean_profile
+from tadvae.reading import contributions, encode
 from tadvae.targets import dataset_like, find_target, why_unknown
 from tadvae.vocabulary import Vocabulary
 
 CONFIG = "config.yaml"
-CELLS_AT_ONCE = 1024
 
 
 class TADVAE:
@@ -176,7 +175,7 @@ class TADVAE:
             If the panel sees no pathway, or the values are not what they are said to be.
         """
         cells = cells_of(adata, self.vocabulary, self.config.preprocess, layer=layer, values=values)
-        activity, _ = self._encode(cells)
+        activity, _ = encode(self.module, cells)
         activity[:, ~cells.available] = np.nan
         membership = self.vocabulary.membership
         adata.obsm["X_tadvae_activity"] = activity
@@ -206,7 +205,7 @@ class TADVAE:
             As :meth:`activities`.
         """
         cells = cells_of(adata, self.vocabulary, self.config.preprocess, layer=layer, values=values)
-        _, latent = self._encode(cells)
+        _, latent = encode(self.module, cells)
         adata.obsm["X_tadvae"] = latent
         return latent
 
@@ -234,25 +233,8 @@ class TADVAE:
         p = membership.pathway_ids.index(pathway)
         cells = cells_of(adata, self.vocabulary, self.config.preprocess, layer=layer, values=values)
         genes = np.intersect1d(self.module.pathway.reads(p).numpy(), cells.genes)
-        result = np.zeros((len(cells.cells), len(genes)), np.float32)
-        for start in range(0, len(cells.cells), CELLS_AT_ONCE):
-            part = PackedCells.of(cells.cells[start : start + CELLS_AT_ONCE], panels=[cells.genes])
-            with torch.no_grad():
-                parts = self.module.pathway.contributions(part, p)
-            column = np.searchsorted(genes, parts.gene.numpy())
-            result[start + parts.cell.numpy(), column] = parts.value.numpy()
+        result = contributions(self.module, cells, p, genes)
         return pd.DataFrame(result, index=adata.obs_names, columns=self.vocabulary.symbols(genes))
-
-    def _encode(self, cells: NewCells) -> tuple[np.ndarray, np.ndarray]:
-        available = torch.from_numpy(cells.available)
-        activities, latents = [], []
-        with torch.no_grad():
-            for start in range(0, len(cells.cells), CELLS_AT_ONCE):
-                part = PackedCells.of(cells.cells[start : start + CELLS_AT_ONCE], panels=[cells.genes])
-                activity, mean, _ = self.module.encode(part, available.expand(part.n_cells, -1))
-                activities.append(activity.numpy())
-                latents.append(mean.numpy())
-        return np.concatenate(activities), np.concatenate(latents)
 
     # -- what perturbations do ----------------------------------------------------------------------
 
