@@ -102,7 +102,7 @@ def train(
     run = Location.of(out)
     store = Store.open(store_path)
     if not resume:
-        config = config or ExperimentConfig()
+        config = (config or ExperimentConfig()).located()
         resume = _is_begun(run, store, config)
     if resume:
         config = _config_to_resume(run, store)

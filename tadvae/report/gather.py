@@ -28,6 +28,8 @@ SHOWN_GROUPS = 24
 SHOWN_GENES = 60
 SHOWN_METRICS = ("pearson_delta", "rmse", "rank_cosine", "mmd", "coverage", "interval_width")
 """Of the table of held-out groups."""
+TERMS = ("loss", "reconstruction", "mmd", "mean_match", "kl", "sparsity")
+"""Of a log, besides the scores of validation: what the learning curves show."""
 GROUP = ["dataset", "context", "perturbation"]
 NAMES = ["dataset_name", "context_name", "perturbation_name"]
 
@@ -150,7 +152,7 @@ def _about(run: Run) -> dict[str, str]:
 
 
 def _commands(run: Run) -> list[str]:
-    folder, store = shlex.quote(str(run.folder)), shlex.quote(run.started["store"])
+    folder, store = shlex.quote(f"{run.folder}-again"), shlex.quote(run.started["store"])
     train = f"tadvae train {store} --out {folder} --config config.yaml"
     if isinstance(run.model, Ensemble):
         about = read_about(run.folder)
@@ -192,10 +194,8 @@ def _curve(run: Location) -> pd.DataFrame:
     steps = pd.DataFrame([json.loads(line) for line in lines])
     if steps.empty:
         return steps
-    left_out = ["step", "cells", "tokens", "seconds", "wait"]
-    return (
-        steps.groupby("epoch").mean(numeric_only=True).drop(columns=left_out, errors="ignore").reset_index()
-    )
+    shown = [name for name in TERMS if name in steps] + [name for name in steps if name.startswith("val_")]
+    return steps.groupby("epoch")[shown].mean().reset_index()
 
 
 def _groups(held: pd.DataFrame, scores: pd.DataFrame | None) -> pd.DataFrame:

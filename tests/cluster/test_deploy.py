@@ -116,7 +116,7 @@ def test_the_entry_point_of_kuberay_is_a_command_of_this_program(job):
     assert (python, dash_m, module) == ("python", "-m", "pipelines.train")
     command = get_command(app).commands["train"]
     context = command.make_context("train", words)
-    most = context.params["workers"]
+    most = int(context.params["workers"].partition(":")[2])
     gpus = [
         g["maxReplicas"] for g in job["spec"]["rayClusterSpec"]["workerGroupSpecs"] if g["groupName"] == "gpu"
     ]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import threading
 import time
@@ -12,11 +13,13 @@ import psutil
 import pytest
 from safetensors.numpy import load_file
 
+from pipelines.cli import main
 from pipelines.train import train
 from tadvae.errors import UserError
 from tadvae.evaluation.validation import Validator
 from tadvae.experiment import ExperimentConfig
 from tadvae.model import TADVAE
+from tadvae.report.gather import TERMS, Run, gather
 
 SETTINGS = [
     "stream.bags_per_batch=3",
@@ -82,6 +85,21 @@ def test_two_workers_train_and_the_loss_falls(whole):
     assert len([p for p in (whole / "checkpoints").iterdir() if p.is_dir()]) == 2  # the last two
     assert TADVAE.from_pretrained(whole).vocabulary.hash == about["vocabulary_hash"]
     assert not list(whole.rglob("*.tmp"))
+
+
+@pytest.mark.slow
+def test_a_report_has_the_command_that_makes_the_run_again(whole, tmp_path, monkeypatch):
+    report = gather(Run.load(str(whole)), None)
+    assert set(report.curves["run"].columns) == {"epoch", *TERMS}
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config.yaml").write_text(report.config)
+    words = shlex.split(report.commands[0])
+    assert words[:2] == ["tadvae", "train"]
+    words[words.index("--out") + 1] = str(tmp_path / "again")
+    with pytest.raises(SystemExit) as ended:
+        main(words[1:])
+    assert not ended.value.code
+    assert losses(tmp_path / "again") == losses(whole)
 
 
 @pytest.mark.slow
