@@ -1,24 +1,29 @@
 """The picture of the README: part of a run's report, as a headless Chromium draws it.
 
-    make demo
-    .venv/bin/python scripts/report_picture.py demo/report.html docs/images/report.png
+    tadvae report run --out report.html
+    python scripts/report_picture.py report.html docs/images/report.png
 
-It takes the first row of the scatter plots, and the head of the heat map. Needs chromium and chromedriver.
+It takes the first row of the scatter plots, and the heat map. Needs Chromium and its driver (Debian:
+`apt-get install chromium chromium-driver`) and the package `selenium`.
 """
 
 import argparse
+import os
 from pathlib import Path
 
 from selenium import webdriver
+from selenium.webdriver.chrome.service import Service
 
-WIDTH = 1100
+WIDTH = 1000
 KEEP = """
 for (const section of document.querySelectorAll("section")) {
   const title = section.querySelector("h2").textContent;
   section.hidden = !title.startsWith("Predicted and observed") && !title.startsWith("Pathway activity");
 }
 for (const part of document.querySelectorAll("h1, .note")) part.hidden = true;
-[...document.querySelectorAll("figure")].forEach((figure, i) => { figure.hidden = i >= 4; });
+for (const part of document.querySelectorAll("details")) part.hidden = true;
+[...document.querySelectorAll("figure")].forEach((figure, i) => { figure.hidden = i >= 3; });
+for (const heading of document.querySelectorAll("h2")) heading.style.marginTop = ".6rem";
 document.body.style.margin = "0 auto";
 """
 
@@ -31,9 +36,17 @@ def main() -> None:
     parser.add_argument("--height", type=int, default=1000, help="pixels")
     given = parser.parse_args()
     options = webdriver.ChromeOptions()
-    for word in ("--headless=new", "--no-sandbox", "--disable-gpu", f"--window-size={WIDTH},{given.height}"):
+    for word in (
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-dev-shm-usage",
+        "--hide-scrollbars",
+    ):
         options.add_argument(word)
-    browser = webdriver.Chrome(options=options)
+    options.add_argument(f"--window-size={WIDTH},{given.height}")
+    options.binary_location = os.environ.get("CHROMIUM", "/usr/bin/chromium")
+    browser = webdriver.Chrome(options, Service(os.environ.get("CHROMEDRIVER", "/usr/bin/chromedriver")))
     try:
         browser.get(given.report.resolve().as_uri())
         browser.execute_script(KEEP)

@@ -87,7 +87,8 @@ def heat_map(activity: pd.DataFrame) -> str:
     """Pathways by perturbations: change of activity, each pathway relative to its largest."""
     rows = _shown_rows(activity)
     shown, start = shown_pathways(activity), activity[_controls(activity)].iloc[rows]
-    left, top, high = 400, 190, 17
+    longest = max((len(_cut(name.split(" (")[0], 26)) for name in shown.columns), default=0)
+    left, top, high = 400, 24 + 5.6 * longest, 17  # headings are slanted
     wide = min(24.0, (WIDTH - left - 10) / max(len(shown.columns), 1))
     parts = []
     for j, column in enumerate(shown.columns):

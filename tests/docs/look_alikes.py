@@ -58,5 +58,6 @@ def write_look_alikes(folder: Path) -> None:
         labels = screen.obs["condition"].astype(str)
         screen.obs["condition"] = ["+".join(symbol[part] for part in label.split("+")) for label in labels]
         screen.write_h5ad(folder / f"{name}.h5ad")
-    lines = ["\t".join([sets.ids[row], sets.names[row], *sets.genes[row]]) for row in rows]
+    small = [row for row in range(len(sets.ids)) if 10 <= len(sets.genes[row]) <= 25][:6]
+    lines = ["\t".join([sets.ids[row], sets.names[row], *sets.genes[row]]) for row in small]
     (folder / "sets.gmt").write_text("\n".join(lines) + "\n")
