@@ -88,7 +88,7 @@ def heat_map(activity: pd.DataFrame) -> str:
     rows = _shown_rows(activity)
     shown, start = shown_pathways(activity), activity[_controls(activity)].iloc[rows]
     longest = max((len(_cut(name.split(" (")[0], 26)) for name in shown.columns), default=0)
-    left, top, high = 400, 24 + 5.6 * longest, 17  # headings are slanted
+    left, top, high = 400, 24 + round(5.6 * longest), 17  # headings are slanted
     wide = min(24.0, (WIDTH - left - 10) / max(len(shown.columns), 1))
     parts = []
     for j, column in enumerate(shown.columns):

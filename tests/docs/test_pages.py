@@ -103,10 +103,10 @@ def test_a_page_runs(page, folders, registries, ray_cluster, monkeypatch):
             for words in lines_of(block):
                 run_command(words)
     assert not files, f"{page}: {files} are never used"
-    for name in re.findall(
-        r"--(?:out|json) (\S+)", "".join(b.text for b in blocks(page) if b.language == "sh")
-    ):
-        assert (folder / name).exists(), name
+    commands = [words for block in blocks(page) if block.language == "sh" for words in lines_of(block)]
+    for words in commands:
+        if "--out" in words:
+            assert (folder / words[words.index("--out") + 1]).exists(), words
 
 
 def test_no_page_is_forgotten():
