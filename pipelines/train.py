@@ -46,6 +46,7 @@ from tadvae.checkpoint import AVERAGE, WEIGHTS, Position, load_checkpoint, save_
 from tadvae.effects.file import load_effects, save_effects
 from tadvae.errors import UserError
 from tadvae.evaluation.metrics import HIGHER_IS_BETTER
+from tadvae.evaluation.splits import TRAIN, VALIDATION
 from tadvae.evaluation.validation import Patience, Validator
 from tadvae.experiment import ExperimentConfig
 from tadvae.filesystem import Location, absolute
@@ -260,7 +261,15 @@ def _begin(
     gpu: bool,
 ) -> None:
     """Check everything, then write the run's folder."""
-    write_run_start(run, store, store_path, config, prepare_training(store, config, ray_map), workers, gpu)
+    prepared = prepare_training(store, config, ray_map)
+    if set(prepared.groups["part"]) <= {TRAIN, VALIDATION} and config.split.kind != "none":
+        print(
+            f"{run}: split.kind={config.split.kind} holds nothing out of this store, so nothing can be "
+            "compared later; --set split.kind=single holds out targets.",
+            file=sys.stderr,
+            flush=True,
+        )
+    write_run_start(run, store, store_path, config, prepared, workers, gpu)
 
 
 def write_run_start(

@@ -101,7 +101,10 @@ def gather(run: Run, store: Store | None, mapper: Mapper = loop) -> Report:
     held = run.held_out
     name = shlex.quote(str(run.folder))
     if held.empty:
-        notes.append("Nothing was held out in this run, so there is nothing to compare.")
+        notes.append(
+            "Nothing was held out in this run, so there is nothing to compare; another split holds something "
+            "out, such as --set split.kind=single."
+        )
     elif scores is None:
         notes.append(f"Not evaluated: `tadvae evaluate {name}`, then this report again, fills the table.")
     comparisons: list[Comparison] = []

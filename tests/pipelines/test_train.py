@@ -14,10 +14,11 @@ import pytest
 from safetensors.numpy import load_file
 
 from pipelines.cli import main
-from pipelines.train import train
+from pipelines.train import _begin, train
 from tadvae.errors import UserError
 from tadvae.evaluation.validation import Validator
 from tadvae.experiment import ExperimentConfig
+from tadvae.filesystem import Location
 from tadvae.model import TADVAE
 from tadvae.report.gather import TERMS, Run, gather
 
@@ -222,3 +223,18 @@ def test_relative_paths_hold_for_the_workers(store, simulated, tmp_path, monkeyp
     train(".", run, config(simulated, "train.epochs=1", "train.checkpoint_every=null"), workers=1)
     assert json.loads((tmp_path / "run" / "run.json").read_text())["store"] == store.folder.path
     assert (tmp_path / "run" / "model" / "model.safetensors").exists()
+
+
+@pytest.mark.slow
+def test_a_split_that_holds_nothing_out_is_said(
+    ray_cluster, write_spec, screen, convert_here, tmp_path, capsys
+):
+    singles = screen[screen.obs["condition"] != "G1+G2"].copy()
+    store = convert_here(write_spec(singles))
+    (tmp_path / "sets.gmt").write_text("P\tall of them\t" + "\t".join(singles.var_names) + "\n")
+    for kind, said in (("combo", True), ("single", False)):
+        settings = [f"pathways.file={tmp_path / 'sets.gmt'}", f"split.kind={kind}", "split.folds=2"]
+        run = Location.of(tmp_path / kind)
+        _begin(run, store, str(store.folder), ExperimentConfig.load(None, settings), 1, False)
+        assert (run / "run.json").exists()
+        assert ("holds nothing out of this store" in capsys.readouterr().err) == said
