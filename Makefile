@@ -4,13 +4,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: help install demo test fast lint format clean results
+.PHONY: help install demo test fast lint format clean results docs
 
 help:
-	@echo "make demo     install, then simulate, convert, train, evaluate, predict (folder demo/)"
+	@echo "make demo     install, then simulate, convert, train, predict, evaluate, report (folder demo/)"
 	@echo "make install  create .venv with everything in it"
 	@echo "make test     install, lint, all tests"
 	@echo "make fast     install, the tests that take no Ray run"
+	@echo "make docs     build the documentation as a site (build/site)"
 	@echo "make results  train and score what docs/results.md shows, and write it (hours; resumes)"
 
 install: $(VENV)/installed
@@ -29,7 +30,8 @@ demo: install
 	$(BIN)/tadvae predict demo/run --target SIM0068+SIM0165 --context SIMLINE1 --dataset screen_a \
 		--out demo/predicted.h5ad
 	$(BIN)/tadvae evaluate demo/run --json demo/evaluation.json
-	@echo "written: $(CURDIR)/demo (screens, store, run, evaluation.json, predicted.h5ad)"
+	$(BIN)/tadvae report demo/run --out demo/report.html
+	@echo "written: $(CURDIR)/demo (screens, store, run, evaluation.json, predicted.h5ad, report.html)"
 
 # Trains what is missing (hours on two cores), stores every fold in benchmarks/results, writes docs/results.md.
 # One study, fewer seeds: make results RESULTS="--study carpool --seeds 1"
@@ -41,6 +43,9 @@ test: lint
 
 fast: install
 	$(BIN)/python -m pytest -m "not slow and not cluster"
+
+docs: install
+	$(BIN)/mkdocs build --strict
 
 lint: install
 	$(BIN)/ruff check .

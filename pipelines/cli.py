@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 
+from pipelines.datasets import datasets_app
 from pipelines.pathways import pathways_app
+from pipelines.show import out
 from tadvae import __version__
 from tadvae.errors import UserError
 from tadvae.filesystem import Location
@@ -26,13 +27,16 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 app.add_typer(pathways_app, name="pathways")
-out = Console()
-WIDTH_OF_A_LOG = 160
-if not out.is_terminal:
-    out = Console(width=WIDTH_OF_A_LOG)
+app.add_typer(datasets_app, name="datasets")
 
 StoreArgument = Annotated[str, typer.Argument(metavar="STORE", help="A cell store: folder or URL.")]
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="A run's folder or URL.")]
+
+
+def _presets(incomplete: str) -> list[str]:
+    from tadvae.presets import PRESETS
+
+    return [name for name in PRESETS if name.startswith(incomplete)]
 
 
 @app.callback(invoke_without_command=True)
@@ -69,7 +73,10 @@ def inspect(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     verify: Annotated[bool, typer.Option(help="Compare every shard's checksum.")] = False,
 ) -> None:
-    """Show a store's datasets, contexts, perturbations, genes and overlaps."""
+    """Show a store's datasets, contexts, perturbations, genes and overlaps.
+
+    Example: tadvae inspect store --verify
+    """
     from pipelines.inspect import as_tables, describe
 
     about = describe(store, verify=verify)
@@ -111,7 +118,11 @@ def train(
     ] = None,
     preset: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="A whole model to start from: dvae, sena, …; see docs/model.md."),
+        typer.Option(
+            metavar="NAME",
+            help="A whole model to start from: dvae, sena, …; see docs/model.md.",
+            autocompletion=_presets,
+        ),
     ] = None,
     workers: Annotated[
         str, typer.Option(metavar="N|MIN:MAX", help="Ray Train workers, or the fewest and the most.")

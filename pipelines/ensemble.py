@@ -67,7 +67,7 @@ def train_ensemble(
             raise UserError(
                 f"{folder}: already holds a run; name another folder with --out, or go on by --resume."
             )
-        config = config or ExperimentConfig()
+        config = (config or ExperimentConfig()).located()
         about = {
             "store": store_path,
             "vocabulary_hash": store.manifest.vocabulary_hash,

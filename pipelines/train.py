@@ -3,7 +3,7 @@
 A run is a folder::
 
     RUN/config.yaml run.json split.parquet   what was asked for, resolved
-    RUN/model/                               vocabulary, and at the end the weights
+    RUN/model/                               vocabulary, model card, and at the end the weights
     RUN/log/steps-*.jsonl                    one line a step
     RUN/log/restart-*.json                   what a restart did again, and which bags it repeats
     RUN/tensorboard/                         the same log for TensorBoard
@@ -40,11 +40,13 @@ from pipelines.stream import Prefetcher, stream_reads
 from pipelines.trackers import trackers
 from tadvae import __version__
 from tadvae.batch import Batch
+from tadvae.card import write_card
 from tadvae.cells import CONTROLS, write_controls
 from tadvae.checkpoint import AVERAGE, WEIGHTS, Position, load_checkpoint, save_checkpoint
 from tadvae.effects.file import load_effects, save_effects
 from tadvae.errors import UserError
 from tadvae.evaluation.metrics import HIGHER_IS_BETTER
+from tadvae.evaluation.splits import TRAIN, VALIDATION
 from tadvae.evaluation.validation import Patience, Validator
 from tadvae.experiment import ExperimentConfig
 from tadvae.filesystem import Location, absolute
@@ -101,7 +103,7 @@ def train(
     run = Location.of(out)
     store = Store.open(store_path)
     if not resume:
-        config = config or ExperimentConfig()
+        config = (config or ExperimentConfig()).located()
         resume = _is_begun(run, store, config)
     if resume:
         config = _config_to_resume(run, store)
@@ -259,7 +261,15 @@ def _begin(
     gpu: bool,
 ) -> None:
     """Check everything, then write the run's folder."""
-    write_run_start(run, store, store_path, config, prepare_training(store, config, ray_map), workers, gpu)
+    prepared = prepare_training(store, config, ray_map)
+    if set(prepared.groups["part"]) <= {TRAIN, VALIDATION} and config.split.kind != "none":
+        print(
+            f"{run}: split.kind={config.split.kind} holds nothing out of this store, so nothing can be "
+            "compared later; --set split.kind=single holds out targets.",
+            file=sys.stderr,
+            flush=True,
+        )
+    write_run_start(run, store, store_path, config, prepared, workers, gpu)
 
 
 def write_run_start(
@@ -284,6 +294,7 @@ def write_run_start(
     write_controls(run, prepared.controls)
     if prepared.effects is not None:
         save_effects(prepared.effects, run / "model")
+    write_card(run / "model", vocabulary, config)
     for folder in (run, run / "model"):
         (folder / "config.yaml").write_text(config.to_yaml())
     buffer = io.BytesIO()

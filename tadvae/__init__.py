@@ -1,9 +1,25 @@
 """tadvae: one interpretable perturbation model over many single-cell screens."""
 
+import logging
+import sys
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 __all__ = ["TADVAE", "UserError", "__version__"]
+
+
+class _Say(logging.Handler):
+    """What the library says goes to standard error; ``setLevel("WARNING")`` on the logger turns it off."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(f"tadvae: {record.getMessage()}", file=sys.stderr)
+
+
+_log = logging.getLogger(__name__)
+if not _log.handlers:
+    _log.addHandler(_Say())
+    _log.setLevel(logging.INFO)
+    _log.propagate = False
 
 if TYPE_CHECKING:
     from tadvae.errors import UserError

@@ -192,7 +192,8 @@ class MatchingMean(Baseline):
     def _delta(self, key: Perturbation) -> Array:
         singles = [self.deltas.get((target,)) for target in key]
         if any(one is not None for one in singles):
-            return np.mean([self.mean_delta if one is None else one for one in singles], axis=0)
+            result: Array = np.mean([self.mean_delta if one is None else one for one in singles], axis=0)
+            return result
         related = [delta for other, delta in self.deltas.items() if set(other) & set(key)]
         return np.mean(related, axis=0) if related else self.mean_delta
 
@@ -216,7 +217,8 @@ class Additive(Baseline):
         return self._sum(key)
 
     def _sum(self, key: Perturbation) -> Array:
-        return np.sum([self.deltas.get((target,), self._unknown) for target in key], axis=0)  # (G,)
+        result: Array = np.sum([self.deltas.get((target,), self._unknown) for target in key], axis=0)  # (G,)
+        return result
 
 
 @register
@@ -351,7 +353,9 @@ class Linear(Baseline):
 
     def _embed(self, key: Perturbation) -> Array:
         rows = [self._row[target] for target in key if target in self._row]
-        return self._genes[rows].sum(axis=0)  # (k,)
+        result: Array = self._genes[rows].sum(axis=0)  # (k,)
+        return result
 
     def _delta(self, key: Perturbation) -> Array:
-        return self.mean_delta + self._genes @ (self._weight @ self._embed(key))
+        result: Array = self.mean_delta + self._genes @ (self._weight @ self._embed(key))
+        return result

@@ -40,6 +40,10 @@ class CausalGraph:
         The factor that each target acts on directly.
     pathway_factor : (P,) int64
         The factor that drives each pathway most.
+    pathways : (P,) int64
+        Which pathways these are: indices of the vocabulary's, or rows of what was given.
+    responses : (T, P)
+        What it was read from: the effect of each target on each pathway.
     effects : (K, K)
         Total effect of factor i on factor j, in units of i's own: T.
     graph : (K, K)
@@ -48,11 +52,15 @@ class CausalGraph:
 
     target_factor: np.ndarray
     pathway_factor: np.ndarray
+    pathways: np.ndarray
+    responses: Floats
     effects: Floats
     graph: Floats
 
 
-def read_graph(effects: Floats, n_factors: int, threshold: float = 0.2) -> CausalGraph:
+def read_graph(
+    effects: Floats, n_factors: int, threshold: float = 0.2, pathways: np.ndarray | None = None
+) -> CausalGraph:
     """Factors, their targets and pathways, and the graph between them.
 
     Parameters
@@ -64,6 +72,8 @@ def read_graph(effects: Floats, n_factors: int, threshold: float = 0.2) -> Causa
         K.
     threshold
         Direct effects below it, in units of a factor's own effect, are none.
+    pathways : (P,)
+        Names of the columns, as indices; None: 0, 1, ….
 
     Raises
     ------
@@ -101,6 +111,8 @@ def read_graph(effects: Floats, n_factors: int, threshold: float = 0.2) -> Causa
     return CausalGraph(
         target_factor=place[target_cluster],
         pathway_factor=place[of_column[pathway_cluster]],
+        pathways=np.arange(P) if pathways is None else pathways,
+        responses=effects,
         effects=total[np.ix_(order, order)],
         graph=graph[np.ix_(order, order)],
     )
@@ -145,13 +157,15 @@ def _directions(vectors: Floats, n: int) -> np.ndarray:
     distance = np.clip(1.0 - np.abs(unit @ unit.T), 0.0, 1.0)
     np.fill_diagonal(distance, 0.0)
     clusters = fcluster(linkage(squareform(distance, checks=False), "average"), n, "maxclust")
-    return clusters.astype(np.int64) - 1
+    result: np.ndarray = clusters.astype(np.int64) - 1
+    return result
 
 
 def _direction(vectors: Floats) -> Floats:
     """The line that vectors (n, m) have in common, (m,), as long as their root mean square."""
     _, values, right = np.linalg.svd(vectors, full_matrices=False)
-    return right[0] * values[0] / len(vectors) ** 0.5
+    result: Floats = right[0] * values[0] / len(vectors) ** 0.5
+    return result
 
 
 def _causal_order(graph: Floats) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Cells that come from outside a store: a user's AnnData, and the control cells kept with a run."""
 
 import io
+import logging
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,6 +19,7 @@ from tadvae.preprocess import PreprocessConfig, normalize
 from tadvae.store.source import SYMBOL_COLUMNS
 from tadvae.vocabulary import Vocabulary
 
+log = logging.getLogger("tadvae")
 CONTROLS = "controls.parquet"
 KEPT_CONTROLS = 128
 """Control cells of each context kept with a run."""
@@ -34,11 +36,14 @@ class NewCells:
         Sorted vocabulary indices of the panel's genes that the model was trained on, shape (G,).
     available
         Which pathways this panel can see, bool, shape (P,).
+    n_trained
+        Genes that the model was trained on.
     """
 
     cells: Cells
     genes: np.ndarray
     available: np.ndarray
+    n_trained: int
 
 
 def cells_of(
@@ -104,7 +109,15 @@ def cells_of(
     cells = Cells(
         kept.indices.astype(np.int64), kept.data.astype(np.float32), kept.indptr.astype(np.int64), library
     )
-    return NewCells(cells, genes, available)
+    log.info(
+        "%d of %d given genes matched, of %d that the model knows; %d of %d pathways can be seen",
+        len(genes),
+        len(names),
+        trained.sum(),
+        available.sum(),
+        len(available),
+    )
+    return NewCells(cells, genes, available, int(trained.sum()))
 
 
 def write_controls(run: Location, controls: dict[int, Cells]) -> None:
@@ -142,3 +155,19 @@ def read_controls(run: Location) -> dict[int, Cells]:
         table["total_counts"].to_numpy(),
     )
     return {int(row): cells.take(np.flatnonzero(context == row)) for row in np.unique(context)}
+
+
+def profile_cell(profile: np.ndarray, genes: np.ndarray) -> Cells:
+    """A mean profile as one cell."""
+    at = np.flatnonzero(profile)
+    return Cells(genes[at], profile[at].astype(np.float32), np.array([0, len(at)]), np.array([np.nan]))
+
+
+def unique_names(names: list[str]) -> list[str]:
+    """Names made unique as AnnData wants them; duplicates get a suffix."""
+    seen: dict[str, int] = {}
+    result = []
+    for name in names:
+        seen[name] = seen.get(name, -1) + 1
+        result.append(name if not seen[name] else f"{name}-{seen[name]}")
+    return result

@@ -11,7 +11,7 @@ On disk::
 import json
 import os
 from collections.abc import Sequence
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import anndata as ad
 import numpy as np
@@ -79,7 +79,10 @@ class Ensemble:
         perturbations: Sequence[Sequence[tuple[int, int]]],
         context: int = -1,
     ) -> np.ndarray:
-        """The cells under each of M perturbations, mean over members; see :meth:`TADVAE.counterfactual`."""
+        """Mean over members of the cells under each of M perturbations, float32, shape (M, n, G).
+
+        See :meth:`TADVAE.counterfactual`.
+        """
         parts = [
             member.counterfactual(cells, genes, profile, dataset, perturbations, context)
             for member in self.members
@@ -162,7 +165,7 @@ class Ensemble:
         return None
 
     def graph(self, threshold: float = 0.05) -> pd.DataFrame:
-        """Edges between factors, with the share of members that have them; factors are the first's.
+        """Edges between the first's factors, one row each, with the share of members that have them.
 
         See :func:`tadvae.evaluation.interpretation.edge_stability`; besides, ``source_name`` and
         ``target_name``, the pathway that each factor reads most.
@@ -183,7 +186,7 @@ def load_model(place: str | os.PathLike[str]) -> TADVAE | Ensemble:
     return Ensemble.from_pretrained(place) if is_ensemble(place) else TADVAE.from_pretrained(place)
 
 
-def read_about(folder: Location) -> dict:
+def read_about(folder: Location) -> dict[str, Any]:
     """What ``ensemble.json`` says."""
     try:
         about = json.loads((folder / ENSEMBLE).read_text())
@@ -194,7 +197,8 @@ def read_about(folder: Location) -> dict:
             f"{folder}: damaged ensemble ({ENSEMBLE}: {type(error).__name__}); copy it again, or train "
             "it again."
         ) from None
-    return about
+    result: dict[str, Any] = about
+    return result
 
 
 def write_calibration(folder: Location, calibration: Calibration) -> None:
@@ -234,4 +238,5 @@ def seed_spread(values: np.ndarray) -> np.ndarray:
     """Standard deviation over members (first axis); zero for a single one."""
     if len(values) < 2:
         return np.zeros(values.shape[1:])
-    return values.std(axis=0, ddof=1, dtype=np.float64)
+    result: np.ndarray = values.std(axis=0, ddof=1, dtype=np.float64)
+    return result

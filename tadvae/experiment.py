@@ -1,10 +1,14 @@
 """One run's whole configuration: what ``tadvae train --config`` reads and saves, resolved."""
 
+from typing import Self
+
 from pydantic import Field
 
 from tadvae.config import Config
 from tadvae.effects.model import EffectsConfig
 from tadvae.evaluation.splits import SplitConfig, ValidationConfig
+from tadvae.filesystem import absolute
+from tadvae.gene_selection import ALL, PROTEIN_CODING
 from tadvae.module import ModelConfig
 from tadvae.nn.losses import LossConfig
 from tadvae.pathways.membership import MIN_MEASURED
@@ -61,3 +65,17 @@ class ExperimentConfig(Config):
     loss: LossConfig = LossConfig()
     effects: EffectsConfig = EffectsConfig()
     train: TrainConfig = TrainConfig()
+
+    def located(self) -> Self:
+        """The same with absolute paths of its files, for processes that run in other folders."""
+
+        def found(place: str | None) -> str | None:
+            return None if place is None else absolute(place)
+
+        preprocess, pathways, pathway = self.preprocess, self.pathways, self.model.pathway
+        if preprocess.genes not in (ALL, PROTEIN_CODING):
+            preprocess = preprocess.model_copy(update={"genes": absolute(preprocess.genes)})
+        pathways = pathways.model_copy(update={"file": found(pathways.file)})
+        vectors = {name: found(getattr(pathway, name)) for name in ("gene_vectors", "pathway_vectors")}
+        model = self.model.model_copy(update={"pathway": pathway.model_copy(update=vectors)})
+        return self.model_copy(update={"preprocess": preprocess, "pathways": pathways, "model": model})

@@ -90,7 +90,8 @@ class Location:
     def exists(self) -> bool:
         """Whether a file or folder is there; storage that does not answer is a UserError."""
         with self.reachable():
-            return self.filesystem.get_file_info(self.path).type != pafs.FileType.NotFound
+            result: bool = self.filesystem.get_file_info(self.path).type != pafs.FileType.NotFound
+            return result
 
     def size(self) -> int | None:
         """The file's size in bytes, None where there is no such file."""
@@ -105,7 +106,10 @@ class Location:
     def listing(self) -> list[pafs.FileInfo]:
         """What is in this folder, with sizes and times; an absent folder holds nothing."""
         with self.reachable():
-            return self.filesystem.get_file_info(pafs.FileSelector(self.path, allow_not_found=True))
+            result: list[pafs.FileInfo] = self.filesystem.get_file_info(
+                pafs.FileSelector(self.path, allow_not_found=True)
+            )
+            return result
 
     def make_folder(self) -> None:
         """Create the folder and its parents."""
@@ -115,7 +119,8 @@ class Location:
     def read_bytes(self) -> bytes:
         """The file's whole content."""
         with self.filesystem.open_input_stream(self.path) as stream:
-            return stream.read()
+            result: bytes = stream.read()
+            return result
 
     def read_text(self) -> str:
         """The file's whole content as UTF-8 text."""

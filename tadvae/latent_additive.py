@@ -69,7 +69,8 @@ class LatentAdditive(Baseline):
             return np.zeros_like(self.control)
         with torch.no_grad():
             predicted = self._network(self._control(), self._multi_hot([known]))[0]
-        return predicted.double().numpy() - self.control
+        result: Array = predicted.double().numpy() - self.control
+        return result
 
     def _control(self) -> Tensor:
         return torch.from_numpy(self.control.astype(np.float32))

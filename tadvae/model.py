@@ -6,32 +6,34 @@
 """
 
 import os
+import tempfile
 from collections.abc import Sequence
 from typing import Any, Literal, Self
 
 import anndata as ad
 import numpy as np
 import pandas as pd
-import torch
 from safetensors.torch import save_file
 
-from tadvae.batch import Cells, PackedCells
+from tadvae.batch import Cells
+from tadvae.card import write_card
 from tadvae.causal_graph import CausalGraph, pathway_effects, read_graph
-from tadvae.cells import NewCells, cells_of, read_controls
+from tadvae.cells import cells_of, profile_cell, read_controls, unique_names
 from tadvae.checkpoint import WEIGHTS, load_weights, state_tensors
 from tadvae.effects.file import load_effects, save_effects
 from tadvae.effects.model import EffectModel, EffectsConfig
 from tadvae.errors import UserError
 from tadvae.experiment import ExperimentConfig
 from tadvae.filesystem import Location
-from tadvae.genes import canonical_targets
+from tadvae.hub import HUB, download, upload
 from tadvae.module import TADVAEModule
-from tadvae.nn.causal import Intervention
+from tadvae.move import move_cells
 from tadvae.prepare import mean_profile
+from tadvae.reading import contributions, encode
+from tadvae.targets import dataset_like, find_target, why_unknown
 from tadvae.vocabulary import Vocabulary
 
 CONFIG = "config.yaml"
-CELLS_AT_ONCE = 1024
 
 
 class TADVAE:
@@ -66,13 +68,15 @@ class TADVAE:
 
     @classmethod
     def from_pretrained(cls, place: str | os.PathLike[str]) -> Self:
-        """Load a run's folder, or a folder of :meth:`save_pretrained`.
+        """Load a run's folder, a folder of :meth:`save_pretrained`, or ``hf://NAME/MODEL`` from the Hub.
 
         Raises
         ------
         UserError
             If there is no finished model, or it is damaged.
         """
+        if str(place).startswith(HUB):
+            place = download(str(place).removeprefix(HUB))
         folder = Location.of(place)
         run = folder if (folder / "model").exists() else None
         folder = folder / "model" if run is not None else folder
@@ -95,7 +99,10 @@ class TADVAE:
         return cls(module, vocabulary, config, read_controls(run) if run is not None else None, effects)
 
     def save_pretrained(self, place: str | os.PathLike[str]) -> None:
-        """Write weights, config, vocabulary and mean effects; control cells stay behind, they are data."""
+        """Write weights, config, vocabulary, mean effects and a model card (``README.md``).
+
+        Control cells stay behind, they are data.
+        """
         folder = Location.of(place)
         folder.make_folder()
         self.vocabulary.save(folder)
@@ -105,8 +112,39 @@ class TADVAE:
         else:  # a config that asks for them would look for their file
             config = config.model_copy(update={"effects": EffectsConfig(weight=0.0)})
         (folder / CONFIG).write_text(config.to_yaml())
+        write_card(folder, self.vocabulary, config)
         with (folder / WEIGHTS).replacing() as partial:
             save_file(state_tensors(self.module), partial.path)
+
+    def push_to_hub(
+        self,
+        repo: str,
+        *,
+        private: bool = True,
+        token: str | None = None,
+        message: str = "Upload a tadvae model",
+    ) -> str:
+        """Put the model on the Hugging Face Hub; it is private unless you say otherwise.
+
+        Parameters
+        ----------
+        repo
+            ``NAME/MODEL``; made where it does not exist.
+        token
+            None: that of ``hf auth login``, or ``HF_TOKEN``.
+
+        Returns
+        -------
+        Address of the commit; load the model with ``TADVAE.from_pretrained("hf://NAME/MODEL")``.
+
+        Raises
+        ------
+        UserError
+            If ``huggingface_hub`` is not installed, or the Hub refuses.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            return upload(folder, repo, private=private, token=token, message=message)
 
     # -- what cells do ------------------------------------------------------------------------------
 
@@ -128,10 +166,16 @@ class TADVAE:
         -------
         Activities, shape (n_cells, P), by pathway id; NaN where the panel has fewer measured genes of a
         pathway than the model asks for. Also put into ``adata.obsm["X_tadvae_activity"]``, with the
-        pathways' names and availability in ``adata.uns["tadvae"]``.
+        pathways' names and availability in ``adata.uns["tadvae"]``. How many genes matched is said by the
+        logger ``tadvae`` and in ``adata.uns["tadvae"]``.
+
+        Raises
+        ------
+        UserError
+            If the panel sees no pathway, or the values are not what they are said to be.
         """
         cells = cells_of(adata, self.vocabulary, self.config.preprocess, layer=layer, values=values)
-        activity, _ = self._encode(cells)
+        activity, _ = encode(self.module, cells)
         activity[:, ~cells.available] = np.nan
         membership = self.vocabulary.membership
         adata.obsm["X_tadvae_activity"] = activity
@@ -140,15 +184,28 @@ class TADVAE:
             "pathway_names": membership.names,
             "available": cells.available,
             "genes_matched": len(cells.genes),
+            "genes_given": adata.n_vars,
+            "genes_of_model": cells.n_trained,
         }
         return pd.DataFrame(activity, index=adata.obs_names, columns=membership.pathway_ids)
 
     def latent(
         self, adata: ad.AnnData, *, layer: str | None = None, values: Literal["counts", "log1p"] = "counts"
     ) -> np.ndarray:
-        """Latent means, shape (n_cells, K); also put into ``adata.obsm["X_tadvae"]``."""
+        """Latent means μ before any perturbation's shift; see :meth:`activities` for the parameters.
+
+        Returns
+        -------
+        Shape (n_cells, K), without NaN; also put into ``adata.obsm["X_tadvae"]``, so that
+        ``sc.pp.neighbors(adata, use_rep="X_tadvae")`` finds it.
+
+        Raises
+        ------
+        UserError
+            As :meth:`activities`.
+        """
         cells = cells_of(adata, self.vocabulary, self.config.preprocess, layer=layer, values=values)
-        _, latent = self._encode(cells)
+        _, latent = encode(self.module, cells)
         adata.obsm["X_tadvae"] = latent
         return latent
 
@@ -164,6 +221,11 @@ class TADVAE:
 
         Genes are the measured members of the pathway, and others where the model lets them contribute
         (candidates of a soft mask, a leak). Rows sum to the activity less the pathway's bias.
+
+        Raises
+        ------
+        UserError
+            If the pathway (by id) is not in the model, and as :meth:`activities`.
         """
         membership = self.vocabulary.membership
         if pathway not in membership.pathway_ids:
@@ -171,25 +233,8 @@ class TADVAE:
         p = membership.pathway_ids.index(pathway)
         cells = cells_of(adata, self.vocabulary, self.config.preprocess, layer=layer, values=values)
         genes = np.intersect1d(self.module.pathway.reads(p).numpy(), cells.genes)
-        result = np.zeros((len(cells.cells), len(genes)), np.float32)
-        for start in range(0, len(cells.cells), CELLS_AT_ONCE):
-            part = PackedCells.of(cells.cells[start : start + CELLS_AT_ONCE], panels=[cells.genes])
-            with torch.no_grad():
-                parts = self.module.pathway.contributions(part, p)
-            column = np.searchsorted(genes, parts.gene.numpy())
-            result[start + parts.cell.numpy(), column] = parts.value.numpy()
+        result = contributions(self.module, cells, p, genes)
         return pd.DataFrame(result, index=adata.obs_names, columns=self.vocabulary.symbols(genes))
-
-    def _encode(self, cells: NewCells) -> tuple[np.ndarray, np.ndarray]:
-        available = torch.from_numpy(cells.available)
-        activities, latents = [], []
-        with torch.no_grad():
-            for start in range(0, len(cells.cells), CELLS_AT_ONCE):
-                part = PackedCells.of(cells.cells[start : start + CELLS_AT_ONCE], panels=[cells.genes])
-                activity, mean, _ = self.module.encode(part, available.expand(part.n_cells, -1))
-                activities.append(activity.numpy())
-                latents.append(mean.numpy())
-        return np.concatenate(activities), np.concatenate(latents)
 
     # -- what perturbations do ----------------------------------------------------------------------
 
@@ -228,7 +273,7 @@ class TADVAE:
         if controls is not None:
             new = cells_of(controls, self.vocabulary, self.config.preprocess, layer=None, values=values)
             cells, genes, start, row = new.cells, new.genes, "given control cells", -1
-            d = self._dataset_like(names, dataset)
+            d = dataset_like(names, dataset, self.vocabulary)
             profile = mean_profile(cells, genes)
             index = controls.obs_names.astype(str).tolist()
         else:
@@ -240,7 +285,8 @@ class TADVAE:
             else:
                 cells, start = profile_cell(profile, genes), "mean control profile"
             index = [f"control_{i}" for i in range(len(cells))]
-        pairs = [self._target(name.strip(), d) for name in names]
+        known = self.config.model.causal.targets
+        pairs = [find_target(name.strip(), d, self.vocabulary, known) for name in names]
         predicted = self.counterfactual(cells, genes, profile, d, [pairs], row)[0]
         symbols = self.vocabulary.symbols(genes)
         var = pd.DataFrame(
@@ -249,7 +295,7 @@ class TADVAE:
                 "predicted_mean": predicted.mean(axis=0),
                 "control_mean": cells.dense(genes).mean(axis=0),
             },
-            index=pd.Index(_unique(symbols)),
+            index=pd.Index(unique_names(symbols)),
         )
         label = "+".join(sorted(name.strip() for name in names))
         obs = pd.DataFrame({"perturbation": label, "context": context}, index=pd.Index(index))
@@ -294,7 +340,10 @@ class TADVAE:
             Row of the vocabulary's contexts; −1: a new one.
         """
         known = [[(t, m) for t, m in pairs if self.unknown(t) is None] for pairs in perturbations]
-        predicted = self._network(cells, genes, profile, dataset, known)  # (M, n, G)
+        temperature = self.config.loss.temperature.high
+        predicted = move_cells(
+            self.module, self.vocabulary, temperature, cells, genes, profile, dataset, known
+        )  # (M, n, G)
         if self.effects is None:
             return predicted
         effect = self.effects.predict(dataset, context, perturbations, genes)  # (M, G)
@@ -302,39 +351,8 @@ class TADVAE:
         mixed = self.effects.is_between(dataset, context, perturbations)  # (M,)
         mixed &= [len(kept) == len(pairs) for kept, pairs in zip(known, perturbations, strict=True)]
         weight = np.where(mixed, self.config.effects.weight, 1.0)[:, None]  # (M, 1)
-        return predicted + (weight * (effect - moved))[:, None].astype(np.float32)
-
-    def _network(
-        self,
-        cells: Cells,
-        genes: np.ndarray,
-        profile: np.ndarray,
-        dataset: int,
-        perturbations: Sequence[Sequence[tuple[int, int]]],
-    ) -> np.ndarray:
-        """:meth:`counterfactual` without the regression."""
-        module, on = self.module, torch.from_numpy(genes)
-        available = self.vocabulary.membership.availability(genes, self.vocabulary.min_measured)
-        flat = [(t, m, i) for i, pairs in enumerate(perturbations) for t, m in pairs]
-        columns = [torch.tensor([row[j] for row in flat], dtype=torch.int64) for j in range(3)]
-        intervention = Intervention(
-            columns[0], columns[1], torch.full_like(columns[0], dataset), columns[2], len(perturbations)
-        )
-        with torch.no_grad():
-            temperature = self.config.loss.temperature.high
-            shifts = module.causal.shifts(intervention, module.decoder.gene, temperature)  # (M, K)
-            packed = PackedCells.of(cells, panels=[genes])
-            _, z, _ = module.encode(packed, torch.from_numpy(available).expand(len(cells), -1))
-            before = module.decoder.hidden(module.causal(z))  # (n, d)
-            dense, offset = torch.from_numpy(cells.dense(genes)), torch.from_numpy(profile)
-            return np.stack(
-                [
-                    module.counterfactual(
-                        before, module.decoder.hidden(module.causal(z + shift)), dense, on, offset
-                    ).numpy()
-                    for shift in shifts
-                ]
-            )
+        result: np.ndarray = predicted + (weight * (effect - moved))[:, None].astype(np.float32)
+        return result
 
     def factors(self, top: int = 10) -> pd.DataFrame:
         """The pathways that make each factor: the ``top`` largest |δ|, one row a (factor, pathway)."""
@@ -347,7 +365,11 @@ class TADVAE:
         return pd.DataFrame(rows, columns=["factor", "pathway", "name", "loading"])
 
     def graph(self) -> np.ndarray:
-        """Effects of factors on each other, strictly upper triangular: (i, j) is the effect of i on j."""
+        """Effects of factors on each other, shape (K, K), strictly upper triangular: (i, j) is i's on j.
+
+        How the network composes its predictions, not what causes what: see docs/model.md, and
+        :meth:`causal_graph`. Source: Zhang et al. 2023.
+        """
         return self.module.causal.adjacency().detach().numpy()
 
     def causal_graph(self, n_factors: int | None = None, threshold: float = 0.2) -> CausalGraph:
@@ -364,76 +386,13 @@ class TADVAE:
         """
         if self.effects is None:
             raise UserError("causal graph: this model was trained with effects.weight 0; train with effects.")
-        effects, _ = pathway_effects(self.effects, self.vocabulary)
+        effects, pathways = pathway_effects(self.effects, self.vocabulary)
         K = n_factors or min(self.config.model.causal.n_factors, *effects.shape)
-        return read_graph(effects, K, threshold)
+        return read_graph(effects, K, threshold, pathways)
 
     def unknown(self, target: int) -> str | None:
         """Why the model cannot answer for a target, None if it can.
 
         Indices of ``len(vocabulary.targets)`` and above stand for genes of the vocabulary.
         """
-        named = self.vocabulary.targets[target] if target < len(self.vocabulary.targets) else None
-        if named is not None and named.seen:
-            return None
-        if self.config.model.causal.targets == "identity":
-            return "it was not perturbed in training, and this model knows targets by identity only"
-        gene = named.gene if named is not None else target - len(self.vocabulary.targets)
-        if any(np.isin(gene, entry.genes).item() for entry in self.vocabulary.datasets):
-            return None
-        return "it was not perturbed in training, and its gene is measured in no dataset"
-
-    def _target(self, name: str, dataset: int) -> tuple[int, int]:
-        """(target, modality) of a name in a dataset; a UserError with the reason where it is unknown."""
-        vocabulary, entry = self.vocabulary, self.vocabulary.datasets[dataset]
-        index = vocabulary.target_index.get(name)
-        if index is None:
-            (key,) = canonical_targets([name], vocabulary.gene_reference)
-            gene = vocabulary.gene_index.get(key) if key is not None else None
-            if gene is None:
-                raise UserError(
-                    f"target '{name}': no prediction, because it is neither a target of the training screens "
-                    "nor one of their genes; see model.vocabulary.targets for those that are."
-                )
-            by_gene = {t.gene: i for i, t in enumerate(vocabulary.targets) if t.gene >= 0}
-            index = by_gene.get(gene, len(vocabulary.targets) + gene)
-        reason = self.unknown(index)
-        if reason is not None:
-            raise UserError(
-                f"target '{name}': no prediction, because {reason}; train with cells of this perturbation, "
-                "or with model.causal.targets=gene on screens that measure it."
-            )
-        return index, entry.target_modality.get(index, entry.modality)
-
-    def _dataset_like(self, names: Sequence[str], dataset: str | None) -> int:
-        known = [entry.name for entry in self.vocabulary.datasets]
-        if dataset is not None:
-            if dataset not in known:
-                raise UserError(f"dataset '{dataset}' was not in training (known: {', '.join(known)}).")
-            return known.index(dataset)
-        wanted = {self.vocabulary.target_index.get(name.strip()) for name in names}
-        holders = [
-            i for i, entry in enumerate(self.vocabulary.datasets) if wanted <= set(entry.target_modality)
-        ]
-        if len(holders) != 1:
-            raise UserError(
-                "with your own controls, say which screen's way of perturbing is meant: "
-                f"--dataset, one of {', '.join(known)}."
-            )
-        return holders[0]
-
-
-def profile_cell(profile: np.ndarray, genes: np.ndarray) -> Cells:
-    """A mean profile as one cell."""
-    at = np.flatnonzero(profile)
-    return Cells(genes[at], profile[at].astype(np.float32), np.array([0, len(at)]), np.array([np.nan]))
-
-
-def _unique(names: list[str]) -> list[str]:
-    """Names made unique as AnnData wants them; duplicates get a suffix."""
-    seen: dict[str, int] = {}
-    result = []
-    for name in names:
-        seen[name] = seen.get(name, -1) + 1
-        result.append(name if not seen[name] else f"{name}-{seen[name]}")
-    return result
+        return why_unknown(target, self.vocabulary, self.config.model.causal.targets)

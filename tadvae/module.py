@@ -150,7 +150,8 @@ class TADVAEModule(nn.Module):
     def decode(self, hidden: Tensor, genes: Tensor, profile: Tensor) -> Tensor:
         """Values on a gene list from h(u), shape (B, G); ``profile`` is the control profile (G,)."""
         values = self.decoder(hidden, genes)
-        return values + profile if self.config.decoder.decode == "residual" else values
+        result: Tensor = values + profile if self.config.decoder.decode == "residual" else values
+        return result
 
     def counterfactual(
         self, before: Tensor, after: Tensor, cells: Tensor, genes: Tensor, profile: Tensor

@@ -27,11 +27,11 @@ Read = tuple[int, int, np.ndarray]
 """(shard, row group, bag ids)"""
 Group = tuple[int, int, int]
 """(dataset, context, perturbation), store indices"""
-Mapper = Callable[[Callable[..., Any], Sequence[tuple]], list[Any]]
+Mapper = Callable[[Callable[..., Any], Sequence[tuple[Any, ...]]], list[Any]]
 """Calls a function on many argument tuples; results in their order."""
 
 
-def loop(function: Callable[..., Any], arguments: Sequence[tuple]) -> list[Any]:
+def loop(function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
     """The plain :data:`Mapper`."""
     return [function(*each) for each in arguments]
 
@@ -67,7 +67,8 @@ class CellReader:
         """Which of the bags have any cell on this side of the split; reads nothing."""
         bag_of_row = np.repeat(bag_ids, self.store.bags["n_cells"].to_numpy()[bag_ids])
         keep = self.kept(shard, row_group, bag_of_row)
-        return np.unique(bag_of_row if keep is None else bag_of_row[keep]).tolist()
+        result: list[int] = np.unique(bag_of_row if keep is None else bag_of_row[keep]).tolist()
+        return result
 
     def kept(self, shard: int, row_group: int, bag_of_row: np.ndarray) -> np.ndarray | None:
         """Which rows are on this side of the split, bool, shape (n,); None: all."""
@@ -80,7 +81,8 @@ class CellReader:
         within = np.concatenate([np.arange(b - a) for a, b in runs(bag_of_row)] or [np.empty(0, int)])
         row = first + within
         held = held_out_rows(int(row.max(initial=-1)) + 1, shard, row_group, self.split)[row]
-        return held if self.held_out else ~held
+        result: np.ndarray | None = held if self.held_out else ~held
+        return result
 
 
 def training_bags(

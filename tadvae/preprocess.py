@@ -218,4 +218,5 @@ def normalize(
             np.repeat(np.arange(len(n_tokens)), n_tokens), weights=values, minlength=len(n_tokens)
         )
     per_cell = np.divide(SCALE[method], library, out=np.zeros(len(library)), where=library > 0)
-    return np.log1p(values * np.repeat(per_cell, n_tokens)).astype(np.float32)
+    result: np.ndarray = np.log1p(values * np.repeat(per_cell, n_tokens)).astype(np.float32)
+    return result

@@ -7,8 +7,9 @@ import torch
 from tadvae.batch import Cells, PackedCells
 from tadvae.errors import UserError
 from tadvae.evaluation.interpretation import target_response
-from tadvae.model import CELLS_AT_ONCE, TADVAE
+from tadvae.model import TADVAE
 from tadvae.prepare import CellReader, Mapper, load_groups, loop, views_of
+from tadvae.reading import CELLS_AT_ONCE
 from tadvae.store.reader import Store
 
 CELLS = 512

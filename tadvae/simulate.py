@@ -195,7 +195,8 @@ class Simulation:
 def latent(exogenous: np.ndarray, graph: np.ndarray) -> np.ndarray:
     """Solve ``u = exogenous (I − graph)⁻¹`` for rows ``(C, K)``; ``graph`` is strictly upper triangular."""
     lower = np.eye(graph.shape[0]) - graph.T
-    return solve_triangular(lower, exogenous.T, lower=True, unit_diagonal=True).T
+    result: np.ndarray = solve_triangular(lower, exogenous.T, lower=True, unit_diagonal=True).T
+    return result
 
 
 def latent_shift(design: np.ndarray, shift: np.ndarray, truth: Truth) -> np.ndarray:
@@ -203,7 +204,8 @@ def latent_shift(design: np.ndarray, shift: np.ndarray, truth: Truth) -> np.ndar
     by_factor = np.zeros((shift.size, truth.graph.shape[0]))
     by_factor[np.arange(shift.size), truth.target_factor] = shift
     partners = np.tensordot(design, truth.epistasis, axes=1)  # (C, T, K)
-    return design @ by_factor + np.einsum("ct,ctk->ck", design, partners) / 2
+    result: np.ndarray = design @ by_factor + np.einsum("ct,ctk->ck", design, partners) / 2
+    return result
 
 
 def simulate(config: SimulationConfig) -> Simulation:
@@ -350,7 +352,8 @@ def _screen(
         same = np.zeros_like(cells)
         counts = draw(_rng(config, 5, index, line), same + condition, same + line, cells % n_batches)[-1]
         total = np.maximum(counts.sum(axis=1, keepdims=True), 1)
-        return np.log1p(counts * (TARGET_SUM / total)).mean(axis=0)
+        result: np.ndarray = np.log1p(counts * (TARGET_SUM / total)).mean(axis=0)
+        return result
 
     repeats = np.where(np.arange(n_conditions) == 0, screen.control_cells, screen.cells_per_condition)
     # Shuffled, since the files of real screens are not sorted by condition either.

@@ -233,7 +233,8 @@ class Learner:
         def forward() -> tuple[Tensor, dict[str, Tensor]]:
             noise = torch.Generator().manual_seed(int(seed >> np.uint64(1)))
             with torch.autocast(batch.dataset.device.type, torch.bfloat16, enabled=self.config.train.bf16):
-                return self.model(batch, epoch, noise)
+                result: tuple[Tensor, dict[str, Tensor]] = self.model(batch, epoch, noise)
+                return result
 
         loss, terms = or_eager(self.module, forward) if self.config.train.compile else forward()
         self.optimizer.zero_grad(set_to_none=True)

@@ -133,7 +133,8 @@ class Vocabulary:
     def symbols(self, genes: np.ndarray) -> list[str]:
         """Readable names of vocabulary indices: the symbol where there is one, else the key."""
         rows = self.genes.iloc[genes]
-        return rows["symbol"].where(rows["symbol"].notna(), rows["gene"]).tolist()
+        result: list[str] = rows["symbol"].where(rows["symbol"].notna(), rows["gene"]).tolist()
+        return result
 
     def context(self, name: str, dataset: str | None = None) -> int:
         """Index of a context by its name, and its dataset's where several have it; else a UserError."""

@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 import pipelines.cli
-from pipelines.cli import app, out
+from pipelines.cli import app
+from pipelines.show import out
 from tadvae.errors import UserError
 
 tune_app = typer.Typer(help="Search for better settings with Ray Tune, and look at what was found.")

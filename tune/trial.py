@@ -6,7 +6,7 @@ import ray.train
 import ray.tune
 from ray.tune.integration.ray_train import TuneReportCallback
 
-from pipelines.progress import read_log_piece
+from pipelines.records import read_log_piece
 from pipelines.train import train
 from tadvae.checkpoint import WEIGHTS
 from tadvae.experiment import ExperimentConfig

@@ -67,7 +67,8 @@ class Conditions:
     @property
     def size(self) -> np.ndarray:
         """Number of known targets, (n,)."""
-        return np.abs(self.targets).sum(axis=1)
+        result: np.ndarray = np.abs(self.targets).sum(axis=1)
+        return result
 
 
 def same_place(a: Conditions, b: Conditions) -> Floats:
@@ -119,11 +120,13 @@ def nearness(a: Floats, b: Floats, spread: Floats) -> Floats:
 
 def squared_distances(a: Floats, b: Floats) -> Floats:
     """``‖a_i − b_j‖²`` of rows, (n, m)."""
-    return np.maximum((a**2).sum(1)[:, None] + (b**2).sum(1)[None] - 2 * a @ b.T, 0.0)
+    result: Floats = np.maximum((a**2).sum(1)[:, None] + (b**2).sum(1)[None] - 2 * a @ b.T, 0.0)
+    return result
 
 
 def _shared(a: Conditions, b: Conditions) -> np.ndarray:
-    return np.abs(a.targets) @ np.abs(b.targets).T
+    result: np.ndarray = np.abs(a.targets) @ np.abs(b.targets).T
+    return result
 
 
 def _floats(mask: np.ndarray) -> Floats:

@@ -96,7 +96,8 @@ def error_scale(error: Array) -> Array:
     """Root mean square error of each gene over perturbations (N, G), shrunk to their mean: shape (G,)."""
     squares, known = error**2, ~np.isnan(error)
     typical = float(squares[known].mean()) if known.any() else 1.0
-    return np.sqrt((np.nansum(squares, axis=0) + SHRINK * typical) / (known.sum(axis=0) + SHRINK))
+    result: Array = np.sqrt((np.nansum(squares, axis=0) + SHRINK * typical) / (known.sum(axis=0) + SHRINK))
+    return result
 
 
 def risk_controlling_factor(scores: list[Array], alpha: float) -> float:

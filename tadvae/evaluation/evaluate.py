@@ -6,6 +6,7 @@ MMD and energy distance where there are cells: arithmetic predicts control cells
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -102,7 +103,7 @@ def evaluate(
     check_leaks(store, groups, model, mapper)
     for rival, split in rivals.values():
         check_leaks(store, split, rival, mapper)
-    rows: list[dict] = []
+    rows: list[dict[str, Any]] = []
     abstained: dict[str, str] = {}
     notes: list[str] = []
     calibration = model.calibration if isinstance(model, Ensemble) else None
@@ -130,10 +131,10 @@ def _require_comparable(
 ) -> None:
     keys = ["dataset", "context", "perturbation"]
 
-    def held(frame: pd.DataFrame) -> set:
+    def held(frame: pd.DataFrame) -> set[Any]:
         return set(frame.loc[frame["part"] != TRAIN, keys].itertuples(index=False, name=None))
 
-    def cells(split: SplitConfig) -> tuple:
+    def cells(split: SplitConfig) -> tuple[Any, ...]:
         return (split.folds, split.fold, split.seed) if split.kind == "cells" else ()
 
     same = held(split) == held(groups) and cells(rival.config.split) == cells(model.config.split)
@@ -152,7 +153,9 @@ def _require_comparable(
         )
 
 
-def _score(question: Question, given: dict[str, Answer], calibration: Calibration | None) -> list[dict]:
+def _score(
+    question: Question, given: dict[str, Answer], calibration: Calibration | None
+) -> list[dict[str, Any]]:
     """Rows of all methods for the groups of one question."""
     control, observed = question.control, question.observed
     baselines = fit_all(question.profiles) | {LatentAdditive.name: LatentAdditive().fit(question.profiles)}
@@ -210,7 +213,9 @@ def _score_cells(
     m = len(question.cells)
     before = question.controls.dense(question.genes)  # (n, G)
 
-    def put(where: dict, key: tuple[str, str], i: int, value: object, shape: tuple[int, ...]) -> None:
+    def put(
+        where: dict[tuple[str, str], Any], key: tuple[str, str], i: int, value: object, shape: tuple[int, ...]
+    ) -> None:
         where.setdefault(key, np.full(shape, np.nan))[i] = value
 
     for i, held in enumerate(question.cells):

@@ -5,7 +5,7 @@ A split is made once, before training, saved with the run and read by every late
 that the model saw.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -137,7 +137,8 @@ def split_groups(
 def held_out_rows(n_rows: int, shard: int, row_group: int, config: SplitConfig) -> np.ndarray:
     """For ``kind="cells"``: which rows of a row group are held out, bool, shape (n_rows,)."""
     draw = np.random.default_rng([config.seed, shard, row_group]).integers(0, config.folds, n_rows)
-    return draw == config.fold
+    result: np.ndarray = draw == config.fold
+    return result
 
 
 def _validated(left: pd.DataFrame, config: ValidationConfig) -> pd.Index:
@@ -157,7 +158,7 @@ def _validated(left: pd.DataFrame, config: ValidationConfig) -> pd.Index:
     return held
 
 
-def _fold(items: pd.Series, config: SplitConfig | ValidationConfig) -> set:
+def _fold(items: pd.Series, config: SplitConfig | ValidationConfig) -> set[Any]:
     """One of ``folds`` random parts of the distinct items."""
     distinct = sorted(set(items))
     order = np.random.default_rng([config.seed, len(distinct)]).permutation(len(distinct))

@@ -45,7 +45,8 @@ def edge_dot(left: Tensor, right: Tensor, edges: ActiveEdges, numba: bool = True
     left, right = _wide(left), _wide(right)
     fused = _kernels_for(numba, left, right)
     if fused is not None:
-        return fused.EdgeDot.apply(left, right, edges)
+        result: Tensor = fused.EdgeDot.apply(left, right, edges)
+        return result
     return (left[edges.pathway] * right[edges.gene].transpose(0, 1)).sum(-1)
 
 
@@ -70,7 +71,8 @@ def edge_attention(
     match, shift = _wide_or_none(match), _wide_or_none(shift)
     fused = _kernels_for(numba, x, phi, load, match, shift)
     if fused is not None:
-        return fused.EdgeAttention.apply(x, phi, match, shift, load, basis.first, cells, edges)
+        result: Tensor = fused.EdgeAttention.apply(x, phi, match, shift, load, basis.first, cells, edges)
+        return result
     pairs = edges.expand(cells)
     logits = edge_logits(x, match, shift, pairs, like=load)
     value = edge_values(Basis(basis.first, phi), load, pairs)  # (N, h)
@@ -108,7 +110,8 @@ def edge_sum(
     phi, weight = _wide(basis.phi), _wide(weight)
     fused = _kernels_for(numba, phi, weight)
     if fused is not None:
-        return fused.EdgeSum.apply(phi, weight, basis.first, cells, edges)
+        result: Tensor = fused.EdgeSum.apply(phi, weight, basis.first, cells, edges)
+        return result
     pairs = edges.expand(cells)
     value = edge_values(Basis(basis.first, phi), weight.T[..., None], pairs)[:, 0]
     return sum_by_slot(value, pairs).view(cells.n_cells, -1)
@@ -139,7 +142,8 @@ def token_attention(
     gate, shift = _wide_or_none(gate), _wide_or_none(shift)
     fused = _kernels_for(numba, query, readout, key, value, gate, shift)
     if fused is not None:
-        return fused.TokenAttention.apply(query, readout, key, value, gate, shift, cells, edges)
+        result: Tensor = fused.TokenAttention.apply(query, readout, key, value, gate, shift, cells, edges)
+        return result
     pairs = edges.expand(cells)
     return _attend(*token_pairs(edges, pairs, query, readout, key, value, gate, shift), pairs, cells)
 
@@ -173,7 +177,8 @@ def member_mean(rows: Tensor, table: EdgeTable, numba: bool = True) -> Tensor:
         pathway = torch.repeat_interleave(torch.arange(table.n_pathways, device=rows.device), table.size)
         total = rows.new_zeros(table.n_pathways, rows.shape[1])
         total = total.index_add(0, pathway, rows[table.member_gene])
-    return total / table.size.clamp(min=1)[:, None]
+    result: Tensor = total / table.size.clamp(min=1)[:, None]
+    return result
 
 
 def _attend(logits: Tensor, value: Tensor, pairs: CellEdges, cells: PackedCells) -> Tensor:

@@ -174,6 +174,7 @@ class CausalLayer(nn.Module):
         if not self.config.graph:
             return z
         identity = torch.eye(z.shape[1], device=z.device, dtype=z.dtype)
-        return torch.linalg.solve_triangular(
+        result: Tensor = torch.linalg.solve_triangular(
             identity - self.adjacency(), z, upper=True, left=False, unitriangular=True
         )
+        return result

@@ -55,7 +55,8 @@ class GeneDecoder(nn.Module):
         """h(u), shape (B, width)."""
         if self.config.kind == "linear":
             return u
-        return self.network(u) if self.config.kind == "mlp" else self.linear(u) + self.network(u)
+        result: Tensor = self.network(u) if self.config.kind == "mlp" else self.linear(u) + self.network(u)
+        return result
 
     def forward(self, hidden: Tensor, genes: Tensor) -> Tensor:
         """Values of a gene list, shape (B, G)."""

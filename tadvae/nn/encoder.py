@@ -134,7 +134,8 @@ class _Layer(nn.Module, ABC):
     def forward(self, x: Tensor, ragged: Ragged) -> Tensor:
         """(T, d) → (T, d)."""
         x = x + self.out(self.attend(self.norm(x), ragged))
-        return x + self.network(x)
+        result: Tensor = x + self.network(x)
+        return result
 
 
 class FullLayer(_Layer):

@@ -162,7 +162,8 @@ def _parquet(file: Location) -> pd.DataFrame:
 
 
 def _is_list(kind: pa.DataType) -> bool:
-    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    result: bool = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    return result
 
 
 def _text(file: Location) -> pd.DataFrame:

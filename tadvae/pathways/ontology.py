@@ -238,7 +238,8 @@ def _is_term(about: Mapping[str, Any]) -> bool:
 
 
 def _is_obsolete(about: Mapping[str, Any]) -> bool:
-    return about.get("is_obsolete", "false") == "true"
+    result: bool = about.get("is_obsolete", "false") == "true"
+    return result
 
 
 def _former_ids(

@@ -123,4 +123,5 @@ def _intersections(members: sparse.csr_matrix) -> Iterator[tuple[int, sparse.csr
 def _jaccard_distance(common: np.ndarray, size: np.ndarray, other: np.ndarray) -> np.ndarray:
     """One division of whole numbers, so that ½ is exactly ½."""
     union = size + other - common
-    return (union - common) / union
+    result: np.ndarray = (union - common) / union
+    return result

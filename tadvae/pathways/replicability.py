@@ -106,7 +106,8 @@ def replicability(activities: Sequence[np.ndarray]) -> np.ndarray:
     pairs = [
         np.abs((one * other).sum(axis=0)) for i, one in enumerate(standard) for other in standard[i + 1 :]
     ]
-    return np.minimum.reduce(pairs)
+    result: np.ndarray = np.minimum.reduce(pairs)
+    return result
 
 
 def train_once(data: TrainingData, config: ThreeStepConfig, seed: int) -> np.ndarray:
@@ -299,4 +300,5 @@ def _standardised(cells: Cells, genes: np.ndarray) -> np.ndarray:
     values[row[here], at[here]] = cells.values[here]
     values -= values.mean(axis=0)
     deviation = values.std(axis=0)
-    return np.divide(values, deviation, out=np.zeros_like(values), where=deviation > 1e-6)
+    result: np.ndarray = np.divide(values, deviation, out=np.zeros_like(values), where=deviation > 1e-6)
+    return result

@@ -85,14 +85,10 @@ def scatter(comparison: Comparison, number: int) -> str:
 
 def heat_map(activity: pd.DataFrame) -> str:
     """Pathways by perturbations: change of activity, each pathway relative to its largest."""
-    controls = [name for name in activity.columns if name.startswith("control (")]
-    change = activity.drop(columns=controls)
-    known = change[change.notna().any(axis=1).to_numpy()]
-    spread = known.std(axis=1, ddof=0).to_numpy()
-    rows = np.argsort(-spread, kind="stable")[:SHOWN_PATHWAYS]
-    shown = known.iloc[rows]
-    start = activity.loc[activity[change.columns].notna().any(axis=1).to_numpy(), controls].iloc[rows]
-    left, top, high = 400, 190, 17
+    rows = _shown_rows(activity)
+    shown, start = shown_pathways(activity), activity[_controls(activity)].iloc[rows]
+    longest = max((len(_cut(name.split(" (")[0], 26)) for name in shown.columns), default=0)
+    left, top, high = 400, 24 + round(5.6 * longest), 17  # headings are slanted
     wide = min(24.0, (WIDTH - left - 10) / max(len(shown.columns), 1))
     parts = []
     for j, column in enumerate(shown.columns):
@@ -122,6 +118,24 @@ def heat_map(activity: pd.DataFrame) -> str:
         "own scale; values are in the titles of the cells."
     )
     return svg("activity", "Pathway activity", words, parts, WIDTH, top + high * len(shown) + 10)
+
+
+def shown_pathways(activity: pd.DataFrame) -> pd.DataFrame:
+    """The changes that the heat map shows: pathways that differ most, without the controls' columns."""
+    return activity.drop(columns=_controls(activity)).iloc[_shown_rows(activity)]
+
+
+def _controls(activity: pd.DataFrame) -> list[str]:
+    return [name for name in activity.columns if name.startswith("control (")]
+
+
+def _shown_rows(activity: pd.DataFrame) -> np.ndarray:
+    """Positions of the pathways that some panel sees and that differ most between perturbations."""
+    change = activity.drop(columns=_controls(activity))
+    known = np.flatnonzero(change.notna().any(axis=1).to_numpy())
+    spread = change.iloc[known].std(axis=1, ddof=0).to_numpy()
+    rows: np.ndarray = known[np.argsort(-spread, kind="stable")[:SHOWN_PATHWAYS]]
+    return rows
 
 
 def arc_diagram(graph: Graph, name: str, title: str) -> str:

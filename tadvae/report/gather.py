@@ -4,6 +4,7 @@ import io
 import json
 import shlex
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -27,6 +28,8 @@ SHOWN_GROUPS = 24
 SHOWN_GENES = 60
 SHOWN_METRICS = ("pearson_delta", "rmse", "rank_cosine", "mmd", "coverage", "interval_width")
 """Of the table of held-out groups."""
+TERMS = ("loss", "reconstruction", "mmd", "mean_match", "kl", "sparsity")
+"""Of a log, besides the scores of validation: what the learning curves show."""
 GROUP = ["dataset", "context", "perturbation"]
 NAMES = ["dataset_name", "context_name", "perturbation_name"]
 
@@ -50,7 +53,7 @@ class Run:
     folder: Location
     model: Predictor
     groups: pd.DataFrame
-    started: dict
+    started: dict[str, Any]
     members: dict[str, Location]
 
     @classmethod
@@ -98,7 +101,10 @@ def gather(run: Run, store: Store | None, mapper: Mapper = loop) -> Report:
     held = run.held_out
     name = shlex.quote(str(run.folder))
     if held.empty:
-        notes.append("Nothing was held out in this run, so there is nothing to compare.")
+        notes.append(
+            "Nothing was held out in this run, so there is nothing to compare; another split holds something "
+            "out, such as --set split.kind=single."
+        )
     elif scores is None:
         notes.append(f"Not evaluated: `tadvae evaluate {name}`, then this report again, fills the table.")
     comparisons: list[Comparison] = []
@@ -149,7 +155,7 @@ def _about(run: Run) -> dict[str, str]:
 
 
 def _commands(run: Run) -> list[str]:
-    folder, store = shlex.quote(str(run.folder)), shlex.quote(run.started["store"])
+    folder, store = shlex.quote(f"{run.folder}-again"), shlex.quote(run.started["store"])
     train = f"tadvae train {store} --out {folder} --config config.yaml"
     if isinstance(run.model, Ensemble):
         about = read_about(run.folder)
@@ -180,7 +186,7 @@ def _datasets(groups: pd.DataFrame, vocabulary: Vocabulary) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _shared(sets: list[set]) -> np.ndarray:
+def _shared(sets: list[set[Any]]) -> np.ndarray:
     return np.array([[len(a & b) for b in sets] for a in sets])
 
 
@@ -191,10 +197,8 @@ def _curve(run: Location) -> pd.DataFrame:
     steps = pd.DataFrame([json.loads(line) for line in lines])
     if steps.empty:
         return steps
-    left_out = ["step", "cells", "tokens", "seconds", "wait"]
-    return (
-        steps.groupby("epoch").mean(numeric_only=True).drop(columns=left_out, errors="ignore").reset_index()
-    )
+    shown = [name for name in TERMS if name in steps] + [name for name in steps if name.startswith("val_")]
+    return steps.groupby("epoch")[shown].mean().reset_index()
 
 
 def _groups(held: pd.DataFrame, scores: pd.DataFrame | None) -> pd.DataFrame:

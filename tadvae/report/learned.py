@@ -5,11 +5,11 @@ import pandas as pd
 import torch
 
 from tadvae.batch import PackedCells
-from tadvae.causal_graph import pathway_effects
+from tadvae.cells import profile_cell
 from tadvae.ensemble import Ensemble
 from tadvae.errors import UserError
 from tadvae.evaluation.answers import Predictor
-from tadvae.model import TADVAE, profile_cell
+from tadvae.model import TADVAE
 from tadvae.nn.strategies.gated import GatedAttention
 from tadvae.report.data import Graph, MaskChange
 
@@ -43,15 +43,13 @@ def causal_graph(model: Predictor) -> Graph | str:
         found = first.causal_graph()
     except UserError as error:
         return str(error)
-    assert first.effects is not None
-    effects, pathways = pathway_effects(first.effects, first.vocabulary)
     seen = [t.name for t in first.vocabulary.targets if t.seen]
     names = []
     for k in range(len(found.graph)):
         targets = [seen[i] for i in np.flatnonzero(found.target_factor == k)]
         own = np.flatnonzero(found.pathway_factor == k)
-        size = np.abs(effects[found.target_factor == k][:, own]).mean(axis=0) if len(own) else own
-        strongest = pathways[own[np.argsort(-size, kind="stable")[:NAMED_BY]]]
+        size = np.abs(found.responses[found.target_factor == k][:, own]).mean(axis=0) if len(own) else own
+        strongest = found.pathways[own[np.argsort(-size, kind="stable")[:NAMED_BY]]]
         words = " / ".join(first.vocabulary.membership.names[p] for p in strongest) or "no pathway"
         more = f" +{len(targets) - 3}" if len(targets) > 3 else ""
         names.append(f"{k}: {words} ({', '.join(targets[:3])}{more})")

@@ -9,10 +9,11 @@ import pandas as pd
 
 from tadvae.evaluation.evaluate import CEILING, COVERAGE, METHOD, NULL
 from tadvae.evaluation.metrics import HIGHER_IS_BETTER
-from tadvae.report.data import Report
-from tadvae.report.figures import arc_diagram, heat_map, learning_curves, scatter
+from tadvae.report.data import Graph, Report
+from tadvae.report.figures import arc_diagram, heat_map, learning_curves, scatter, shown_pathways
 
 SHOWN_EDGES = 200
+OF_PROFILES = ("pearson_delta", "pearson_delta_de", "l2", "rmse", "cosine_logfc", "de_overlap")
 SECTIONS: list[tuple[str, Callable[[Report], str]]] = []
 """Title and content, in the page's order."""
 
@@ -73,7 +74,20 @@ def _scores(report: Report) -> str:
 
 
 def _methods(category: str, scores: pd.DataFrame) -> str:
+    """Two tables, since one of all metrics is wider than a page."""
     metrics = scores["metric"].unique().tolist()
+    others = [metric for metric in metrics if metric not in OF_PROFILES]
+    return "".join(
+        _methods_by(f"{category}, {what}", scores, chosen)
+        for what, chosen in (
+            ("mean profiles", [metric for metric in OF_PROFILES if metric in metrics]),
+            ("which perturbation, which cells", others),
+        )
+        if chosen
+    )
+
+
+def _methods_by(title: str, scores: pd.DataFrame, metrics: list[str]) -> str:
     best = {}
     for metric in metrics:
         rivals = scores[(scores["metric"] == metric) & ~scores["method"].isin([CEILING, NULL])]
@@ -85,6 +99,8 @@ def _methods(category: str, scores: pd.DataFrame) -> str:
     for method, part in scores.groupby("method", sort=False):
         row = part.set_index("metric")
         cells = ""
+        if not row.index.isin(metrics).any() or row.loc[row.index.isin(metrics), "mean"].isna().all():
+            continue  # no distance for a ceiling of profiles, no ceiling of distances
         for metric in metrics:
             if metric not in row.index or np.isnan(row.loc[metric, "mean"]):
                 cells += "<td></td>"
@@ -95,7 +111,7 @@ def _methods(category: str, scores: pd.DataFrame) -> str:
             cells += f'<td class="{kind}">{mean:.3f}<br><small>[{low:.3f}, {high:.3f}]</small></td>'
         body += f'<tr><th scope="row">{escape(str(method))}</th>{cells}</tr>'
     n = int(scores["n"].max())
-    caption = f"{category}: {n} held-out groups"
+    caption = f"{title}: {n} held-out group{'' if n == 1 else 's'}"
     return _wrap(
         f"<table><caption>{escape(caption)}</caption>"
         f'<thead><tr><th scope="col">method</th>{head}</tr></thead>'
@@ -157,7 +173,15 @@ def _activity(report: Report) -> str:
         "<p>Activity that the model reads from predicted mean profiles, less that of the control's mean "
         "profile. Orange: more, blue: less, grey: not measured; each pathway has its own scale.</p>"
         + heat_map(report.activity)
+        + _unfold("The same as a table", _activity_table(report.activity), printed=False)
     )
+
+
+def _activity_table(activity: pd.DataFrame) -> str:
+    """Changes of the shown pathways, one row a cell of the heat map."""
+    shown = shown_pathways(activity).rename_axis("pathway").reset_index()
+    long = shown.melt("pathway", var_name="perturbation", value_name="change")
+    return _table(long, "Change of activity", name="activity-table")
 
 
 @_section("Latent factors")
@@ -165,7 +189,30 @@ def _factors(report: Report) -> str:
     return (
         "<p>The graph of the network, each factor named by the pathways that it reads most.</p>"
         + arc_diagram(report.factors, "factors", "Latent factors")
+        + _edges(report.factors, "Effects of factors on each other", "factor-edges")
     )
+
+
+def _edges(graph: Graph, caption: str, name: str) -> str:
+    """A graph's edges as a table, with the share of seeds that have them where there are several."""
+    if graph.edges.empty:
+        return ""
+    table = pd.DataFrame(
+        {
+            "cause": [graph.names[k] for k in graph.edges["source"]],
+            "effect on": [graph.names[k] for k in graph.edges["target"]],
+            "effect": graph.edges["effect"],
+        }
+    )
+    if "share" in graph.edges:
+        table["share of seeds"] = graph.edges["share"]
+    more = f", the {SHOWN_EDGES} largest of {len(table)}" if len(table) > SHOWN_EDGES else ""
+    return _unfold("The same as a table", _table(table.head(SHOWN_EDGES), caption + more, name=name))
+
+
+def _unfold(summary: str, content: str, *, printed: bool = True) -> str:
+    kind = "" if printed else ' class="screen"'
+    return f"<details{kind}><summary>{escape(summary)}</summary>{content}</details>"
 
 
 @_section("Causal graph from interventions")
@@ -176,6 +223,7 @@ def _causal(report: Report) -> str:
         "<p>From what targets do to the genes of pathways; it holds if every pathway is driven by one factor "
         "and every factor is the aim of some target (named in brackets).</p>"
         + arc_diagram(report.causal, "causal", "Causal graph")
+        + _edges(report.causal, "Direct effects, in units of a factor's own", "causal-edges")
     )
 
 
@@ -195,9 +243,8 @@ def _mask(report: Report) -> str:
 
 @_section("Reproduce it")
 def _commands(report: Report) -> str:
-    return (
-        f"<pre>{escape(chr(10).join(report.commands))}</pre><details><summary>config.yaml</summary>"
-        f"<pre>{escape(report.config)}</pre></details>"
+    return f"<pre>{escape(chr(10).join(report.commands))}</pre>" + _unfold(
+        "config.yaml", f"<pre>{escape(report.config)}</pre>"
     )
 
 

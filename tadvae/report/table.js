@@ -41,5 +41,5 @@ if (words) {
   show();
 }
 window.addEventListener("beforeprint", () => {
-  for (const part of document.querySelectorAll("details")) part.open = true;
+  for (const part of document.querySelectorAll("details:not(.screen)")) part.open = true;
 });

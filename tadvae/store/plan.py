@@ -44,7 +44,9 @@ class Window:
     order: np.ndarray
 
 
-def rank_bags(bags: pd.DataFrame, seed: int, epoch: int, rank: int, world_size: int) -> tuple[list, int]:
+def rank_bags(
+    bags: pd.DataFrame, seed: int, epoch: int, rank: int, world_size: int
+) -> tuple[list[tuple[int, int, np.ndarray]], int]:
     """Row groups and bags of one rank in one epoch.
 
     Row groups are shuffled and laid end to end; the line of their bags is cut into equal spans, one a

@@ -111,7 +111,8 @@ class Source:
                 f"{self.where}: var column '{column.name}' must hold a positive length for every "
                 "gene; mend it or remove 'genes.length' from the spec."
             )
-        return lengths
+        result: np.ndarray | None = lengths
+        return result
 
     def labels(self) -> CellLabels:
         """Context, perturbation, batch and library size of every cell."""
@@ -161,7 +162,7 @@ class Source:
                 f"{self.where}: {int(missing.sum())} cells have no value in obs column "
                 f"'{spec.column}'; label them or set 'missing: drop' under 'perturbation'."
             )
-        keep &= ~missing
+        keep &= ~missing & ~column.astype(str).isin(spec.exclude).to_numpy()
         parsed = {label: self._parse(str(label)) for label in column[keep].unique()}
         targets[:] = [parsed[label] if ok else () for label, ok in zip(column, keep, strict=True)]
         if () not in parsed.values():
@@ -183,7 +184,10 @@ class Source:
     def _split(self, label: str) -> list[str]:
         spec = self.spec.perturbation
         assert spec is not None
-        return [part.strip() for part in (label.split(spec.separator) if spec.separator else [label])]
+        parts = [part.strip() for part in (label.split(spec.separator) if spec.separator else [label])]
+        if spec.remove is None:
+            return parts
+        return [part if part in spec.controls else re.sub(spec.remove, "", part) for part in parts]
 
     def _parse(self, label: str) -> tuple[str, ...]:
         spec = self.spec.perturbation
@@ -195,7 +199,7 @@ class Source:
             raise UserError(
                 f"{self.where}: the label {label!r} in obs column '{spec.column}' does not parse "
                 f"with separator {spec.separator!r} (a target is empty); mend the label or "
-                "'perturbation.separator'."
+                "'perturbation.separator' or 'perturbation.remove'."
             )
         names = [spec.rename.get(name, name) for name in names if name not in spec.controls]
         return tuple(sorted(set(names)))
@@ -217,7 +221,8 @@ class Source:
                 f"{self.where}: {int(series.isna().sum())} cells have no value in obs column "
                 f"'{column}'; label them or name another column in '{setting}'."
             )
-        return series.astype(str).to_numpy(dtype=object)
+        result: np.ndarray | None = series.astype(str).to_numpy(dtype=object)
+        return result
 
     def _check(self, values: sparse.csr_matrix, start: int) -> None:
         """Refuse values that are not what the spec says they are."""

@@ -55,10 +55,23 @@ class PerturbationSpec(Config):
     """The label, or labels, of control cells; as one target of several it is ignored (``KLF1+ctrl``)."""
     separator: str | None = None
     """Between the targets of a combination; None: each label is one target."""
+    remove: str | None = None
+    """A regular expression whose matches are cut out of every target, such as a guide's ``_pDS.*$``."""
     rename: dict[str, str] = {}
     """Other names for targets, for example ``{stimulated: IFNB1}``."""
+    exclude: list[str] = []
+    """Labels of cells that are left out, for example those whose guide was not read."""
     missing: Literal["error", "drop"] = "error"
     """What to do with cells that have no label."""
+
+    @field_validator("remove")
+    @classmethod
+    def _is_regular(cls, pattern: str | None) -> str | None:
+        try:
+            re.compile(pattern or "")
+        except re.error as error:
+            raise ValueError(f"not a regular expression ({error})") from None
+        return pattern
 
     @property
     def controls(self) -> set[str]:

@@ -14,6 +14,10 @@ import pandas as pd
 import pytest
 import scanpy as sc
 from local_conversion import convert_locally
+from selenium import webdriver
+from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
 from small_screens import SCREENS, small_config
 
 from pipelines.cli import main
@@ -26,9 +30,10 @@ from tadvae.evaluation.evaluate import evaluate
 from tadvae.evaluation.metrics import pearson_delta
 from tadvae.filesystem import Location
 from tadvae.model import TADVAE
+from tadvae.report import page as page_module
 from tadvae.report.gather import Run, gather
 from tadvae.report.page import page
-from tadvae.report.svg import Scale, diverging
+from tadvae.report.svg import COLOURS, Scale, diverging
 from tadvae.simulate import simulate
 from tadvae.simulation_files import write_simulation
 from tadvae.store.reader import Store
@@ -37,6 +42,7 @@ pytestmark = pytest.mark.slow
 
 STEPS = [
     {"step": s, "epoch": s // 3, "loss": 4.0 - 0.5 * s, "kl": 2.0 + s, "cells": 9, "seconds": 0.1}
+    | {"time": 1.8e9 + s, "workers": 2, "epochs_done": (s + 1) / 3, "cells_seen": 9 * s}
     for s in range(6)
 ]
 
@@ -228,6 +234,7 @@ def test_an_ensemble_shows_intervals_and_how_many_seeds_agree(run, store, tmp_pa
         at = [names.index(gene) for gene in shown.genes]
         np.testing.assert_allclose(shown.half_width, 2.0 * scale[shown.dataset][at], atol=1e-6)
     html = page(report)
+    assert "share of seeds" in html
     assert html.count('class="interval"') == sum(len(c.genes) for c in report.comparisons)
     own = report.scores.query("category == 'all' and metric == 'coverage'")
     assert f"{own['mean'].iloc[0]:.3f}" in html.split("<h2>Intervals</h2>")[1].split("</section>")[0]
@@ -259,6 +266,92 @@ def test_unfinished_runs_and_other_stores_are_refused(run, tmp_path):
     with pytest.raises(UserError, match="not a cell store"):
         report_run(str(run), str(tmp_path / "r.html"), str(tmp_path))
     assert not (tmp_path / "r.html").exists()
+
+
+@pytest.fixture
+def browser():
+    if shutil.which("chromium") is None or shutil.which("chromedriver") is None:
+        pytest.skip("apt install chromium chromium-driver to draw the page")
+    options = webdriver.ChromeOptions()
+    for word in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
+        options.add_argument(word)
+    options.binary_location = shutil.which("chromium")
+    driver = webdriver.Chrome(options, Service(shutil.which("chromedriver")))
+    yield driver
+    driver.quit()
+
+
+A4 = {"width": 718, "height": 1047, "deviceScaleFactor": 1, "mobile": False}  # at 96 dpi, within the margins
+TOO_WIDE = """
+return [...document.querySelectorAll("table, svg, pre, figure, p")].filter((e) =>
+  e.getBoundingClientRect().right > innerWidth + 1).map((e) => e.outerHTML.slice(0, 90));
+"""
+
+
+def test_in_print_nothing_is_cut_off_or_folded(report, browser, tmp_path):
+    (tmp_path / "r.html").write_text(page(report))
+    browser.get((tmp_path / "r.html").as_uri())
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", A4)
+    browser.execute_script("window.dispatchEvent(new Event('beforeprint'))")
+    assert browser.execute_script(TOO_WIDE) == []
+    printed = browser.find_elements(By.CSS_SELECTOR, "details:not(.screen)")
+    assert len(printed) == 3
+    assert all(part.get_attribute("open") for part in printed)
+    assert not browser.find_element(By.CLASS_NAME, "controls").is_displayed()
+    assert browser.get_log("browser") == []
+
+
+def test_a_keyboard_is_enough(report, browser, tmp_path):
+    """Everything that can be worked is reached by the tab key, and answers to the enter key."""
+    (tmp_path / "r.html").write_text(page(report))
+    browser.get((tmp_path / "r.html").as_uri())
+    reached = []
+    for _ in range(400):
+        browser.switch_to.active_element.send_keys(Keys.TAB)
+        at = browser.switch_to.active_element
+        if at.tag_name == "body":
+            break
+        reached.append((at.tag_name, at.get_attribute("id") or at.text))
+        if reached[-1] == ("button", "pearson_delta") and "sorted" not in reached:
+            at.send_keys(Keys.ENTER)
+            reached.append("sorted")
+        if reached[-1] == ("summary", "config.yaml"):
+            at.send_keys(Keys.ENTER)
+    for wanted in (("input", "filter"), ("select", "category"), "sorted", ("summary", "config.yaml")):
+        assert wanted in reached
+    rows = browser.find_elements(By.CSS_SELECTOR, "#groups tbody tr")
+    heads = browser.find_elements(By.CSS_SELECTOR, "#groups th")
+    (at,) = [i for i, head in enumerate(heads) if head.get_attribute("aria-sort") == "ascending"]
+    assert heads[at].text == "pearson_delta"
+    values = [float(row.find_elements(By.TAG_NAME, "td")[at].get_attribute("data-value")) for row in rows]
+    assert values == sorted(values)
+    assert browser.find_elements(By.TAG_NAME, "details")[-1].get_attribute("open")
+
+
+def test_graphs_are_tables_too(report):
+    html = page(report)
+    for name, graph in (("factor-edges", report.factors), ("causal-edges", report.causal)):
+        rows = html.split(f'<table id="{name}"')[1].split("</table>")[0].split("<tbody>")[1].count("<tr")
+        assert rows == min(len(graph.edges), 200) > 0
+    table = html.split('<table id="activity-table"')[1].split("</table>")[0]
+    shown = min(30, report.activity.notna().any(axis=1).sum()) * len(report.comparisons)
+    assert table.split("<tbody>")[1].count("<tr") == shown
+
+
+def luminance(colour):
+    channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return float(np.dot(linear, [0.2126, 0.7152, 0.0722]))
+
+
+def test_words_and_lines_stand_out_from_white():
+    """WCAG 2 AA: a contrast of 4.5 for words and what has their size."""
+    css = (Path(page_module.__file__).parent / "page.css").read_text()
+    written = set(re.findall(r"(?:[{;]color|stroke|fill):(#[0-9a-f]{6})", css))
+    assert len(written) > 2
+    for colour in {*COLOURS, *written}:
+        assert 1.05 / (luminance(colour) + 0.05) >= 4.5, colour
 
 
 def test_scales_and_colours():

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import threading
 import time
@@ -12,11 +13,14 @@ import psutil
 import pytest
 from safetensors.numpy import load_file
 
-from pipelines.train import train
+from pipelines.cli import main
+from pipelines.train import _begin, train
 from tadvae.errors import UserError
 from tadvae.evaluation.validation import Validator
 from tadvae.experiment import ExperimentConfig
+from tadvae.filesystem import Location
 from tadvae.model import TADVAE
+from tadvae.report.gather import TERMS, Run, gather
 
 SETTINGS = [
     "stream.bags_per_batch=3",
@@ -82,6 +86,21 @@ def test_two_workers_train_and_the_loss_falls(whole):
     assert len([p for p in (whole / "checkpoints").iterdir() if p.is_dir()]) == 2  # the last two
     assert TADVAE.from_pretrained(whole).vocabulary.hash == about["vocabulary_hash"]
     assert not list(whole.rglob("*.tmp"))
+
+
+@pytest.mark.slow
+def test_a_report_has_the_command_that_makes_the_run_again(whole, tmp_path, monkeypatch):
+    report = gather(Run.load(str(whole)), None)
+    assert set(report.curves["run"].columns) == {"epoch", *TERMS}
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config.yaml").write_text(report.config)
+    words = shlex.split(report.commands[0])
+    assert words[:2] == ["tadvae", "train"]
+    words[words.index("--out") + 1] = str(tmp_path / "again")
+    with pytest.raises(SystemExit) as ended:
+        main(words[1:])
+    assert not ended.value.code
+    assert losses(tmp_path / "again") == losses(whole)
 
 
 @pytest.mark.slow
@@ -204,3 +223,18 @@ def test_relative_paths_hold_for_the_workers(store, simulated, tmp_path, monkeyp
     train(".", run, config(simulated, "train.epochs=1", "train.checkpoint_every=null"), workers=1)
     assert json.loads((tmp_path / "run" / "run.json").read_text())["store"] == store.folder.path
     assert (tmp_path / "run" / "model" / "model.safetensors").exists()
+
+
+@pytest.mark.slow
+def test_a_split_that_holds_nothing_out_is_said(
+    ray_cluster, write_spec, screen, convert_here, tmp_path, capsys
+):
+    singles = screen[screen.obs["condition"] != "G1+G2"].copy()
+    store = convert_here(write_spec(singles))
+    (tmp_path / "sets.gmt").write_text("P\tall of them\t" + "\t".join(singles.var_names) + "\n")
+    for kind, said in (("combo", True), ("single", False)):
+        settings = [f"pathways.file={tmp_path / 'sets.gmt'}", f"split.kind={kind}", "split.folds=2"]
+        run = Location.of(tmp_path / kind)
+        _begin(run, store, str(store.folder), ExperimentConfig.load(None, settings), 1, False)
+        assert (run / "run.json").exists()
+        assert ("holds nothing out of this store" in capsys.readouterr().err) == said

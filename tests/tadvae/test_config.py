@@ -4,6 +4,7 @@ import pytest
 from pydantic import Field
 
 from tadvae.config import Config, override, read_yaml
+from tadvae.experiment import ExperimentConfig
 
 
 class Inner(Config):
@@ -104,3 +105,18 @@ def test_yaml_makes_no_objects(refused, write):
 def test_configs_do_not_change():
     with pytest.raises(ValueError, match="frozen"):
         Outer(size=1).size = 2  # type: ignore[misc]
+
+
+def test_files_of_an_experiment_hold_in_other_folders(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    settings = [
+        "pathways.file=sets.gmt",
+        "preprocess.genes=genes.txt",
+        "model.pathway={pathway_init: text, pathway_vectors: text.tsv, gene_vectors: s3://lab/genes.parquet}",
+    ]
+    config = ExperimentConfig.load(None, settings).located()
+    assert config.pathways.file == str(tmp_path / "sets.gmt")
+    assert config.preprocess.genes == str(tmp_path / "genes.txt")
+    assert config.model.pathway.pathway_vectors == str(tmp_path / "text.tsv")
+    assert config.model.pathway.gene_vectors == "s3://lab/genes.parquet"
+    assert ExperimentConfig().located() == ExperimentConfig()

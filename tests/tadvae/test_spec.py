@@ -54,7 +54,9 @@ def write(tmp_path):
 
 def test_the_form_of_the_readme(write):
     readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-    specs = [text for text in re.findall(r"```yaml\n(.*?)```", readme, re.DOTALL) if "datasets:" in text]
+    specs = [
+        text for text in re.findall(r"```yaml[^\n]*\n(.*?)```", readme, re.DOTALL) if "datasets:" in text
+    ]
     assert specs
     for text in specs:
         spec = load_spec(write(text, re.findall(r"path: ([\w./-]+\.h5ad)", text)))

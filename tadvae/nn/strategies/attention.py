@@ -116,7 +116,8 @@ class AttentionLayer(PathwayLayer):
         elif self.config.pathway_init == "text":
             query = query + self.w_text(self.text)
         q = self._heads(self.w_query(query))
-        return q / q.shape[-1] ** 0.5
+        result: Tensor = q / q.shape[-1] ** 0.5
+        return result
 
     def edge_scalars(self, edges: ActiveEdges) -> tuple[Tensor | None, Tensor | None, Tensor]:
         """``match`` and ``shift`` (E, h), ``load`` (n_basis, E, h) of :func:`edge_attention`."""
@@ -145,7 +146,8 @@ class AttentionLayer(PathwayLayer):
         return self._heads(keys), self._heads(self.w_value(tokens))
 
     def _heads(self, rows: Tensor) -> Tensor:
-        return rows.unflatten(-1, (self.config.n_heads, -1))
+        result: Tensor = rows.unflatten(-1, (self.config.n_heads, -1))
+        return result
 
     # -- cells to activities ------------------------------------------------------------------------
 

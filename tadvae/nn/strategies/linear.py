@@ -50,7 +50,8 @@ class LinearMasking(PathwayLayer, name="linear"):
         """Weights for so many inputs: nearly the mean of a pathway's genes, or a dense layer's at random."""
         if self.config.weight_init == "members":
             return (1.0 + 0.1 * torch.randn(shape)) / inputs**0.5
-        return torch.empty(shape).uniform_(-1.0, 1.0) / self.edges.n_genes**0.5
+        result: Tensor = torch.empty(shape).uniform_(-1.0, 1.0) / self.edges.n_genes**0.5
+        return result
 
     def sums(self, cells: PackedCells) -> Tensor:
         """Masked sums, shape (B, P)."""

@@ -1,0 +1,8 @@
+"""Where the commands' own words go: coloured on a terminal (``NO_COLOR`` is respected), plain elsewhere."""
+
+from rich.console import Console
+
+WIDTH_OF_A_LOG = 160
+out = Console()
+if not out.is_terminal:
+    out = Console(width=WIDTH_OF_A_LOG)

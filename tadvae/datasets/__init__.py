@@ -1,0 +1,1 @@
+"""Public screens: where they are, whose they are, and how they are converted."""

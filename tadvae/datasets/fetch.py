@@ -1,0 +1,145 @@
+"""Download public screens once, check them always, and write the spec that converts them."""
+
+import hashlib
+import json
+import logging
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tadvae.config import read_yaml
+from tadvae.datasets.registry import Entry
+from tadvae.errors import UserError
+from tadvae.store.spec import StoreSpec
+
+CHECKSUMS = "checksums.json"
+"""What the files of a folder were when they were first downloaded."""
+SPEC = "spec.yaml"
+BLOCK = 1 << 22
+
+
+def fetch(
+    entries: Sequence[Entry], folder: Path, *, mirror: str | None = None, timeout: float = 60.0
+) -> Path:
+    """Download what a folder does not hold yet, check everything, and write ``spec.yaml`` there.
+
+    Parameters
+    ----------
+    folder
+        Where the files go. Its ``checksums.json`` keeps a SHA-256 for each, from the first download on.
+    mirror
+        An address that holds files of the same names; None: each entry's own.
+    timeout
+        Seconds to wait for an answer of the server.
+
+    Returns
+    -------
+    The path of the spec.
+
+    Raises
+    ------
+    UserError
+        If a file cannot be fetched, or is not what it was, or not what its publisher says.
+    """
+    names = [entry.dataset.name for entry in entries]
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise UserError(f"dataset '{repeated[0]}' is asked for twice; name each once.")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be made ({error.strerror}); name another with --out.") from None
+    for entry in entries:
+        url = entry.url if mirror is None else f"{mirror.rstrip('/')}/{entry.dataset.path}"
+        _fetch_one(entry, url, folder, timeout)
+    spec = StoreSpec.parse(read_yaml(folder / SPEC), str(folder / SPEC)) if (folder / SPEC).exists() else None
+    there = [] if spec is None else spec.datasets  # as its owner may have changed them
+    datasets = [*there, *(e.dataset for e in entries if e.dataset.name not in {d.name for d in there})]
+    merged = StoreSpec(datasets=datasets) if spec is None else spec.model_copy(update={"datasets": datasets})
+    text = yaml.safe_dump(merged.model_dump(exclude_defaults=True), sort_keys=False)
+    (folder / SPEC).write_text(text, encoding="utf-8")
+    return folder / SPEC
+
+
+def _fetch_one(entry: Entry, url: str, folder: Path, timeout: float) -> None:
+    place = folder / entry.dataset.path
+    if place.exists():
+        _check(entry, place, folder, "delete it, and fetch it again")
+        return
+    with tempfile.TemporaryDirectory(dir=folder) as partial:  # a broken download leaves nothing behind
+        new = Path(partial) / place.name
+        _download(url, new, timeout)
+        _check(entry, new, folder, "try again, and if it stays so the publisher has changed the file")
+        shutil.move(new, place)
+
+
+def _download(url: str, place: Path, timeout: float) -> None:
+    import pooch
+    import requests
+
+    pooch.get_logger().setLevel(logging.WARNING)
+    try:
+        pooch.retrieve(
+            url,
+            known_hash=None,  # checked afterwards, against what the registry and the folder say
+            fname=place.name,
+            path=place.parent,
+            downloader=pooch.HTTPDownloader(timeout=timeout),
+        )
+    except (requests.RequestException, OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise UserError(
+            f"{url}: expected a file to download, found none ({reason}); check the network and the address, "
+            f"or put the file into the folder yourself as {place.name}."
+        ) from None
+
+
+def _check(entry: Entry, file: Path, folder: Path, mend: str) -> None:
+    """Compare a file with its publisher's checksum and with what it was at first, which is kept if new."""
+    kept = _kept(folder)
+    algorithms = {"sha256", *([entry.checksum.partition(":")[0]] if entry.checksum else [])}
+    found = _digests(file, algorithms)
+    name = entry.dataset.path
+    if entry.checksum is not None:
+        algorithm, _, expected = entry.checksum.partition(":")
+        if found[algorithm] != expected:
+            raise UserError(
+                f"{folder / name}: its {algorithm} is {found[algorithm]}, expected {expected} as published; "
+                f"{mend}."
+            )
+    if name in kept and kept[name]["sha256"] != found["sha256"]:
+        raise UserError(
+            f"{folder / name}: its sha256 is {found['sha256']}, expected {kept[name]['sha256']} as at its "
+            f"first download ({CHECKSUMS}); {mend}."
+        )
+    if name not in kept:
+        kept[name] = {"sha256": found["sha256"], "bytes": file.stat().st_size, "url": entry.url}
+        (folder / CHECKSUMS).write_text(json.dumps(kept, indent=1, sort_keys=True), encoding="utf-8")
+
+
+def _kept(folder: Path) -> dict[str, dict[str, Any]]:
+    if not (folder / CHECKSUMS).exists():
+        return {}
+    try:
+        kept: dict[str, dict[str, Any]] = json.loads((folder / CHECKSUMS).read_text(encoding="utf-8"))
+        if not all(isinstance(entry["sha256"], str) for entry in kept.values()):
+            raise TypeError
+    except (OSError, ValueError, AttributeError, LookupError, TypeError):
+        raise UserError(
+            f"{folder / CHECKSUMS}: damaged, expected JSON with a sha256 for each file; delete it to keep "
+            "new checksums of the files that are there."
+        ) from None
+    return kept
+
+
+def _digests(file: Path, algorithms: set[str]) -> dict[str, str]:
+    digests = {name: hashlib.new(name, usedforsecurity=False) for name in algorithms}
+    with file.open("rb") as stream:
+        while block := stream.read(BLOCK):
+            for digest in digests.values():
+                digest.update(block)
+    return {name: digest.hexdigest() for name, digest in digests.items()}

@@ -1,0 +1,53 @@
+"""What the network does to control cells under perturbations, without the regression of mean effects."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from tadvae.batch import Cells, PackedCells
+from tadvae.module import TADVAEModule
+from tadvae.nn.causal import Intervention
+from tadvae.vocabulary import Vocabulary
+
+
+def move_cells(
+    module: TADVAEModule,
+    vocabulary: Vocabulary,
+    temperature: float,
+    cells: Cells,
+    genes: np.ndarray,
+    profile: np.ndarray,
+    dataset: int,
+    perturbations: Sequence[Sequence[tuple[int, int]]],
+) -> np.ndarray:
+    """The cells under each of M perturbations, float32, shape (M, n, G).
+
+    Parameters
+    ----------
+    temperature
+        Of the softmax over factors.
+    cells, genes, profile, dataset, perturbations
+        See :meth:`tadvae.TADVAE.counterfactual`.
+    """
+    on = torch.from_numpy(genes)
+    available = vocabulary.membership.availability(genes, vocabulary.min_measured)
+    flat = [(t, m, i) for i, pairs in enumerate(perturbations) for t, m in pairs]
+    columns = [torch.tensor([row[j] for row in flat], dtype=torch.int64) for j in range(3)]
+    intervention = Intervention(
+        columns[0], columns[1], torch.full_like(columns[0], dataset), columns[2], len(perturbations)
+    )
+    with torch.no_grad():
+        shifts = module.causal.shifts(intervention, module.decoder.gene, temperature)  # (M, K)
+        packed = PackedCells.of(cells, panels=[genes])
+        _, z, _ = module.encode(packed, torch.from_numpy(available).expand(len(cells), -1))
+        before = module.decoder.hidden(module.causal(z))  # (n, d)
+        dense, offset = torch.from_numpy(cells.dense(genes)), torch.from_numpy(profile)
+        return np.stack(
+            [
+                module.counterfactual(
+                    before, module.decoder.hidden(module.causal(z + shift)), dense, on, offset
+                ).numpy()
+                for shift in shifts
+            ]
+        )

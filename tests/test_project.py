@@ -1,0 +1,84 @@
+"""The project's own files: what they say agrees, and what is imported is declared."""
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import yaml
+
+import tadvae
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+OURS = {"tadvae", "pipelines", "tune"}
+
+
+def test_versions_and_licences_agree():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == PROJECT["version"] == tadvae.__version__
+    assert citation["license"] == PROJECT["license"] == "Apache-2.0"
+    licence = (ROOT / "LICENSE").read_text()
+    assert "Apache License" in licence
+    assert "Version 2.0, January 2004" in licence
+    assert f"## {PROJECT['version']}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_this_python_is_a_declared_one():
+    declared = {c.rpartition(" ")[2] for c in PROJECT["classifiers"] if re.search(r":: 3\.\d+$", c)}
+    assert declared == {"3.11", "3.12"}
+    assert PROJECT["requires-python"] == ">=3.11"
+    assert f"{sys.version_info.major}.{sys.version_info.minor}" in declared
+
+
+def test_no_file_has_the_marks_of_a_merge():
+    marks = ("<" * 7 + " ", ">" * 7 + " ")
+    files = subprocess.run(
+        ["git", "ls-files", "*.py", "*.md", "*.toml", "*.yaml", "*.yml", "*.txt", "Makefile"],
+        cwd=ROOT, capture_output=True, text=True,
+    ).stdout.split()  # fmt: skip
+    files = files or [str(p.relative_to(ROOT)) for p in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"))]
+    for name in files:
+        lines = (ROOT / name).read_text(encoding="utf-8").splitlines() if (ROOT / name).exists() else []
+        assert not [line for line in lines if line.startswith(marks)], name
+
+
+def test_hooks_and_lint_run_the_same_tools():
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"][0]["hooks"]
+    tools = {hook["entry"].split()[0].removeprefix(".venv/bin/") for hook in hooks}
+    lint = (ROOT / "Makefile").read_text().split("\nlint: install")[1].split("\n\n")[0]
+    assert tools == set(re.findall(r"\$\(BIN\)/([\w-]+)", lint))
+
+
+def imported(folder):
+    """Top-level modules that the files of a folder import, wherever they do."""
+    for file in folder.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                yield from ((name.name.split(".")[0], file) for name in node.names)
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                yield node.module.split(".")[0], file
+
+
+def names(requirements):
+    return {re.sub(r"[-_.]+", "-", re.match(r"[\w.-]+", r)[0].lower()) for r in requirements}
+
+
+def test_what_is_imported_is_declared():
+    """A fresh clone has nothing that is not asked for."""
+    extras = PROJECT["optional-dependencies"]
+    runtime = names([*PROJECT["dependencies"], *extras["hub"]])
+    for_tests = runtime | names(name for extra in extras.values() for name in extra)
+    of = packages_distributions()
+    missing = {}
+    for folder, declared in (*((f, runtime) for f in OURS), ("tests", for_tests), ("scripts", for_tests)):
+        local = {p.stem for p in (ROOT / folder).rglob("*.py")} | {"cluster", "docs"}
+        for module, file in imported(ROOT / folder):
+            if module in sys.stdlib_module_names or module in OURS or module in local:
+                continue
+            if not names(of.get(module, [module])) & declared:
+                missing[module] = str(file.relative_to(ROOT))
+    assert missing == {}
