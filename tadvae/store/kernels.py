@@ -73,3 +73,37 @@ def take_cells(
             ids[at + j] = gene_ids[start + j]
             data[at + j] = values[start + j]
     return ids, data, taken
+
+
+@kernel
+def add_moments(
+    data: np.ndarray,
+    gene_ids: np.ndarray,
+    offsets: np.ndarray,
+    per_cell: np.ndarray,
+    log1p: bool,
+    total: np.ndarray,
+    square: np.ndarray,
+    detected: np.ndarray,
+) -> None:
+    """Add every cell's values to the sums by gene.
+
+    Parameters
+    ----------
+    data, gene_ids, offsets
+        Of B cells.
+    per_cell
+        Factor of each cell's values, float64, shape (B,).
+    log1p
+        The values are log1p values; the factor is then not used.
+    total, square, detected
+        Sums of values and of their squares, and how many are above zero; float64, shape (n_genes,).
+    """
+    for cell in range(len(offsets) - 1):
+        for i in range(offsets[cell], offsets[cell + 1]):
+            value = np.float64(data[i])
+            value = math.expm1(value) if log1p else value * per_cell[cell]
+            gene = gene_ids[i]
+            total[gene] += value
+            square[gene] += value * value
+            detected[gene] += value > 0
