@@ -104,10 +104,29 @@ def make_pathways(path: Path, n_genes: int, n_pathways: int, size: int = 20, see
     return n_pathways * size
 
 
-def make_store(folder: Path, screens: list[Path]) -> Path:
-    """Convert some screens into ``folder/NAME-store``; returns it."""
+def screen(folder: Path, kind: str, n_cells: int, *, quick: bool = False) -> Path:
+    """The screen ``KIND-N.h5ad`` of a folder, made if it is not there.
+
+    ``cells`` are synthetic (20,000 genes, 1,500 expressed; a tenth of that where ``quick``), ``pbmc`` real.
+    """
+    path = folder / f"{kind}-{n_cells}.h5ad"
+    if not path.exists():
+        partial = path.with_suffix(".partial")
+        if kind == "pbmc":
+            make_tiled(partial, n_cells)
+        elif quick:
+            make_screen(partial, n_cells, 2_000, 150, n_targets=10)
+        else:
+            make_screen(partial, n_cells)
+        partial.rename(path)
+    return path
+
+
+def store_of(folder: Path, screens: list[Path]) -> Path:
+    """The store ``NAME-store`` of a folder with these screens, converted if it is not there."""
     store = folder / f"{screens[0].stem}-store"
-    convert(str(write_spec(folder, screens)), str(store))
+    if not store.exists():
+        convert(str(write_spec(folder, screens)), str(store))
     return store
 
 
