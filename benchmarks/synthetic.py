@@ -59,7 +59,10 @@ def make_screen(
 
 
 def make_tiled(path: Path, n_cells: int, seed: int = 0) -> None:
-    """Write the real PBMC cells over and over, in a new order each time, with made-up perturbations."""
+    """Write the real PBMC cells over and over, in a new order each time, with made-up perturbations.
+
+    The file is compressed by gzip, as the real one is and as portals publish them.
+    """
     adata = ad.read_h5ad(PBMC)
     values = sparse.csr_matrix(adata.X, dtype=np.float32)
     values.sort_indices()
@@ -74,7 +77,7 @@ def make_tiled(path: Path, n_cells: int, seed: int = 0) -> None:
             yield values[rng.permutation(len(adata))[:left]]
             left -= len(adata)
 
-    _write(path, n_cells, names.tolist(), names[common].tolist(), chunks(), rng)
+    _write(path, n_cells, names.tolist(), names[common].tolist(), chunks(), rng, compression="gzip")
 
 
 def write_spec(folder: Path, screens: list[Path]) -> Path:
@@ -183,6 +186,7 @@ def _write(
     targets: list[str],
     chunks: Iterator[sparse.csr_matrix],
     rng: np.random.Generator,
+    compression: str | None = None,
 ) -> None:
     """Write an ``.h5ad`` with CSR ``X`` (float32, int32) as anndata does, a chunk at a time."""
     labels = np.array(["control", *targets])
@@ -202,8 +206,9 @@ def _write(
         X = file.create_group("X")
         X.attrs.update({"encoding-type": "csr_matrix", "encoding-version": "0.1.0"})
         X.attrs["shape"] = np.array([n_cells, len(genes)])
-        data = X.create_dataset("data", (0,), np.float32, maxshape=(None,), chunks=(1 << 17,))
-        indices = X.create_dataset("indices", (0,), np.int32, maxshape=(None,), chunks=(1 << 17,))
+        options = {"maxshape": (None,), "chunks": (1 << 14,), "compression": compression}
+        data = X.create_dataset("data", (0,), np.float32, **options)
+        indices = X.create_dataset("indices", (0,), np.int32, **options)
         indptr = [np.zeros(1, np.int64)]
         for part in chunks:
             start = data.shape[0]

@@ -34,6 +34,7 @@ from ray.train.v2.api.exceptions import TrainingFailedError
 from torch.nn.parallel import DistributedDataParallel
 
 from pipelines.cluster import ray_map, ray_session
+from pipelines.phases import phases
 from pipelines.progress import StepLog
 from pipelines.records import StepRecords, logged_validations, write_restart
 from pipelines.stream import Prefetcher, stream_reads
@@ -130,6 +131,7 @@ def train(
             ),
         )
         n_bags = json.loads((run / "run.json").read_text())["bags"]
+        called = time.time()
         with StepLog(run, n_bags, config.train.epochs, trackers(run, config)) if progress else nullcontext():
             try:
                 result = trainer.fit()
@@ -148,6 +150,8 @@ def train(
         averaged_weights = Path(folder) / AVERAGE
         weights = averaged_weights if averaged_weights.exists() else Path(folder) / WEIGHTS
         (run / "model" / WEIGHTS).write_bytes(weights.read_bytes())
+    if progress and (spent := phases(run, called)) is not None:
+        print(spent, flush=True)
     return run
 
 
@@ -372,11 +376,13 @@ def _report(run: Location, rank: int, learner: Learner, position: Position, log:
     # the epoch is that of the last step; the position already stands at the next
     metrics = {"epoch": position.epoch, "global_step": position.global_step} | log.write()
     name = f"step-{position.global_step:09d}"
+    clock = time.perf_counter()
     if rank:
         ray.train.report(metrics, checkpoint_dir_name=name)
         return
     with tempfile.TemporaryDirectory() as folder:
         save_checkpoint(Path(folder), learner.module, learner.optimizer, position, learner.average)
+        saved = time.perf_counter()
         checkpoint = ray.train.Checkpoint.from_directory(folder)
         try:
             with run.reachable():
@@ -385,6 +391,7 @@ def _report(run: Location, rank: int, learner: Learner, position: Position, log:
             with suppress(UserError):
                 (run / CHECKPOINTS / name).delete()
             raise
+    log.reported(saved - clock, time.perf_counter() - saved)
 
 
 def _agree(value: int, what: str, device: torch.device) -> int:

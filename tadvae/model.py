@@ -25,6 +25,7 @@ from tadvae.errors import UserError
 from tadvae.experiment import ExperimentConfig
 from tadvae.filesystem import Location
 from tadvae.genes import canonical_targets
+from tadvae.many import predicted_means
 from tadvae.module import TADVAEModule
 from tadvae.nn.causal import Intervention
 from tadvae.prepare import mean_profile
@@ -224,7 +225,7 @@ class TADVAE:
         UserError
             Where the model does not know: an unknown target or context.
         """
-        names = target.split("+") if isinstance(target, str) else list(target)
+        names = _names(target)
         if controls is not None:
             new = cells_of(controls, self.vocabulary, self.config.preprocess, layer=None, values=values)
             cells, genes, start, row = new.cells, new.genes, "given control cells", -1
@@ -233,14 +234,9 @@ class TADVAE:
             index = controls.obs_names.astype(str).tolist()
         else:
             row = self.vocabulary.context(context, dataset)
-            entry = self.vocabulary.contexts[row]
-            d, profile, genes = entry.dataset, entry.profile, self.vocabulary.datasets[entry.dataset].genes
-            if row in self.controls:
-                cells, start = self.controls[row], "control cells of the run"
-            else:
-                cells, start = profile_cell(profile, genes), "mean control profile"
+            d, genes, profile, cells, start = self._start(row)
             index = [f"control_{i}" for i in range(len(cells))]
-        pairs = [self._target(name.strip(), d) for name in names]
+        pairs = [self._target(name, d) for name in names]
         predicted = self.counterfactual(cells, genes, profile, d, [pairs], row)[0]
         symbols = self.vocabulary.symbols(genes)
         var = pd.DataFrame(
@@ -251,7 +247,7 @@ class TADVAE:
             },
             index=pd.Index(_unique(symbols)),
         )
-        label = "+".join(sorted(name.strip() for name in names))
+        label = "+".join(sorted(names))
         obs = pd.DataFrame({"perturbation": label, "context": context}, index=pd.Index(index))
         about: dict[str, Any] = {
             "perturbation": label,
@@ -261,6 +257,46 @@ class TADVAE:
             "normalisation": self.vocabulary.datasets[d].method,
         }
         return ad.AnnData(predicted, obs=obs, var=var, uns={"tadvae": about})
+
+    def predict_means(
+        self, targets: Sequence[str | Sequence[str]], *, context: str, dataset: str | None = None
+    ) -> pd.DataFrame:
+        """Mean profiles under many perturbations at once, log-normalised, shape (M, G).
+
+        Parameters
+        ----------
+        targets
+            As for :meth:`predict`, one entry a perturbation.
+        context, dataset
+            Of training; predictions start from the same cells as those of :meth:`predict`, and row i is the
+            ``predicted_mean`` of perturbation i.
+
+        Returns
+        -------
+        By label (``A+B``) and gene symbol.
+
+        Raises
+        ------
+        UserError
+            Where the model does not know a target or the context.
+        """
+        row = self.vocabulary.context(context, dataset)
+        d, genes, profile, cells, _ = self._start(row)
+        names = [_names(target) for target in targets]
+        found = {name: self._target(name, d) for name in sorted({name for each in names for name in each})}
+        perturbations = [[found[name] for name in each] for each in names]
+        means = predicted_means(self, cells, genes, profile, d, perturbations, row)
+        labels = ["+".join(sorted(each)) for each in names]
+        return pd.DataFrame(means, index=labels, columns=_unique(self.vocabulary.symbols(genes)))
+
+    def _start(self, row: int) -> tuple[int, np.ndarray, np.ndarray, Cells, str]:
+        """Dataset, genes, control profile and cells to start from in a context, and what those cells are."""
+        entry = self.vocabulary.contexts[row]
+        genes = self.vocabulary.datasets[entry.dataset].genes
+        if row in self.controls:
+            return entry.dataset, genes, entry.profile, self.controls[row], "control cells of the run"
+        cells = profile_cell(entry.profile, genes)
+        return entry.dataset, genes, entry.profile, cells, "mean control profile"
 
     def counterfactual(
         self,
@@ -292,7 +328,7 @@ class TADVAE:
             Row of the vocabulary's contexts; −1: a new one.
         """
         known = [[(t, m) for t, m in pairs if self.unknown(t) is None] for pairs in perturbations]
-        predicted = self._network(cells, genes, profile, dataset, known)  # (M, n, G)
+        predicted = self.network_cells(cells, genes, profile, dataset, known)  # (M, n, G)
         if self.effects is None:
             return predicted
         effect = self.effects.predict(dataset, context, perturbations, genes)  # (M, G)
@@ -301,7 +337,7 @@ class TADVAE:
         weight = np.where(whole, 1.0, self.config.effects.weight)[:, None]  # (M, 1)
         return predicted + (weight * (effect - moved))[:, None].astype(np.float32)
 
-    def _network(
+    def network_cells(
         self,
         cells: Cells,
         genes: np.ndarray,
@@ -418,6 +454,11 @@ class TADVAE:
                 f"--dataset, one of {', '.join(known)}."
             )
         return holders[0]
+
+
+def _names(target: str | Sequence[str]) -> list[str]:
+    """Targets of one perturbation."""
+    return [name.strip() for name in (target.split("+") if isinstance(target, str) else target)]
 
 
 def profile_cell(profile: np.ndarray, genes: np.ndarray) -> Cells:
