@@ -57,6 +57,7 @@ def main() -> None:
     claims.aim("cells/s of two workers over one", spent[2].cells_a_second / spent[1].cells_a_second, at_least=1.7)
     claims.aim("start of a run until its loop begins, s", max(each.start for each in spent.values()), at_most=30)
     claims.figure("cells/s of a training worker", spent[1].cells_a_second)
+    claims.figure("share of waiting", spent[1].wait)
     claims.figure("start of a run, s", spent[2].start)
     claims.figure("checkpoint and report, s", spent[2].checkpoint + spent[2].report)
     claims.finish(options)
