@@ -27,7 +27,8 @@ def main(screen: str, place: str, rounds: int) -> None:
     for _ in range(rounds):
         start, cpu = time.perf_counter(), time.process_time()
         loader = Loader(batch_size=64, shuffle=True, to=None).use_collection(
-            DatasetCollection(place, mode="r"), load_adata=lambda group: ad.AnnData(X=ad.io.sparse_dataset(group["X"]))
+            DatasetCollection(place, mode="r"),
+            load_adata=lambda group: ad.AnnData(X=ad.io.sparse_dataset(group["X"])),
         )
         first, cells, tokens = 0.0, 0, 0
         for batch in loader:

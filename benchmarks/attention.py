@@ -252,7 +252,7 @@ def main() -> int:
     memory = {name: peak(name, options.threads) for name in ("ours", "dense bool", "dense additive")}
     growth = {kind: encoder_growth(kind, rounds) for kind in ("inducing", "full")}
     claims.table(
-        f"Forward and backward of {setting.n_cells} cells, {options.threads} threads, {setting.edges.n_edges} edges",
+        f"Forward and backward of {setting.n_cells} cells, {options.threads} threads",
         [
             {"layer": name, "ms": 1e3 * value, "MiB": memory[name] / 2**20 if name in memory else ""}
             for name, value in seconds.items()

@@ -1,6 +1,6 @@
 """``make bench``: run every speed benchmark, store its JSON, write docs/benchmarks.md from what is stored.
 
-    python benchmarks/bench.py [--only NAME …] [--page-only] [--quick] [--results FOLDER] [--page FILE]
+python benchmarks/bench.py [--only NAME …] [--page-only] [--quick] [--results FOLDER] [--page FILE]
 """
 
 import argparse
@@ -17,7 +17,7 @@ from claims import show
 
 HERE = Path(__file__).parent
 SCRIPTS = ["conversion", "memory", "loader", "train_step", "growth", "prediction", "attention", "scale"]
-"""In this order: screens and stores that one makes are there for the next; ``scale`` reads the others' JSON."""
+"""In this order: what one makes is there for the next; ``scale`` reads the JSON of others."""
 TITLES = {
     "conversion": "Conversion",
     "memory": "Memory",
@@ -40,7 +40,9 @@ def run(name: str, folder: Path, results: Path, options: argparse.Namespace) -> 
     if name == "scale":
         command += ["--results", str(results), "--page", str(options.page.with_name("scale.md"))]
     start = time.perf_counter()
-    done = subprocess.run(command, stderr=subprocess.PIPE if not options.verbose else None, text=True, check=False)
+    done = subprocess.run(
+        command, stderr=subprocess.PIPE if not options.verbose else None, text=True, check=False
+    )
     print(f"   {time.perf_counter() - start:.0f} s", flush=True)
     if done.returncode:
         print((done.stderr or "")[-4000:], file=sys.stderr)
@@ -49,13 +51,14 @@ def run(name: str, folder: Path, results: Path, options: argparse.Namespace) -> 
 
 def page(found: list[dict[str, Any]]) -> str:
     """The page from stored figures."""
+    minutes = sum(each["seconds"] for each in found) / 60
     lines = [
         "# Benchmarks",
         "",
-        "Written by `make bench` from the JSON in `benchmarks/results/bench`; do not edit. Every ratio was measured in "
-        "one run on the same data, in turns, the best of the rounds. Nothing here is asserted by the tests.",
+        "Written by `make bench` from the JSON in `benchmarks/results/bench`; do not edit. Every ratio "
+        "was measured in one run on the same data, in turns, the best of the rounds. Nothing here is asserted by the tests.",
         "",
-        f"Machine: {found[0]['machine']}. All scripts took {sum(each['seconds'] for each in found) / 60:.1f} minutes.",
+        f"Machine: {found[0]['machine']}. All scripts took {minutes:.1f} minutes.",
         "",
         "## Aims",
         "",
@@ -67,7 +70,9 @@ def page(found: list[dict[str, Any]]) -> str:
             word = {True: "met", False: "**not met**", None: f"not run: {aim.get('why', '')}"}[aim["met"]]
             value = "" if aim["value"] is None else show(float(aim["value"]))
             title = TITLES[each["name"]]
-            lines.append(f"| [{title}](#{_anchor(title)}) | {aim['what']} | {value} | {aim['aim']} | {word} |")
+            lines.append(
+                f"| [{title}](#{_anchor(title)}) | {aim['what']} | {value} | {aim['aim']} | {word} |"
+            )
     for each in found:
         lines += ["", f"## {TITLES[each['name']]}", "", each["about"]]
         for table in each["tables"]:
@@ -90,7 +95,9 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", choices=SCRIPTS, default=SCRIPTS)
     parser.add_argument("--page-only", action="store_true", help="write the page from what is stored")
     parser.add_argument("--quick", action="store_true", help="toy sizes, to see that it runs")
-    parser.add_argument("--verbose", action="store_true", help="show what the scripts write to standard error")
+    parser.add_argument(
+        "--verbose", action="store_true", help="show what the scripts write to standard error"
+    )
     parser.add_argument("--folder", type=Path, help="keep screens and stores here instead of deleting them")
     parser.add_argument("--python312", help="a Python of 3.12 or newer for annbatch")
     parser.add_argument("--results", type=Path, default=HERE / "results" / "bench")

@@ -38,7 +38,10 @@ class Claims:
     ) -> None:
         """A figure that has an aim."""
         met = (at_least is None or value >= at_least) and (at_most is None or value <= at_most)
-        parts = [f"≥ {at_least:g}" if at_least is not None else "", f"≤ {at_most:g}" if at_most is not None else ""]
+        parts = [
+            f"≥ {at_least:g}" if at_least is not None else "",
+            f"≤ {at_most:g}" if at_most is not None else "",
+        ]
         aim = " and ".join(part for part in parts if part)
         self.found["aims"].append({"what": what, "value": value, "aim": aim, "met": bool(met)})
         print(f"{what}: {value:.3g} (aim {aim}): {'met' if met else 'not met'}", flush=True)
@@ -67,7 +70,9 @@ class Claims:
 
     def finish(self, options: argparse.Namespace) -> None:
         """Write the JSON, if asked for."""
-        self.found["machine"] = f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}"
+        self.found["machine"] = (
+            f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}"
+        )
         self.found["quick"] = bool(options.quick)
         self.found["seconds"] = time.perf_counter() - self._begun
         if options.json:
@@ -82,7 +87,9 @@ def show(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def parse(about: str | None, more: Callable[[argparse.ArgumentParser], None] | None = None) -> argparse.Namespace:
+def parse(
+    about: str | None, more: Callable[[argparse.ArgumentParser], None] | None = None
+) -> argparse.Namespace:
     """Read the options that all scripts have."""
     parser = argparse.ArgumentParser(description=(about or "").partition("\n")[0])
     parser.add_argument("--json", type=Path, help="also write the figures to this file")

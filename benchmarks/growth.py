@@ -48,7 +48,7 @@ class Case:
         self.step_cells = sum(batch.n_cells for _, batch in self.batches)
         self.step_tokens = sum(len(packed.cells.values) for packed, _ in self.batches)
 
-    def _batches(self):  # noqa: ANN202
+    def _batches(self):
         windows = self.data.windows(0)
         reads = (self.data.reader.read(*read) for window in windows for read in window.reads)
         return self.data.batches(windows, reads, 0)
@@ -63,7 +63,9 @@ class Case:
             self.learner.step(packed, 0.5, rank=0, number=number)
 
 
-def timed(cases: dict[str, Case], what: Callable[[Case], Callable[[], None]], rounds: int) -> dict[str, float]:
+def timed(
+    cases: dict[str, Case], what: Callable[[Case], Callable[[], None]], rounds: int
+) -> dict[str, float]:
     """Seconds of each case, the least of interleaved rounds."""
     return fastest({name: what(case) for name, case in cases.items()}, rounds)
 
@@ -72,7 +74,9 @@ def cells_and_datasets(
     claims: Claims, folder: Path, pathways: Path, options: argparse.Namespace, rounds: int
 ) -> None:
     sizes = (1_000, 3_000) if options.quick else (10_000, 50_000, 200_000)
-    stores = {f"{n:,} cells": store_of(folder, [screen(folder, "cells", n, quick=options.quick)]) for n in sizes}
+    stores = {
+        f"{n:,} cells": store_of(folder, [screen(folder, "cells", n, quick=options.quick)]) for n in sizes
+    }
     n_datasets = 3 if options.quick else 20
     screens = []
     for i in range(n_datasets):
@@ -85,10 +89,21 @@ def cells_and_datasets(
             )
     stores[f"{n_datasets} datasets"] = store_of(folder, screens)
     cases = {name: Case(store, pathways, "stream.bags_per_batch=4") for name, store in stores.items()}
-    load = {name: 1e6 * s / cases[name].n_cells for name, s in timed(cases, lambda case: case.load, rounds).items()}
-    step = {name: 1e6 * s / cases[name].step_cells for name, s in timed(cases, lambda case: case.step, rounds).items()}
+    load = {
+        name: 1e6 * s / cases[name].n_cells
+        for name, s in timed(cases, lambda case: case.load, rounds).items()
+    }
+    step = {
+        name: 1e6 * s / cases[name].step_cells
+        for name, s in timed(cases, lambda case: case.step, rounds).items()
+    }
     rows = [
-        {"store": name, "cells": case.n_cells, "loading, µs a cell": load[name], "step, µs a cell": step[name]}
+        {
+            "store": name,
+            "cells": case.n_cells,
+            "loading, µs a cell": load[name],
+            "step, µs a cell": step[name],
+        }
         for name, case in cases.items()
     ]
     claims.table("Cells and datasets", rows)
@@ -118,7 +133,9 @@ def tokens(claims: Claims, folder: Path, pathways: Path, options: argparse.Names
     claims.aim(f"µs a token, up to {lengths[-1]:,} tokens over {lengths[0]:,}", worst, at_most=1.15)
 
 
-def pathways_and_edges(claims: Claims, folder: Path, store: Path, options: argparse.Namespace, rounds: int) -> None:
+def pathways_and_edges(
+    claims: Claims, folder: Path, store: Path, options: argparse.Namespace, rounds: int
+) -> None:
     numbers = (20, 100, 200) if options.quick else (100, 1_000, 2_500, 5_000)
     n_genes = 2_000 if options.quick else 20_000
     cases, edges = {}, {}
@@ -130,14 +147,20 @@ def pathways_and_edges(claims: Claims, folder: Path, store: Path, options: argpa
     base = str(numbers[0])
     rows = []
     for name, case in cases.items():
-        row = {"pathways": int(name), "edges": edges[name], "µs a cell": 1e6 * seconds[name] / case.step_cells}
+        row = {
+            "pathways": int(name),
+            "edges": edges[name],
+            "µs a cell": 1e6 * seconds[name] / case.step_cells,
+        }
         more = edges[name] - edges[base]
         added = 1e9 * (seconds[name] - seconds[base]) / case.step_cells / max(more, 1)
         rows.append(row | {"ns a cell and added edge": added})
     claims.table("Pathways of 20 genes", rows)
     added = [row["ns a cell and added edge"] for row in rows[1:]]
     claims.aim(
-        f"time a cell and added edge, {numbers[-1]:,} pathways over {numbers[1]:,}", added[-1] / added[0], at_most=1.15
+        f"time a cell and added edge, {numbers[-1]:,} pathways over {numbers[1]:,}",
+        added[-1] / added[0],
+        at_most=1.15,
     )
 
 
@@ -152,7 +175,9 @@ def main() -> None:
         make_pathways(pathways, n_genes, 100)
         cells_and_datasets(claims, folder, pathways, options, rounds)
         tokens(claims, folder, pathways, options, rounds)
-        smallest = store_of(folder, [screen(folder, "cells", 1_000 if options.quick else 10_000, quick=options.quick)])
+        smallest = store_of(
+            folder, [screen(folder, "cells", 1_000 if options.quick else 10_000, quick=options.quick)]
+        )
         pathways_and_edges(claims, folder, smallest, options, rounds)
     claims.finish(options)
 

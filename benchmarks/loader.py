@@ -15,8 +15,8 @@ stopped after eight seconds). Everything reads the same cells on this machine in
 - ``scDataset``: scDataset over the backed ``.h5ad``, blocks of 16 cells, 64 cells a batch, fetch factor 16
   (its documentation's values), CSR rows into torch; ``block 64, fetch 64``: larger ones, less shuffled;
 - ``backed``: random rows of the backed ``.h5ad``, 64 at once;
-- ``annbatch`` (real cells only): its shuffled zarr collection of the same cells, its own defaults, in a Python 3.12 of its own
-  (``annbatch_env.py``), without torch: scipy CSR batches.
+- ``annbatch`` (real cells only): its shuffled zarr collection of the same cells, its own defaults, in a
+  Python 3.12 of its own (``annbatch_env.py``), without torch: scipy CSR batches.
 
     python benchmarks/loader.py [--json FILE] [--folder FOLDER] [--quick] [--python312 PYTHON]
 """
@@ -40,7 +40,6 @@ from synthetic import PBMC, screen, store_of
 from pipelines.cluster import ray_session
 from pipelines.stream import Prefetcher, stream_reads
 from tadvae.experiment import ExperimentConfig
-from tadvae.prepare import training_bags
 from tadvae.store.reader import Store
 from tadvae.training import TrainingSet, prepare_training
 
@@ -161,7 +160,9 @@ def compare(path: Path, folder: Path, rounds: int) -> dict[str, Rate]:
     store = Store.open(str(store_of(folder, [path])))
     genes = store.genes["gene"].tolist()
     pathways = path.with_suffix(".gmt")
-    pathways.write_text("".join(f"P{i}\tx\t" + "\t".join(genes[i * 20 : i * 20 + 20]) + "\n" for i in range(50)))
+    pathways.write_text(
+        "".join(f"P{i}\tx\t" + "\t".join(genes[i * 20 : i * 20 + 20]) + "\n" for i in range(50))
+    )
     ours = Ours(store, pathways)
     made: dict[str, Callable[[], Rate]] = {
         "ours, worker": lambda: timed(ours.batches("stream.threads=1")),
@@ -186,7 +187,9 @@ def compare(path: Path, folder: Path, rounds: int) -> dict[str, Rate]:
 
 def main() -> None:
     def more(parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("--python312", help="a Python of 3.12 or newer for annbatch (default: on the PATH)")
+        parser.add_argument(
+            "--python312", help="a Python of 3.12 or newer for annbatch (default: on the PATH)"
+        )
 
     options = parse(__doc__, more)
     torch.set_num_threads(1)
@@ -218,9 +221,13 @@ def main() -> None:
             speed = {name: rate.cells_a_second for name, rate in best.items()}
             one = speed["ours, worker"]
             default = max(speed["ours, worker"], speed["ours, 2 threads"])
-            claims.aim(f"{kind}: ours with one decoding thread over pyarrow", one / speed["pyarrow"], at_least=0.8)
+            claims.aim(
+                f"{kind}: ours with one decoding thread over pyarrow", one / speed["pyarrow"], at_least=0.8
+            )
             claims.aim(f"{kind}: ours over scDataset", default / speed["scDataset"], at_least=5)
-            claims.aim(f"{kind}: ours over backed AnnData, random rows", default / speed["backed"], at_least=50)
+            claims.aim(
+                f"{kind}: ours over backed AnnData, random rows", default / speed["backed"], at_least=50
+            )
             if "annbatch" in speed:
                 claims.aim(f"{kind}: ours over annbatch", default / speed["annbatch"], at_least=1)
             elif kind == kinds[-1]:

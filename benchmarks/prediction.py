@@ -50,7 +50,8 @@ def main() -> None:
     claims.table(
         "Prediction",
         [
-            {"how": "predict_means, one call", "perturbations": n_asked, "genes": found.shape[1], "s": seconds},
+            {"how": "predict_means, one call", "perturbations": n_asked, "genes": found.shape[1],
+             "s": seconds},
             {"how": "predict, one after another (from 20)", "perturbations": n_asked, "genes": found.shape[1],
              "s": one * n_asked},
         ],

@@ -69,7 +69,9 @@ class Pipeline:
     read_bytes: float = 0.0
 
 
-def simulate(pipeline: Pipeline, assumed: Assumed, n_ranks: int, n_steps: int, seed: int = 0) -> tuple[float, float]:
+def simulate(
+    pipeline: Pipeline, assumed: Assumed, n_ranks: int, n_steps: int, seed: int = 0
+) -> tuple[float, float]:
     """Share of a rank's time that goes in waiting for its own data, and cells/s of all ranks.
 
     Reads are done in order by the first free thread, at most ``2 · threads`` ahead of what the assembler has
@@ -110,7 +112,9 @@ def simulate(pipeline: Pipeline, assumed: Assumed, n_ranks: int, n_steps: int, s
     return float(waited[:, skip:].sum(axis=1).mean() / seconds), float(cells / seconds)
 
 
-def needed_threads(pipeline: Pipeline, assumed: Assumed, n_ranks: int, n_steps: int) -> tuple[int, float, float]:
+def needed_threads(
+    pipeline: Pipeline, assumed: Assumed, n_ranks: int, n_steps: int
+) -> tuple[int, float, float]:
     """The least threads a rank for which 5% of the time at most is waited; the share, and cells/s."""
     for threads in range(1, 257):
         wait, speed = simulate(replace(pipeline, threads=threads), assumed, n_ranks, n_steps)
@@ -139,15 +143,16 @@ def main() -> None:
     decode = ROW_GROUP / loader["cells/s of a decoding thread"]
     group_bytes = ROW_GROUP * tokens * size
     stored = CELLS * tokens * size
+    hours = CELLS / conversion["ours, cells a CPU second"] / 3600
+    n_epoch = math.ceil(CELLS / (GPUS * BAG * BAGS))
+    month = stored / 1e9 * assumed.gigabyte_month
     store = [
-        {"what": "stored", "figure": f"{stored / 1e12:.2f} TB", "from": "tokens a cell × bytes a non-zero"},
-        {"what": "the same as CSR int32 + float32", "figure": f"{CELLS * tokens * 8 / 1e12:.2f} TB", "from": "8 bytes"},
-        {"what": "storage", "figure": f"${stored / 1e9 * assumed.gigabyte_month:,.0f} a month", "from": "assumed price"},
-        {"what": "conversion", "figure": f"{CELLS / conversion['ours, cells a CPU second'] / 3600:,.0f} core hours",
-         "from": "cells a CPU second"},
-        {"what": "steps of an epoch", "figure": f"{math.ceil(CELLS / (GPUS * BAG * BAGS)):,}",
-         "from": f"{GPUS} GPUs × {BAGS} bags × {BAG} cells"},
-    ]  # fmt: skip
+        ("stored", f"{stored / 1e12:.2f} TB", "tokens a cell × bytes a non-zero"),
+        ("as CSR int32 + float32", f"{CELLS * tokens * 8 / 1e12:.2f} TB", "8 bytes a non-zero"),
+        ("storage", f"${month:,.0f} a month", "assumed price"),
+        ("conversion", f"{hours:,.0f} core hours", "cells a CPU second"),
+        ("steps of an epoch", f"{n_epoch:,}", f"{GPUS} GPUs × {BAGS} bags × {BAG} cells"),
+    ]
 
     plans = []
     for speed in (1_000, 5_000, 20_000):
@@ -198,46 +203,53 @@ def rows(found: list[dict]) -> list[str]:
     return [*lines, *("| " + " | ".join(show(row[name]) for name in names) + " |" for row in found)]
 
 
-def page(store: list[dict], plans: list[dict], check: list[dict], assumed: Assumed, machine: str) -> str:
+PAGE = """# 100 million cells over 64 GPUs
+
+Written by `benchmarks/scale.py` (`make bench`) from stored figures; do not edit. It is a plan on paper: the
+rates by core and the bytes were measured on {machine}; no run of this size was made.
+
+## The store
+
+{store}
+
+## Training
+
+How fast a GPU trains was not measured (there was none), so the plan is given for three speeds. Decoding
+runs in threads beside each GPU (`stream.decode: worker`), the fewest for which the simulation waits for data
+at most 5% of the time; one core more a GPU assembles batches. The column *by tasks* says how many cores the
+same rate takes where data nodes decode and rows go through the object store.
+
+{plans}
+
+Assumed, not measured: an object store that answers after {latency:g} ms and gives {bandwidth:g} MB/s a
+stream; read and decoding times that vary by {jitter:.0%} and steps by {step_jitter:.0%}; ${gpu_hour:g} a GPU
+hour, ${core_hour:g} a core hour, ${month:g} a gigabyte and month. Averaging gradients between GPUs is part
+of a GPU's assumed speed.
+
+## The simulation
+
+Every rank has its threads, a shuffle window of row groups, a queue of batches, and a barrier at each step.
+Fed with the step and the decoding rate that were measured for one worker here, it should give what that
+worker's run measured:
+
+{check}
+"""
+
+
+def page(store: list[tuple], plans: list[dict], check: list[dict], assumed: Assumed, machine: str) -> str:
     """The plan in words and tables."""
-    return "\n".join(
-        [
-            "# 100 million cells over 64 GPUs",
-            "",
-            "Written by `benchmarks/scale.py` (`make bench`) from stored figures; do not edit. It is a plan on paper: "
-            f"the rates by core and the bytes were measured on {machine}; no run of this size was made. "
-            "Decoding runs in threads beside each GPU (`stream.decode: worker`); the column *by tasks* says how "
-            "many cores the same rate takes where data nodes decode and the rows go through the object store.",
-            "",
-            "## The store",
-            "",
-            *rows(store),
-            "",
-            "## Training",
-            "",
-            "How fast a GPU trains was not measured (there is none here), so the plan is given for three speeds. "
-            "Threads are the fewest for which the simulation waits for data at most 5% of the time.",
-            "",
-            *rows(plans),
-            "",
-            "What limits it: up to some thousand cells/s a GPU the GPUs themselves; above that the decoding cores, "
-            "which grow with the rate while the network stays far below a node's 100 Gbit/s.",
-            "",
-            "Assumed, not measured: an object store that answers after "
-            f"{assumed.latency * 1e3:g} ms and gives {assumed.bandwidth / 1e6:g} MB/s a stream; read and decoding "
-            f"times that vary by {assumed.jitter:.0%} and steps by {assumed.step_jitter:.0%}; "
-            f"${assumed.gpu_hour:g} a GPU hour, ${assumed.core_hour:g} a core hour, ${assumed.gigabyte_month:g} a "
-            "gigabyte and month. Averaging gradients between GPUs is part of a GPU's assumed rate.",
-            "",
-            "## The simulation",
-            "",
-            "Every rank has its threads, a shuffle window of row groups, a queue of batches, and a barrier at each step. "
-            "The first two lines feed it the measured step and decoding rate of one worker and ask what it would have "
-            "measured:",
-            "",
-            *rows(check),
-            "",
-        ]
+    return PAGE.format(
+        machine=machine,
+        store="\n".join(rows([dict(zip(("what", "figure", "from"), row, strict=True)) for row in store])),
+        plans="\n".join(rows(plans)),
+        check="\n".join(rows(check)),
+        latency=1e3 * assumed.latency,
+        bandwidth=assumed.bandwidth / 1e6,
+        jitter=assumed.jitter,
+        step_jitter=assumed.step_jitter,
+        gpu_hour=assumed.gpu_hour,
+        core_hour=assumed.core_hour,
+        month=assumed.gigabyte_month,
     )
 
 

@@ -146,9 +146,7 @@ def _depth(share: np.ndarray, expressed: int) -> float:
 
 
 @numba.njit
-def _draw(
-    table: np.ndarray, library: np.ndarray, seed: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _draw(table: np.ndarray, library: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """UMIs of every cell, drawn one by one: sorted gene ids, counts, offsets."""
     np.random.seed(seed)  # noqa: NPY002 - numba has only the old generator
     n_genes = len(table)

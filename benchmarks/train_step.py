@@ -46,7 +46,9 @@ def main() -> None:
             run = folder / f"run-{workers}"
             shutil.rmtree(run, ignore_errors=True)
             called = time.time()
-            train(str(store), str(run), ExperimentConfig.load(None, settings), workers=workers, progress=False)
+            train(
+                str(store), str(run), ExperimentConfig.load(None, settings), workers=workers, progress=False
+            )
             found = phases(Location.of(str(run)), called)
             assert found is not None
             spent[workers] = found
@@ -54,8 +56,12 @@ def main() -> None:
             shutil.rmtree(run)
     claims.table("Phases, seconds", rows)
     claims.aim("share of the steps spent waiting for data, one worker", spent[1].wait, at_most=0.05)
-    claims.aim("cells/s of two workers over one", spent[2].cells_a_second / spent[1].cells_a_second, at_least=1.7)
-    claims.aim("start of a run until its loop begins, s", max(each.start for each in spent.values()), at_most=30)
+    claims.aim(
+        "cells/s of two workers over one", spent[2].cells_a_second / spent[1].cells_a_second, at_least=1.7
+    )
+    claims.aim(
+        "start of a run until its loop begins, s", max(each.start for each in spent.values()), at_most=30
+    )
     claims.figure("cells/s of a training worker", spent[1].cells_a_second)
     claims.figure("share of waiting", spent[1].wait)
     claims.figure("start of a run, s", spent[2].start)

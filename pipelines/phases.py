@@ -39,8 +39,8 @@ class Phases:
     def __str__(self) -> str:
         return (
             f"start {self.start:.1f} s, first batch {self.first_batch:.1f} s, step {self.step:.3f} s "
-            f"(waiting for data {self.wait:.1%}), checkpoint {self.checkpoint:.2f} s, report {self.report:.2f} s, "
-            f"{self.cells_a_second:,.0f} cells/s"
+            f"(waiting for data {self.wait:.1%}), checkpoint {self.checkpoint:.2f} s, "
+            f"report {self.report:.2f} s, {self.cells_a_second:,.0f} cells/s"
         )
 
 

@@ -55,8 +55,8 @@ class Cells:
 
     def take(self, rows: np.ndarray) -> "Cells":
         """The cells ``rows``, in that order, repeats allowed."""
-        taken = take_cells(self.gene_ids, self.values, self.offsets, rows)
-        return Cells(*taken, self.total_counts[rows])
+        ids, values, offsets = take_cells(self.gene_ids, self.values, self.offsets, rows)
+        return Cells(ids, values, offsets, self.total_counts[rows])
 
     @classmethod
     def concat(cls, parts: Sequence["Cells"]) -> "Cells":

@@ -33,7 +33,7 @@ def predicted_means(
     perturbations: Sequence[Pairs],
     context: int = -1,
 ) -> np.ndarray:
-    """Means over cells of :meth:`tadvae.model.TADVAE.counterfactual`, float32, shape (M, G); same arguments."""
+    """Means over cells of :meth:`~tadvae.model.TADVAE.counterfactual`, float32, shape (M, G)."""
     known = [[(t, m) for t, m in pairs if model.unknown(t) is None] for pairs in perturbations]
     before = cells.dense(genes).mean(axis=0, dtype=np.float64)  # (G,)
     result = np.empty((len(perturbations), len(genes)), np.float32)

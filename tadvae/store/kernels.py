@@ -101,8 +101,7 @@ def add_moments(
     """
     for cell in range(len(offsets) - 1):
         for i in range(offsets[cell], offsets[cell + 1]):
-            value = np.float64(data[i])
-            value = math.expm1(value) if log1p else value * per_cell[cell]
+            value = math.expm1(np.float64(data[i])) if log1p else data[i] * per_cell[cell]
             gene = gene_ids[i]
             total[gene] += value
             square[gene] += value * value
