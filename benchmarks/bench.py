@@ -56,7 +56,7 @@ def page(found: list[dict[str, Any]]) -> str:
         "# Benchmarks",
         "",
         "Written by `make bench` from the JSON in `benchmarks/results/bench`; do not edit. Every ratio "
-        "was measured in one run on the same data, in turns, the best of the rounds. Nothing here is asserted by the tests.",
+        "was measured in one run on the same data, in turns, the best of the rounds. No test asserts a time.",
         "",
         f"Machine: {found[0]['machine']}. All scripts took {minutes:.1f} minutes.",
         "",
