@@ -256,7 +256,7 @@ def main() -> None:
                     ratio, sizes_ratio = speed["pyarrow"] / speed[name], path.stat().st_size / stored
                     claims.note(
                         f"{kind}: pyarrow alone, with nothing after it, is {ratio:.1f} times {name}, so "
-                        f"{times} times cannot be had from one core while that file lies in the page cache. It has "
+                        f"{times} times cannot be had from one core with that file in the page cache. It has "
                         f"{sizes_ratio:.1f} times the bytes of our store: what counts where both come from a "
                         "disk or a network."
                     )
