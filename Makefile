@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: help install demo test fast lint format clean results docs
+.PHONY: help install demo test fast lint format clean results docs bench
 
 help:
 	@echo "make demo     install, then simulate, convert, train, predict, evaluate, report (folder demo/)"
@@ -12,6 +12,7 @@ help:
 	@echo "make test     install, lint, all tests"
 	@echo "make fast     install, the tests that take no Ray run"
 	@echo "make docs     build the documentation as a site (build/site)"
+	@echo "make bench    measure speed and memory, write docs/benchmarks.md and docs/scale.md (a quarter of an hour)"
 	@echo "make results  train and score what docs/results.md shows, and write it (hours; resumes)"
 
 install: $(VENV)/installed
@@ -37,6 +38,11 @@ demo: install
 # One study, fewer seeds: make results RESULTS="--study carpool --seeds 1"
 results: install
 	$(BIN)/python benchmarks/results.py $(RESULTS)
+
+# Every speed benchmark, stored in benchmarks/results/bench. On an idle machine, and 10 GB of disk for a while.
+# Where Python 3.12 is not on the PATH: make bench BENCH="--python312 /path/to/python3.12"
+bench: install
+	$(BIN)/python benchmarks/bench.py $(BENCH)
 
 test: lint
 	$(BIN)/python -m pytest

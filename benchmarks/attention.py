@@ -20,8 +20,6 @@ step, each in a process of its own. The encoder ``inducing`` is timed on cells o
 import argparse
 import ctypes
 import gc
-import json
-import math
 import resource
 import subprocess
 import sys
@@ -31,6 +29,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from claims import Claims, about, parse
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -233,52 +232,53 @@ def encoder_growth(kind: str, rounds: int) -> dict[str, float]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--json", type=Path, help="also write the figures to this file")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--peak", help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    def more(parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("--threads", type=int, default=2)
+        parser.add_argument("--rounds", type=int, default=7)
+        parser.add_argument("--peak", help=argparse.SUPPRESS)
+
+    options = parse(__doc__, more)
+    claims = Claims("attention", about(__doc__))
     torch.set_num_threads(options.threads)
     if options.peak:
         print(peak_of(options.peak))
         return 0
 
-    setting = Setting()
+    setting = Setting(small=options.quick)
     made = {name: make(setting) for name, make in STEPS.items()}
     check(setting, made)
-    seconds = fastest(made, options.rounds)
+    rounds = 1 if options.quick else options.rounds
+    seconds = fastest(made, rounds)
     memory = {name: peak(name, options.threads) for name in ("ours", "dense bool", "dense additive")}
-    growth = {kind: encoder_growth(kind, options.rounds) for kind in ("inducing", "full")}
-
-    print(
-        f"{CELLS} cells, {EXPRESSED} of {GENES} genes expressed, {PATHWAYS} pathways, "
-        f"{setting.edges.n_edges} edges, {HEADS} heads, width {WIDTH}; "
-        f"{options.threads} threads; forward + backward"
+    growth = {kind: encoder_growth(kind, rounds) for kind in ("inducing", "full")}
+    claims.table(
+        f"Forward and backward of {setting.n_cells} cells, {options.threads} threads",
+        [
+            {"layer": name, "ms": 1e3 * value, "MiB": memory[name] / 2**20 if name in memory else ""}
+            for name, value in seconds.items()
+        ],
     )
-    for name, value in seconds.items():
-        mebibytes = f"{memory[name] / 2**20:9.1f} MiB" if name in memory else ""
-        print(f"{name:<20}{1e3 * value:10.1f} ms{mebibytes}")
-    for kind, by_length in growth.items():
-        each = "  ".join(f"{length}: {value:.2f}" for length, value in by_length.items())
-        print(f"encoder {kind}, µs a token at so many tokens a cell:  {each}")
-
+    claims.table(
+        "Encoder, µs a token at so many tokens a cell",
+        [{"encoder": kind, **by_length} for kind, by_length in growth.items()],
+    )
     dense = min(seconds["dense bool"], seconds["dense additive"])
-    figures = {
-        "speedup_vs_dense": dense / seconds["ours"],
-        "speedup_vs_literal": seconds["literal"] / seconds["ours"],
-        "speedup_vs_literal_same_tokens": seconds["literal"] / seconds["ours, all genes"],
-        "memory_ratio_vs_dense": memory["ours"] / min(memory["dense bool"], memory["dense additive"]),
-        "inducing_growth_500_to_4000": growth["inducing"]["4000"] / growth["inducing"]["500"],
-        "full_growth_500_to_4000": growth["full"]["4000"] / growth["full"]["500"],
-    }
-    for name, figure in figures.items():
-        print(f"{name:<32}{figure:8.3f}")
-    if options.json:
-        shared = {"threads": options.threads, "seconds": seconds, "peak_bytes": memory}
-        text = json.dumps(figures | shared | {"microseconds_a_token": growth}, indent=2)
-        options.json.write_text(text + "\n")
-    return 0 if all(map(math.isfinite, figures.values())) else 1
+    least = min(memory["dense bool"], memory["dense additive"])
+    claims.table(
+        "Ratios",
+        [
+            {"of": "dense attention over ours, time", "ratio": dense / seconds["ours"]},
+            {"of": "the equation as written over ours, time", "ratio": seconds["literal"] / seconds["ours"]},
+            {"of": "ours over dense attention, memory", "ratio": memory["ours"] / least},
+        ],
+    )
+    longest, shortest = str(LENGTHS[-1]), str(LENGTHS[0])
+    ratio = growth["inducing"][longest] / growth["inducing"][shortest]
+    claims.aim(f"µs a token with `inducing`, {longest} tokens a cell over {shortest}", ratio, at_most=1.15)
+    ratio = growth["full"][longest] / growth["full"][shortest]
+    claims.note(f"With `full` the same ratio is {ratio:.2f}: it is quadratic in a cell's tokens.")
+    claims.finish(options)
+    return 0
 
 
 if __name__ == "__main__":

@@ -36,6 +36,11 @@ class StepRecords:
         self._bags: list[dict[str, Any]] = []
         self._begun = time.perf_counter()
         self._first = True
+        self._reported: dict[str, float] = {}
+
+    def reported(self, checkpoint: float, report: float) -> None:
+        """Keep how long the last checkpoint and report took; the next step's record says it."""
+        self._reported = {"checkpoint": checkpoint, "report": report}
 
     def add(
         self,
@@ -78,6 +83,8 @@ class StepRecords:
         if self._first:
             record["first_batch"] = time.perf_counter() - self._begun - (seconds - wait)
             self._first = False
+        record |= self._reported
+        self._reported = {}
         self._records.append(record)
         if self._log_bags:
             self._bags.append({"step": step, "epoch": position.epoch, "bags": bags})

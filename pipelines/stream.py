@@ -1,15 +1,18 @@
-"""Ray Data streams the store into a training worker: planned reads → rows → packed batches.
+"""Ray Data streams the store into a training worker: planned reads → decoded cells → packed batches.
 
 Each worker streams the reads of its own plan, in order, so what a worker sees is a function of
-``(seed, epoch, rank, world_size)`` and not of scheduling; see ``docs/decisions.md``. Reading, selection and
-normalisation run as Ray Data tasks wherever there are CPUs; the worker only puts batches together.
+``(seed, epoch, rank, world_size)`` and not of scheduling; see ``docs/decisions.md``. What travels through
+Ray Data are either references to row groups, which threads of the worker read and decode
+(``stream.decode: worker``), or rows that Ray tasks have decoded wherever there are CPUs (``tasks``).
 """
 
 import itertools
 import logging
 import queue
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Self
 
 import numpy as np
@@ -18,9 +21,9 @@ import ray
 import ray.data
 
 from tadvae.batch import Cells
-from tadvae.prepare import CellReader
+from tadvae.prepare import CellReader, Read
 from tadvae.store.decode import flat_column
-from tadvae.store.plan import Window
+from tadvae.store.plan import StreamConfig, Window
 
 READ_END = -1
 """Bag id of the row that ends a read: an empty read leaves a trace, however Ray cuts its blocks."""
@@ -32,7 +35,7 @@ OBJECT_STORE_BYTES = 512 * 2**20
 
 
 def stream_reads(
-    reader: CellReader, windows: Iterable[Window], num_cpus: float = 1
+    reader: CellReader, windows: Iterable[Window], config: StreamConfig, num_cpus: float = 1
 ) -> Iterator[tuple[np.ndarray, Cells]]:
     """Read what the windows plan, through Ray Data, in order.
 
@@ -50,38 +53,74 @@ def stream_reads(
     """
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # says that bars are off
-    shared = ray.put(reader)
     reads = (read for window in windows for read in window.reads)
+    if config.decode == "tasks":
+        return _decoded_by_tasks(reader, reads, num_cpus)
+    return _decoded_here(reader, reads, config.threads)
+
+
+def _decoded_here(
+    reader: CellReader, reads: Iterator[Read], n_threads: int
+) -> Iterator[tuple[np.ndarray, Cells]]:
+    """Threads of this process decode; each is a read ahead of whoever takes them."""
+    pending: deque[Future[tuple[np.ndarray, Cells]]] = deque()
+    pool = ThreadPoolExecutor(n_threads, thread_name_prefix="decode")
+    try:
+        for table in _stream(reads):
+            for shard, group, bag_ids in _references(table):
+                pending.append(pool.submit(reader.read, shard, group, bag_ids))
+                if len(pending) > 2 * n_threads:
+                    yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _decoded_by_tasks(
+    reader: CellReader, reads: Iterator[Read], num_cpus: float
+) -> Iterator[tuple[np.ndarray, Cells]]:
+    """Ray tasks decode, wherever there are CPUs; the cells come through the object store."""
+    shared = ray.put(reader)
 
     def read_rows(rows: pa.Table) -> pa.Table:
         source: CellReader = ray.get(shared)
-        parts = []
-        for shard, group, bag_ids in zip(
-            *(rows[name].to_pylist() for name in rows.column_names), strict=True
-        ):
-            parts.append(_rows(*source.read(shard, group, np.asarray(bag_ids, np.int64))))
-        return pa.concat_tables(parts)
+        return pa.concat_tables([_rows(*source.read(*read)) for read in _references(rows)])
 
+    return _split_reads(_stream(reads, read_rows, num_cpus))
+
+
+def _stream(
+    reads: Iterator[Read], transform: Callable[[pa.Table], pa.Table] | None = None, num_cpus: float = 1
+) -> Iterator[pa.Table]:
+    """References in order through Ray Data, which applies the transform to each of them."""
     while items := [
         {"shard": shard, "row_group": group, "bags": bag_ids.tolist()}
         for shard, group, bag_ids in itertools.islice(reads, READS_PER_EXECUTION)
     ]:
         # from_arrow would look at each block in a task of one CPU, which there may not be
-        dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
-            read_rows,
-            batch_size=None,
-            batch_format="pyarrow",
-            num_cpus=num_cpus,
-            concurrency=None if num_cpus else FREE_READERS,
-        )
+        dataset = ray.data.from_items(items, override_num_blocks=1 if transform is None else len(items))
+        if transform is not None:
+            dataset = dataset.map_batches(
+                transform,
+                batch_size=None,
+                batch_format="pyarrow",
+                num_cpus=num_cpus,
+                concurrency=None if num_cpus else FREE_READERS,
+            )
         dataset.context.enable_progress_bars = False
         options = dataset.context.execution_options
         options.preserve_order = True
         options.verbose_progress = False
         options.resource_limits = options.resource_limits.copy(object_store_memory=OBJECT_STORE_BYTES)
-        yield from _split_reads(
-            dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2)
-        )
+        yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2)
+
+
+def _references(rows: pa.Table) -> Iterator[Read]:
+    """Rows of the streamed table as what :meth:`CellReader.read` takes."""
+    columns = (rows[name].to_pylist() for name in ("shard", "row_group", "bags"))
+    for shard, group, bag_ids in zip(*columns, strict=True):
+        yield shard, group, np.asarray(bag_ids, np.int64)
 
 
 def _rows(bag_of_row: np.ndarray, cells: Cells) -> pa.Table:

@@ -34,6 +34,7 @@ from ray.train.v2.api.exceptions import TrainingFailedError
 from torch.nn.parallel import DistributedDataParallel
 
 from pipelines.cluster import ray_map, ray_session
+from pipelines.phases import phases
 from pipelines.progress import StepLog
 from pipelines.records import StepRecords, logged_validations, write_restart
 from pipelines.stream import Prefetcher, stream_reads
@@ -132,6 +133,7 @@ def train(
             ),
         )
         n_bags = json.loads((run / "run.json").read_text())["bags"]
+        called = time.time()
         with StepLog(run, n_bags, config.train.epochs, trackers(run, config)) if progress else nullcontext():
             try:
                 result = trainer.fit()
@@ -150,6 +152,8 @@ def train(
         averaged_weights = Path(folder) / AVERAGE
         weights = averaged_weights if averaged_weights.exists() else Path(folder) / WEIGHTS
         (run / "model" / WEIGHTS).write_bytes(weights.read_bytes())
+    if progress and (spent := phases(run, called)) is not None:
+        print(spent, flush=True)
     return run
 
 
@@ -204,7 +208,7 @@ def train_worker(settings: dict[str, Any]) -> None:
 
     def batches() -> Iterator[tuple[ModelBatch, Batch]]:
         windows = (window for epoch in epochs for window in plan(epoch))
-        reads = stream_reads(data.reader, windows, settings["reader_cpus"])
+        reads = stream_reads(data.reader, windows, config.stream, settings["reader_cpus"])
         for epoch in epochs:
             yield from data.batches(plan(epoch), reads, epoch, device)
 
@@ -383,11 +387,13 @@ def _report(run: Location, rank: int, learner: Learner, position: Position, log:
     # the epoch is that of the last step; the position already stands at the next
     metrics = {"epoch": position.epoch, "global_step": position.global_step} | log.write()
     name = f"step-{position.global_step:09d}"
+    clock = time.perf_counter()
     if rank:
         ray.train.report(metrics, checkpoint_dir_name=name)
         return
     with tempfile.TemporaryDirectory() as folder:
         save_checkpoint(Path(folder), learner.module, learner.optimizer, position, learner.average)
+        saved = time.perf_counter()
         checkpoint = ray.train.Checkpoint.from_directory(folder)
         try:
             with run.reachable():
@@ -396,6 +402,7 @@ def _report(run: Location, rank: int, learner: Learner, position: Position, log:
             with suppress(UserError):
                 (run / CHECKPOINTS / name).delete()
             raise
+    log.reported(saved - clock, time.perf_counter() - saved)
 
 
 def _agree(value: int, what: str, device: torch.device) -> int:

@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tadvae.store.kernels import take_cells
+
 
 @dataclass(frozen=True)
 class Cells:
@@ -53,10 +55,8 @@ class Cells:
 
     def take(self, rows: np.ndarray) -> "Cells":
         """The cells ``rows``, in that order, repeats allowed."""
-        n_tokens = np.diff(self.offsets)[rows]
-        offsets = np.concatenate([[0], np.cumsum(n_tokens)])
-        token = np.arange(offsets[-1]) + np.repeat(self.offsets[rows] - offsets[:-1], n_tokens)
-        return Cells(self.gene_ids[token], self.values[token], offsets, self.total_counts[rows])
+        ids, values, offsets = take_cells(self.gene_ids, self.values, self.offsets, rows)
+        return Cells(ids, values, offsets, self.total_counts[rows])
 
     @classmethod
     def concat(cls, parts: Sequence["Cells"]) -> "Cells":
@@ -149,6 +149,58 @@ class PackedCells:
             tuple(torch.from_numpy(genes.astype(np.int64)).to(device) for genes in panels),
             None if panel is None else torch.from_numpy(panel).to(device),
         )
+
+
+@dataclass(frozen=True)
+class PackedTokens:
+    """Tokens of ragged cells as they travel to the device: eight bytes each, no padding.
+
+    Attributes
+    ----------
+    gene_ids : (T,) int32
+    values : (T,) float32
+    offsets
+        Where each cell starts, int64 on the host, shape (B + 1,).
+    """
+
+    gene_ids: Tensor
+    values: Tensor
+    offsets: np.ndarray
+
+    @classmethod
+    def of(cls, parts: Sequence[Cells], device: torch.device | str = "cpu") -> Self:
+        """Cells of all parts, end to end: the one copy between decoding and the device."""
+        n_tokens = np.concatenate([np.zeros(1, np.int64), *(np.diff(part.offsets) for part in parts)])
+        offsets = np.cumsum(n_tokens)
+        ids, data = np.empty(offsets[-1], np.int32), np.empty(offsets[-1], np.float32)
+        at = 0
+        for part in parts:
+            stop = at + len(part.values)
+            ids[at:stop], data[at:stop] = part.gene_ids, part.values
+            at = stop
+        return cls(torch.from_numpy(ids).to(device), torch.from_numpy(data).to(device), offsets)
+
+    @cached_property
+    def cell(self) -> Tensor:
+        """The cell of each token, (T,) int64."""
+        n_tokens = torch.from_numpy(np.diff(self.offsets)).to(self.values.device)
+        number = torch.arange(len(n_tokens), device=self.values.device)
+        return number.repeat_interleave(n_tokens, output_size=len(self.values))
+
+    def dense(self, rows: slice, column: Tensor, n_genes: int) -> Tensor:
+        """Values of the cells ``rows`` on a gene list, shape (n, G).
+
+        Parameters
+        ----------
+        column : (n_vocabulary,) int64
+            Place of each gene in the list, which has all of the cells' genes.
+        n_genes
+            G.
+        """
+        tokens = slice(*self.offsets[[rows.start, rows.stop]].tolist())
+        place = (self.cell[tokens] - rows.start) * n_genes + column[self.gene_ids[tokens].long()]
+        result = self.values.new_zeros((rows.stop - rows.start) * n_genes)
+        return result.scatter_(0, place, self.values[tokens]).view(-1, n_genes)
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from tadvae.errors import UserError
 from tadvae.experiment import ExperimentConfig
 from tadvae.filesystem import Location
 from tadvae.hub import HUB, download, upload
+from tadvae.many import predicted_means
 from tadvae.module import TADVAEModule
 from tadvae.move import move_cells
 from tadvae.prepare import mean_profile
@@ -269,7 +270,7 @@ class TADVAE:
         UserError
             Where the model does not know: an unknown target or context.
         """
-        names = target.split("+") if isinstance(target, str) else list(target)
+        names = _names(target)
         if controls is not None:
             new = cells_of(controls, self.vocabulary, self.config.preprocess, layer=None, values=values)
             cells, genes, start, row = new.cells, new.genes, "given control cells", -1
@@ -278,15 +279,9 @@ class TADVAE:
             index = controls.obs_names.astype(str).tolist()
         else:
             row = self.vocabulary.context(context, dataset)
-            entry = self.vocabulary.contexts[row]
-            d, profile, genes = entry.dataset, entry.profile, self.vocabulary.datasets[entry.dataset].genes
-            if row in self.controls:
-                cells, start = self.controls[row], "control cells of the run"
-            else:
-                cells, start = profile_cell(profile, genes), "mean control profile"
+            d, genes, profile, cells, start = self._start(row)
             index = [f"control_{i}" for i in range(len(cells))]
-        known = self.config.model.causal.targets
-        pairs = [find_target(name.strip(), d, self.vocabulary, known) for name in names]
+        pairs = [self._target(name, d) for name in names]
         predicted = self.counterfactual(cells, genes, profile, d, [pairs], row)[0]
         symbols = self.vocabulary.symbols(genes)
         var = pd.DataFrame(
@@ -297,7 +292,7 @@ class TADVAE:
             },
             index=pd.Index(unique_names(symbols)),
         )
-        label = "+".join(sorted(name.strip() for name in names))
+        label = "+".join(sorted(names))
         obs = pd.DataFrame({"perturbation": label, "context": context}, index=pd.Index(index))
         about: dict[str, Any] = {
             "perturbation": label,
@@ -307,6 +302,46 @@ class TADVAE:
             "normalisation": self.vocabulary.datasets[d].method,
         }
         return ad.AnnData(predicted, obs=obs, var=var, uns={"tadvae": about})
+
+    def predict_means(
+        self, targets: Sequence[str | Sequence[str]], *, context: str, dataset: str | None = None
+    ) -> pd.DataFrame:
+        """Mean profiles under many perturbations at once, log-normalised, shape (M, G).
+
+        Parameters
+        ----------
+        targets
+            As for :meth:`predict`, one entry a perturbation.
+        context, dataset
+            Of training; predictions start from the same cells as those of :meth:`predict`, and row i is the
+            ``predicted_mean`` of perturbation i.
+
+        Returns
+        -------
+        By label (``A+B``) and gene symbol.
+
+        Raises
+        ------
+        UserError
+            Where the model does not know a target or the context.
+        """
+        row = self.vocabulary.context(context, dataset)
+        d, genes, profile, cells, _ = self._start(row)
+        names = [_names(target) for target in targets]
+        found = {name: self._target(name, d) for name in sorted({name for each in names for name in each})}
+        perturbations = [[found[name] for name in each] for each in names]
+        means = predicted_means(self, cells, genes, profile, d, perturbations, row)
+        labels = ["+".join(sorted(each)) for each in names]
+        return pd.DataFrame(means, index=labels, columns=unique_names(self.vocabulary.symbols(genes)))
+
+    def _start(self, row: int) -> tuple[int, np.ndarray, np.ndarray, Cells, str]:
+        """Dataset, genes, control profile and cells to start from in a context, and what those cells are."""
+        entry = self.vocabulary.contexts[row]
+        genes = self.vocabulary.datasets[entry.dataset].genes
+        if row in self.controls:
+            return entry.dataset, genes, entry.profile, self.controls[row], "control cells of the run"
+        cells = profile_cell(entry.profile, genes)
+        return entry.dataset, genes, entry.profile, cells, "mean control profile"
 
     def counterfactual(
         self,
@@ -339,7 +374,7 @@ class TADVAE:
         context
             Row of the vocabulary's contexts; −1: a new one.
         """
-        known = [[(t, m) for t, m in pairs if self.unknown(t) is None] for pairs in perturbations]
+        known = self.known(perturbations)
         temperature = self.config.loss.temperature.high
         predicted = move_cells(
             self.module, self.vocabulary, temperature, cells, genes, profile, dataset, known
@@ -348,11 +383,27 @@ class TADVAE:
             return predicted
         effect = self.effects.predict(dataset, context, perturbations, genes)  # (M, G)
         moved = predicted.mean(axis=1, dtype=np.float64) - cells.dense(genes).mean(axis=0, dtype=np.float64)
-        mixed = self.effects.is_between(dataset, context, perturbations)  # (M,)
-        mixed &= [len(kept) == len(pairs) for kept, pairs in zip(known, perturbations, strict=True)]
-        weight = np.where(mixed, self.config.effects.weight, 1.0)[:, None]  # (M, 1)
+        weight = self.regression_weight(dataset, context, perturbations)[:, None]  # (M, 1)
         result: np.ndarray = predicted + (weight * (effect - moved))[:, None].astype(np.float32)
         return result
+
+    def known(self, perturbations: Sequence[Sequence[tuple[int, int]]]) -> list[list[tuple[int, int]]]:
+        """The perturbations without the targets that the network does not know."""
+        return [[(t, m) for t, m in pairs if self.unknown(t) is None] for pairs in perturbations]
+
+    def regression_weight(
+        self, dataset: int, context: int, perturbations: Sequence[Sequence[tuple[int, int]]]
+    ) -> np.ndarray:
+        """Share of the regression in the mean of each perturbation; see :meth:`counterfactual`; (M,)."""
+        if self.effects is None:
+            return np.zeros(len(perturbations))
+        mixed = self.effects.is_between(dataset, context, perturbations)
+        pairs = zip(self.known(perturbations), perturbations, strict=True)
+        mixed &= [len(kept) == len(asked) for kept, asked in pairs]
+        return np.where(mixed, self.config.effects.weight, 1.0)
+
+    def _target(self, name: str, dataset: int) -> tuple[int, int]:
+        return find_target(name, dataset, self.vocabulary, self.config.model.causal.targets)
 
     def factors(self, top: int = 10) -> pd.DataFrame:
         """The pathways that make each factor: the ``top`` largest |δ|, one row a (factor, pathway)."""
@@ -396,3 +447,8 @@ class TADVAE:
         Indices of ``len(vocabulary.targets)`` and above stand for genes of the vocabulary.
         """
         return why_unknown(target, self.vocabulary, self.config.model.causal.targets)
+
+
+def _names(target: str | Sequence[str]) -> list[str]:
+    """Targets of one perturbation."""
+    return [name.strip() for name in (target.split("+") if isinstance(target, str) else target)]

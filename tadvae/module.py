@@ -1,6 +1,7 @@
 """The network and its training loss: tokens → activities → factors → causal layer → genes."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 from pydantic import model_validator
 from torch import Tensor, nn
 
-from tadvae.batch import Batch, Cells, PackedCells
+from tadvae.batch import Batch, Cells, PackedCells, PackedTokens
 from tadvae.config import Config
 from tadvae.nn.candidates import candidate_edges
 from tadvae.nn.causal import CausalConfig, CausalLayer, Intervention
@@ -72,10 +73,8 @@ class ModelBag:
     dataset, context
         Model indices; ``context`` is the row of the control profile.
     rows
-        The bag's slice of the encoded cells.
-    encoded : (n, G)
-        The encoded cells (controls, or the bag itself) on the dataset's genes.
-    observed : (m, G) or None
+        The encoded cells: controls, or the bag itself.
+    observed
         The perturbed cells; None for a bag of controls.
     per_unit : (n,)
         Counts of each encoded cell that are one normalised unit; NaN where there are no counts.
@@ -84,19 +83,46 @@ class ModelBag:
     dataset: int
     context: int
     rows: slice
-    encoded: Tensor
-    observed: Tensor | None
+    observed: slice | None
     per_unit: Tensor
 
 
 @dataclass(frozen=True)
 class ModelBatch:
-    """A :class:`~tadvae.batch.Batch` as tensors."""
+    """A :class:`~tadvae.batch.Batch` as tensors.
 
-    cells: PackedCells
-    dataset: Tensor  # (B,)
+    Attributes
+    ----------
+    tokens
+        Of the B encoded cells, then of the observed cells.
+    dataset : (B,) int64
+    panels, panel
+        As in :class:`~tadvae.batch.PackedCells`.
+    bags
+        Their slices are rows of ``tokens``.
+    intervention
+    """
+
+    tokens: PackedTokens
+    dataset: Tensor
+    panels: tuple[Tensor, ...]
+    panel: Tensor
     bags: list[ModelBag]
     intervention: Intervention
+
+    @cached_property
+    def cells(self) -> PackedCells:
+        """The encoded cells."""
+        n_cells = len(self.dataset)
+        encoded = slice(0, int(self.tokens.offsets[n_cells]))
+        return PackedCells(
+            self.tokens.gene_ids[encoded].long(),
+            self.tokens.values[encoded],
+            self.tokens.cell[encoded],
+            n_cells,
+            self.panels,
+            self.panel,
+        )
 
 
 class TADVAEModule(nn.Module):
@@ -138,7 +164,10 @@ class TADVAEModule(nn.Module):
             self.log_dispersion = nn.Parameter(torch.zeros(n_genes))
         self.register_buffer("available", torch.from_numpy(vocabulary.available), persistent=False)
         for i, dataset in enumerate(vocabulary.datasets):
+            column = np.full(n_genes, -1, np.int64)
+            column[dataset.genes] = np.arange(len(dataset.genes))
             self.register_buffer(f"genes_{i}", torch.from_numpy(dataset.genes), persistent=False)
+            self.register_buffer(f"column_{i}", torch.from_numpy(column), persistent=False)
         for i, context in enumerate(vocabulary.contexts):
             self.register_buffer(f"profile_{i}", torch.from_numpy(context.profile), persistent=False)
 
@@ -181,17 +210,19 @@ class TADVAEModule(nn.Module):
         reconstruction, discrepancy, matching, n_mmd, n_match = zero, zero, zero, 0, 0
         for i, bag in enumerate(batch.bags):
             genes, profile = getattr(self, f"genes_{bag.dataset}"), getattr(self, f"profile_{bag.context}")
+            encoded = self.dense(batch.tokens, bag.rows, bag.dataset)  # (n, G)
             before = self.decoder.hidden(self.causal(z[bag.rows]))  # (n, d)
             decoded = self.decode(before, genes, profile)  # (n, G)
-            reconstruction = reconstruction + self._reconstruction(decoded, bag, genes)
+            reconstruction = reconstruction + self._reconstruction(decoded, encoded, bag.per_unit, genes)
             if bag.observed is None:
                 continue
             after = self.decoder.hidden(self.causal(z[bag.rows] + shifts[i]))  # (n, d)
-            predicted = self.counterfactual(before, after, bag.encoded, genes, profile)  # (n, G)
-            matching = matching + ((predicted.mean(0) - bag.observed.mean(0)) ** 2).mean()
+            predicted = self.counterfactual(before, after, encoded, genes, profile)  # (n, G)
+            observed = self.dense(batch.tokens, bag.observed, bag.dataset)  # (m, G)
+            matching = matching + ((predicted.mean(0) - observed.mean(0)) ** 2).mean()
             n_match += 1
-            if min(len(predicted), len(bag.observed)) > 1:
-                discrepancy = discrepancy + self._mmd(predicted, bag.observed)
+            if min(len(predicted), len(observed)) > 1:
+                discrepancy = discrepancy + self._mmd(predicted, observed)
                 n_mmd += 1
         terms = {
             "reconstruction": reconstruction / len(batch.bags),
@@ -211,11 +242,16 @@ class TADVAEModule(nn.Module):
         total = total + 0.0 * shifts.sum()
         return total, {"loss": total, **terms}
 
-    def _reconstruction(self, decoded: Tensor, bag: ModelBag, genes: Tensor) -> Tensor:
+    def dense(self, tokens: PackedTokens, rows: slice, dataset: int) -> Tensor:
+        """Values of some cells on their dataset's genes, shape (n, G)."""
+        genes, column = getattr(self, f"genes_{dataset}"), getattr(self, f"column_{dataset}")
+        return tokens.dense(rows, column, len(genes))
+
+    def _reconstruction(self, decoded: Tensor, encoded: Tensor, per_unit: Tensor, genes: Tensor) -> Tensor:
         if self.loss_config.likelihood == "gaussian":
-            return ((decoded - bag.encoded) ** 2).mean()
-        counts = torch.expm1(bag.encoded) * bag.per_unit[:, None]
-        expected = expected_counts(decoded, bag.per_unit)
+            return ((decoded - encoded) ** 2).mean()
+        counts = torch.expm1(encoded) * per_unit[:, None]
+        expected = expected_counts(decoded, per_unit)
         return negative_binomial(counts, expected, self.log_dispersion[genes])
 
     def _mmd(self, predicted: Tensor, observed: Tensor) -> Tensor:
@@ -263,36 +299,40 @@ def pack(
         (target, modality) model indices by the store's perturbation index.
     """
     parts: list[Cells] = []
-    bags, dataset, start = [], [], 0
+    bags, dataset = [], []
     target, modality, of_dataset, of_bag = [], [], [], []
+    start, seen = 0, sum(len(bag.cells if bag.controls is None else bag.controls) for bag in batch.bags)
     for i, bag in enumerate(batch.bags):
-        genes = vocabulary.datasets[bag.dataset].genes
         encoded = bag.cells if bag.controls is None else bag.controls
-        observed = None if bag.controls is None else torch.from_numpy(bag.cells.dense(genes)).to(device)
         rows = slice(start, start + len(encoded))
         start = rows.stop
+        observed = None
+        if bag.controls is not None:
+            observed = slice(seen, seen + len(bag.cells))
+            seen = observed.stop
         parts.append(encoded)
         dataset.append(np.full(len(encoded), bag.dataset))
-        dense = torch.from_numpy(encoded.dense(genes)).to(device)
         per_unit = encoded.total_counts / SCALE.get(vocabulary.datasets[bag.dataset].method, np.nan)
         counts = torch.from_numpy(np.asarray(per_unit, np.float32)).to(device)
         row = context_row[bag.dataset, bag.context]
-        bags.append(ModelBag(bag.dataset, row, rows, dense, observed, counts))
+        bags.append(ModelBag(bag.dataset, row, rows, observed, counts))
         for t, m in interventions[bag.perturbation]:
             target.append(t)
             modality.append(m)
             of_dataset.append(bag.dataset)
             of_bag.append(i)
+    parts += [bag.cells for bag in batch.bags if bag.controls is not None]
 
     def index(values: list[int]) -> Tensor:
         return torch.tensor(values, dtype=torch.int64, device=device)
 
     of_cell = np.concatenate(dataset)  # (B,)
     used, panel = np.unique(of_cell, return_inverse=True)
-    panels = [vocabulary.datasets[d].genes for d in used]
     return ModelBatch(
-        cells=PackedCells.of(Cells.concat(parts), device, panels, panel),
+        tokens=PackedTokens.of(parts, device),
         dataset=torch.from_numpy(of_cell).to(device),
+        panels=tuple(torch.from_numpy(vocabulary.datasets[d].genes).to(device) for d in used),
+        panel=torch.from_numpy(panel).to(device),
         bags=bags,
         intervention=Intervention(
             index(target), index(modality), index(of_dataset), index(of_bag), n_bags=len(bags)

@@ -16,6 +16,7 @@ from scipy import sparse
 
 from tadvae.config import Config
 from tadvae.errors import UserError
+from tadvae.store.kernels import add_moments
 
 SCALE = {"cpm": 1e6, "cp10k": 1e4, "tpm": 1e6}
 
@@ -62,19 +63,10 @@ class Moments:
         library
             Total counts of each cell, shape (n,); unused where ``log1p``.
         """
-        data = values.data.astype(np.float64)
-        if log1p:
-            data = np.expm1(data)
-        else:
-            per_cell = np.divide(SCALE["cp10k"], library, out=np.zeros(len(library)), where=library > 0)
-            data *= np.repeat(per_cell, np.diff(values.indptr))
-        n_genes = values.shape[1]
-        return cls(
-            n=values.shape[0],
-            total=np.bincount(values.indices, weights=data, minlength=n_genes),
-            square=np.bincount(values.indices, weights=data**2, minlength=n_genes),
-            detected=np.bincount(values.indices[data > 0], minlength=n_genes).astype(np.float64),
-        )
+        per_cell = np.divide(SCALE["cp10k"], library, out=np.zeros(len(library)), where=library > 0)
+        sums = [np.zeros(values.shape[1]) for _ in range(3)]
+        add_moments(values.data, values.indices, values.indptr, per_cell, log1p, *sums)
+        return cls(values.shape[0], *sums)
 
     def __add__(self, other: "Moments") -> "Moments":
         return Moments(

@@ -221,9 +221,8 @@ def _vocabulary(
     """Union of all panels and of the targets that are genes, sorted by key."""
     known = pd.concat([panel[["gene", "ensembl_id", "symbol"]] for panel in panels])
     known = known.sort_values("symbol", na_position="last", kind="stable").drop_duplicates("gene")
-    unmeasured = [
-        gene for gene in target_gene.values() if gene is not None and gene not in set(known["gene"])
-    ]
+    measured = set(known["gene"])
+    unmeasured = [gene for gene in target_gene.values() if gene is not None and gene not in measured]
     extra = pd.DataFrame(
         {
             "gene": unmeasured,

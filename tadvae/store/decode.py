@@ -6,7 +6,8 @@ import numpy as np
 import pyarrow as pa
 
 from tadvae.batch import Cells
-from tadvae.preprocess import normalize
+from tadvae.preprocess import SCALE, normalize
+from tadvae.store.kernels import log_normalize
 
 COLUMNS = ("gene_ids", "counts", "total_counts")
 """Stored columns that decoding reads."""
@@ -39,24 +40,34 @@ def decode(table: pa.Table, view: DatasetView) -> Cells:
     table
         Rows with at least :data:`COLUMNS`, of one dataset.
     """
-    ids, counts = flat_column(table, "gene_ids"), flat_column(table, "counts")
-    gene_ids, offsets = ids
+    gene_ids, offsets = flat_column(table, "gene_ids")
+    counts, _ = flat_column(table, "counts")
     total = table["total_counts"].to_numpy().astype(np.float64)
-    if view.method == "none":
-        values = counts[0].astype(np.float32)
-    else:
-        values = normalize(counts[0], gene_ids, offsets, total, view.method, view.lengths)
-    kept = np.zeros(int(max(gene_ids.max(initial=-1), view.genes.max(initial=-1))) + 1, bool)
+    kept = np.zeros(int(max(gene_ids.max(initial=0), view.genes.max(initial=0))) + 1, bool)
     kept[view.genes] = True
+    if view.method in ("cpm", "cp10k"):
+        per_cell = np.divide(SCALE[view.method], total, out=np.zeros(len(total)), where=total > 0)
+        # by numpy, which asks for huge pages: half of the time of the kernel would go in page faults
+        left = np.empty(len(gene_ids), np.int32), np.empty(len(gene_ids), np.float32)
+        starts = np.empty(len(offsets), np.int64)
+        n = log_normalize(gene_ids, counts, offsets, per_cell, kept, *left, starts)
+        return Cells(left[0][:n], left[1][:n], starts, total)
+    if view.method == "none":
+        values = counts.astype(np.float32)
+    else:
+        values = normalize(counts, gene_ids, offsets, total, view.method, view.lengths)
     keep = kept[gene_ids]
     below = np.concatenate([[0], np.cumsum(keep)])
-    return Cells(gene_ids[keep], values[keep], below[offsets], total)
+    return Cells(gene_ids[keep].astype(np.int32), values[keep], below[offsets], total)
 
 
 def flat_column(table: pa.Table, column: str) -> tuple[np.ndarray, np.ndarray]:
     """Values and offsets of a list column, without a copy where it is one chunk."""
     chunks = table[column].combine_chunks()
-    array = chunks.chunk(0) if isinstance(chunks, pa.ChunkedArray) else chunks
+    return flat_list(chunks.chunk(0) if isinstance(chunks, pa.ChunkedArray) else chunks)
+
+
+def flat_list(array: pa.ListArray) -> tuple[np.ndarray, np.ndarray]:
+    """Values and offsets of an array of lists, also where it is a slice of another."""
     offsets = array.offsets.to_numpy().astype(np.int64)
-    values = array.values.to_numpy(zero_copy_only=False)[offsets[0] : offsets[-1]]
-    return values.astype(np.int64) if column == "gene_ids" else values, offsets - offsets[0]
+    return array.values.to_numpy(zero_copy_only=False)[offsets[0] : offsets[-1]], offsets - offsets[0]

@@ -20,12 +20,15 @@ from scipy import sparse
 
 from tadvae.filesystem import Location
 from tadvae.preprocess import Moments
+from tadvae.store.decode import flat_list
+from tadvae.store.kernels import take_cells
 from tadvae.store.layout import DatasetLayout
 from tadvae.store.manifest import ShardEntry
 from tadvae.store.source import CellLabels, open_source
 from tadvae.store.spec import DatasetSpec
 
 LARGEST_UINT16 = 65_535
+_LISTS = ("gene_ids", "counts")
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,8 @@ def spill_chunk(plan: DatasetPlan, start: int, stop: int, out: Location) -> None
         values = source.rows(start, stop)
     first, last = np.searchsorted(plan.labels.source_row, [start, stop])
     kept = slice(int(first), int(last))
-    values = values[plan.labels.source_row[kept] - start]
+    if kept.stop - kept.start < stop - start:
+        values = values[plan.labels.source_row[kept] - start]
     largest = float(values.data.max(initial=0.0))
     values = _to_vocabulary(values, plan)
     if plan.labels.total_counts is not None:
@@ -69,19 +73,17 @@ def spill_chunk(plan: DatasetPlan, start: int, stop: int, out: Location) -> None
     moments = Moments.of(values, total, log1p=plan.spec.values == "log1p")
 
     position = plan.layout.position[kept]
-    order = np.argsort(position)
-    position = position[order]
-    table = _cells(plan, np.arange(kept.start, kept.stop)[order], position, values[order], total[order])
-    edges = np.searchsorted(position, plan.shard_starts)
+    narrow = plan.spec.values == "counts" and largest <= LARGEST_UINT16
+    rows = _cells(plan, np.arange(kept.start, kept.stop), position, values, total, narrow)
+    edges = np.searchsorted(rows["position"].to_numpy(), plan.shard_starts)
     lz4 = pa.ipc.IpcWriteOptions(compression="lz4")
     with (
         out.sibling(".arrow").replacing() as place,
         place.filesystem.open_output_stream(place.path) as sink,
-        pa.ipc.new_file(sink, table.schema, options=lz4) as writer,
+        pa.ipc.new_file(sink, rows.schema, options=lz4) as writer,
     ):
-        for a, b in itertools.pairwise(edges):  # one batch a shard, also where it gets no cell
-            part = table.slice(a, b - a).combine_chunks().to_batches()
-            writer.write_batch(part[0] if part else pa.RecordBatch.from_pylist([], table.schema))
+        for a, b in itertools.pairwise(edges.tolist()):  # one batch a shard, also where it gets no cell
+            writer.write_batch(rows.slice(a, b - a))
     buffer = io.BytesIO()
     arrays: dict[str, Any] = {"largest": largest, **moments.arrays()}
     np.savez(buffer, **arrays)
@@ -116,36 +118,93 @@ def write_shard(
         place = chunk.sibling(".arrow")
         with place.filesystem.open_input_file(place.path) as file:
             parts.append(pa.ipc.open_file(file).get_batch(shard))
-    table = pa.Table.from_batches(parts).combine_chunks()
-    table = table.take(np.argsort(table["position"].to_numpy(), kind="stable")).drop_columns(["position"])
-    table = table.combine_chunks().cast(store_schema(plan.n_vocabulary, narrow_counts))
-    buffer = pa.BufferOutputStream()
+    schema = store_schema(plan.n_vocabulary, narrow_counts)
     bags = plan.layout.bags
-    group_rows = bags[bags["shard"] == shard].groupby("row_group")["n_cells"].sum()
-    with pq.ParquetWriter(
-        buffer,
-        table.schema,
-        compression="zstd",
-        use_dictionary=["counts.list.element", "context", "batch", "perturbation"],
-        column_encoding={"gene_ids.list.element": "DELTA_BINARY_PACKED"},
-        write_page_checksum=True,
-    ) as writer:
-        at = 0
-        for rows in group_rows.tolist():
-            writer.write_table(table.slice(at, rows), row_group_size=rows)
-            at += rows
-    data = buffer.getvalue()
-    out.write_bytes(data)
-    n_tokens = table["n_tokens"].to_numpy()
+    group_rows = bags[bags["shard"] == shard].groupby("row_group")["n_cells"].sum().to_numpy()
+    starts = plan.shard_starts[shard] + np.concatenate([[0], np.cumsum(group_rows)])
+    n_tokens = []
+    with (
+        out.replacing() as place,
+        place.filesystem.open_output_stream(place.path) as file,
+        _Hashed(file) as hashed,
+        pq.ParquetWriter(
+            hashed,
+            schema,
+            compression="zstd",
+            use_dictionary=["counts.list.element", "context", "batch", "perturbation"],
+            column_encoding={"gene_ids.list.element": "DELTA_BINARY_PACKED"},
+            write_page_checksum=True,
+        ) as writer,
+    ):
+        for start, stop in itertools.pairwise(starts.tolist()):
+            rows = _row_group(parts, start, stop, schema)
+            writer.write_table(rows, row_group_size=stop - start)
+            n_tokens.append(rows["n_tokens"].to_numpy())
+    each = np.concatenate(n_tokens)
     entry = ShardEntry(
         path=f"cells/dataset={plan.spec.name}/{out.name}",
         dataset=plan.index,
-        rows=table.num_rows,
-        tokens=int(n_tokens.sum()),
-        size=data.size,
-        sha256=hashlib.sha256(data).hexdigest(),
+        rows=len(each),
+        tokens=int(each.sum()),
+        size=hashed.size,
+        sha256=hashed.digest.hexdigest(),
     )
-    return entry, n_tokens
+    return entry, each
+
+
+class _Hashed(io.RawIOBase):
+    """A file that knows the size and the checksum of what has been written to it."""
+
+    def __init__(self, file: pa.NativeFile) -> None:
+        self._file, self.size, self.digest = file, 0, hashlib.sha256()
+
+    def writable(self) -> bool:
+        """It is only written to."""
+        return True
+
+    def write(self, data: Any) -> int:
+        """Write all of the bytes."""
+        self._file.write(data)
+        self.digest.update(data)
+        self.size += len(data)
+        return len(data)
+
+
+def _row_group(parts: list[pa.RecordBatch], start: int, stop: int, schema: pa.Schema) -> pa.Table:
+    """Rows of the stored positions ``start:stop``, in order, from parts that are sorted by position."""
+    inside = []
+    for part in parts:
+        first, last = np.searchsorted(part["position"].to_numpy(), [start, stop])
+        inside.append(part.slice(first, last - first))
+    # no take of list columns by Arrow: it would be most of the time of a conversion
+    rows = pa.Table.from_batches([part.drop_columns([*_LISTS]) for part in inside])
+    order = np.argsort(rows["position"].to_numpy())
+    (ids, offsets), (counts, _) = (_joined([part[name] for part in inside]) for name in _LISTS)
+    lists = dict(zip(_LISTS, _take_lists(order, offsets, ids, counts, schema), strict=True))
+    flat = rows.take(order)
+    return pa.table([lists[name] if name in lists else flat[name] for name in schema.names], schema=schema)
+
+
+def _joined(arrays: list[pa.ListArray]) -> tuple[np.ndarray, np.ndarray]:
+    """Values and offsets of lists end to end; the widest type of the values is that of the result."""
+    flat = [flat_list(array) for array in arrays]
+    lengths = [np.diff(offsets) for _, offsets in flat]
+    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(np.concatenate(lengths))])
+    return np.concatenate([values for values, _ in flat]), offsets
+
+
+def _take_lists(
+    order: np.ndarray, offsets: np.ndarray, ids: np.ndarray, counts: np.ndarray, schema: pa.Schema
+) -> list[pa.ListArray]:
+    """The columns ``gene_ids`` and ``counts`` of some rows, in that order and in the schema's types."""
+    ids, counts, offsets = take_cells(ids, counts, offsets, order)
+    starts = pa.array(offsets.astype(np.int32))
+    arrays = []
+    for name, values in zip(_LISTS, (ids, counts), strict=True):
+        kind = schema.field(name).type
+        values = pa.array(values.astype(kind.value_type.to_pandas_dtype(), copy=False))
+        arrays.append(pa.ListArray.from_arrays(starts, values, type=kind))
+    return arrays
 
 
 def store_schema(n_vocabulary: int, narrow_counts: bool) -> pa.Schema:
@@ -160,8 +219,9 @@ def store_schema(n_vocabulary: int, narrow_counts: bool) -> pa.Schema:
             ("perturbation", pa.string()),
             ("total_counts", pa.float64()),
             ("n_tokens", pa.int32()),
-            ("gene_ids", pa.list_(pa.field("element", gene))),
-            ("counts", pa.list_(pa.field("element", count))),
+            # never null, which saves a quarter of the time of reading
+            pa.field("gene_ids", pa.list_(pa.field("element", gene, nullable=False)), nullable=False),
+            pa.field("counts", pa.list_(pa.field("element", count, nullable=False)), nullable=False),
         ]
     )
 
@@ -169,35 +229,40 @@ def store_schema(n_vocabulary: int, narrow_counts: bool) -> pa.Schema:
 def _to_vocabulary(values: sparse.csr_matrix, plan: DatasetPlan) -> sparse.csr_matrix:
     """The same values with vocabulary indices as columns, sorted in every row."""
     result = sparse.csr_matrix(
-        (values.data, plan.column_gene[values.indices], values.indptr),
+        (values.data, plan.column_gene.astype(np.int32)[values.indices], values.indptr),
         shape=(values.shape[0], plan.n_vocabulary),
     )
-    result.sort_indices()
+    if (np.diff(plan.column_gene) < 0).any():
+        result.sort_indices()
     return result
 
 
 def _cells(
-    plan: DatasetPlan, kept: np.ndarray, position: np.ndarray, values: sparse.csr_matrix, total: np.ndarray
-) -> pa.Table:
-    labels = plan.labels
-    offsets = pa.array(values.indptr.astype(np.int32))
-    return pa.table(
-        {
-            "position": position,
-            "cell_id": pa.array(labels.cell_id[kept], pa.string()),
-            "context": pa.array(np.array(labels.contexts, object)[labels.context[kept]], pa.string()),
-            "batch": pa.array(labels.batch[kept], pa.string()),
-            "perturbation": pa.array(
-                np.array([perturbation_label(t) for t in labels.perturbations], object)[
-                    labels.perturbation[kept]
-                ],
-                pa.string(),
-            ),
-            "total_counts": total,
-            "n_tokens": np.diff(values.indptr).astype(np.int32),
-            "gene_ids": pa.ListArray.from_arrays(offsets, pa.array(values.indices.astype(np.int32))),
-            "counts": pa.ListArray.from_arrays(offsets, pa.array(values.data.astype(np.float32))),
-        }
+    plan: DatasetPlan,
+    kept: np.ndarray,
+    position: np.ndarray,
+    values: sparse.csr_matrix,
+    total: np.ndarray,
+    narrow: bool,
+) -> pa.RecordBatch:
+    """Some kept cells by position, in the columns of a shard."""
+    labels, order = plan.labels, np.argsort(position)
+    schema = store_schema(plan.n_vocabulary, narrow)
+    row = kept[order]
+    gene_ids, counts = _take_lists(order, values.indptr, values.indices, values.data, schema)
+    names = np.array([perturbation_label(t) for t in labels.perturbations], object)
+    columns = [
+        pa.array(labels.cell_id[row], pa.string()),
+        pa.array(np.array(labels.contexts, object)[labels.context[row]], pa.string()),
+        pa.array(labels.batch[row], pa.string()),
+        pa.array(names[labels.perturbation[row]], pa.string()),
+        pa.array(total[order]),
+        gene_ids.value_lengths(),
+        gene_ids,
+        counts,
+    ]
+    return pa.record_batch(
+        [pa.array(position[order]), *columns], schema=pa.schema([("position", pa.int64()), *schema])
     )
 
 

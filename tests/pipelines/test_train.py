@@ -14,6 +14,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from pipelines.cli import main
+from pipelines.phases import phases
 from pipelines.train import _begin, train
 from tadvae.errors import UserError
 from tadvae.evaluation.validation import Validator
@@ -111,6 +112,28 @@ def test_a_killed_worker_changes_nothing(store, simulated, tmp_path, whole):
     assert killer.killed is not None
     assert losses(tmp_path / "run") == losses(whole)
     assert weights(tmp_path / "run") == weights(whole)
+
+
+@pytest.mark.slow
+def test_who_decodes_changes_nothing(store, simulated, tmp_path, whole):
+    """Threads of the worker (the default) and Ray tasks feed the same batches."""
+    by_tasks = config(simulated, "stream.decode=tasks")
+    train(str(store.folder), str(tmp_path / "run"), by_tasks, workers=2)
+    assert losses(tmp_path / "run") == losses(whole)
+    assert weights(tmp_path / "run") == weights(whole)
+
+
+@pytest.mark.slow
+def test_where_the_time_of_a_run_went(whole):
+    found = phases(Location.of(str(whole)), called=0.0)
+    records = log(whole)
+    assert found.first_batch == records[0]["first_batch"]
+    assert sum("checkpoint" in record and record["report"] > 0 for record in records) > 5
+    assert found.step > 0
+    assert 0 <= found.wait < 1
+    assert found.cells_a_second > 0
+    assert "waiting for data" in str(found)
+    assert phases(Location.of(str(whole)), called=time.time()) is None  # nothing since
 
 
 @pytest.mark.slow

@@ -107,15 +107,7 @@ def pack_small(small_vocabulary: Vocabulary) -> Callable[..., ModelBatch]:
 
     def pack_small(batch: Batch, dtype: torch.dtype = torch.float64) -> ModelBatch:
         packed = pack(batch, small_vocabulary, CONTEXT_ROW, INTERVENTIONS)
-        bags = [
-            replace(
-                bag,
-                encoded=bag.encoded.to(dtype),
-                observed=None if bag.observed is None else bag.observed.to(dtype),
-            )
-            for bag in packed.bags
-        ]
-        return replace(packed, cells=replace(packed.cells, values=packed.cells.values.to(dtype)), bags=bags)
+        return replace(packed, tokens=replace(packed.tokens, values=packed.tokens.values.to(dtype)))
 
     return pack_small
 

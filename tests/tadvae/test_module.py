@@ -180,7 +180,7 @@ def test_terms_are_all_there(small_vocabulary, small_batch, pack_small):
 
 
 def test_pack(small_vocabulary, small_batch, pack_small):
-    packed = pack_small(small_batch)
+    packed, module = pack_small(small_batch), build(small_vocabulary)
     assert packed.cells.n_cells == sum(len(bag.controls or bag.cells) for bag in small_batch.bags)
     assert packed.dataset.tolist() == [0] * 10 + [1] * 3
     assert [bag.context for bag in packed.bags] == [0, 0, 1, 1, 2, 2, 2]
@@ -195,7 +195,11 @@ def test_pack(small_vocabulary, small_batch, pack_small):
         assert (packed_bag.observed is None) == (bag.controls is None)
         panel = small_vocabulary.datasets[bag.dataset].genes
         encoded = bag.cells if bag.controls is None else bag.controls
-        np.testing.assert_array_equal(packed_bag.encoded, encoded.dense(panel))
+        dense = module.dense(packed.tokens, packed_bag.rows, bag.dataset)
+        np.testing.assert_array_equal(dense, encoded.dense(panel))
+        if bag.controls is not None:
+            dense = module.dense(packed.tokens, packed_bag.observed, bag.dataset)
+            np.testing.assert_array_equal(dense, bag.cells.dense(panel))
 
 
 @pytest.mark.parametrize("pathway", [HARD, LINEAR, LEAKING], ids=["hard", "linear", "leaking"])

@@ -1,0 +1,126 @@
+"""``make bench``: run every speed benchmark, store its JSON, write docs/benchmarks.md from what is stored.
+
+python benchmarks/bench.py [--only NAME …] [--page-only] [--quick] [--results FOLDER] [--page FILE]
+"""
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from claims import show
+
+HERE = Path(__file__).parent
+SCRIPTS = ["conversion", "memory", "loader", "train_step", "growth", "prediction", "attention", "scale"]
+"""In this order: what one makes is there for the next; ``scale`` reads the JSON of others."""
+TITLES = {
+    "conversion": "Conversion",
+    "memory": "Memory",
+    "loader": "Loader",
+    "train_step": "Training step",
+    "growth": "Growth",
+    "prediction": "Prediction",
+    "attention": "Pathway attention",
+    "scale": "Scale",
+}
+
+
+def run(name: str, folder: Path, results: Path, options: argparse.Namespace) -> bool:
+    """Run one script; whether it ended well."""
+    print(f"== {name}", flush=True)
+    command = [sys.executable, str(HERE / f"{name}.py"), "--json", str(results / f"{name}.json")]
+    command += ["--folder", str(folder)] + (["--quick"] if options.quick else [])
+    if name == "loader" and options.python312:
+        command += ["--python312", options.python312]
+    if name == "scale":
+        command += ["--results", str(results), "--page", str(options.page.with_name("scale.md"))]
+    start = time.perf_counter()
+    done = subprocess.run(
+        command, stderr=subprocess.PIPE if not options.verbose else None, text=True, check=False
+    )
+    print(f"   {time.perf_counter() - start:.0f} s", flush=True)
+    if done.returncode:
+        print((done.stderr or "")[-4000:], file=sys.stderr)
+    return done.returncode == 0
+
+
+def page(found: list[dict[str, Any]]) -> str:
+    """The page from stored figures."""
+    minutes = sum(each["seconds"] for each in found) / 60
+    lines = [
+        "# Benchmarks",
+        "",
+        "Written by `make bench` from the JSON in `benchmarks/results/bench`; do not edit. Every ratio "
+        "was measured in one run on the same data, in turns, the best of the rounds. No test asserts a time.",
+        "",
+        f"Machine: {found[0]['machine']}. All scripts took {minutes:.1f} minutes.",
+        "",
+        "## Aims",
+        "",
+        "| benchmark | what | measured | aim | |",
+        "|---|---|---|---|---|",
+    ]
+    for each in found:
+        for aim in each["aims"]:
+            word = {True: "met", False: "**not met**", None: f"not run: {aim.get('why', '')}"}[aim["met"]]
+            value = "" if aim["value"] is None else show(float(aim["value"]))
+            title = TITLES[each["name"]]
+            lines.append(
+                f"| [{title}](#{_anchor(title)}) | {aim['what']} | {value} | {aim['aim']} | {word} |"
+            )
+    for each in found:
+        lines += ["", f"## {TITLES[each['name']]}", "", each["about"]]
+        for table in each["tables"]:
+            names = list(table["rows"][0])
+            lines += ["", f"{table['title']}:", "", "| " + " | ".join(names) + " |"]
+            lines.append("|" + "---|" * len(names))
+            for row in table["rows"]:
+                lines.append("| " + " | ".join(show(row[name]) for name in names) + " |")
+        if each["notes"]:
+            lines += ["", *(f"- {note}" for note in each["notes"])]
+    return "\n".join(lines) + "\n"
+
+
+def _anchor(title: str) -> str:
+    return title.lower().replace(" ", "-")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--only", nargs="+", choices=SCRIPTS, default=SCRIPTS)
+    parser.add_argument("--page-only", action="store_true", help="write the page from what is stored")
+    parser.add_argument("--quick", action="store_true", help="toy sizes, to see that it runs")
+    parser.add_argument(
+        "--verbose", action="store_true", help="show what the scripts write to standard error"
+    )
+    parser.add_argument("--folder", type=Path, help="keep screens and stores here instead of deleting them")
+    parser.add_argument("--python312", help="a Python of 3.12 or newer for annbatch")
+    parser.add_argument("--results", type=Path, default=HERE / "results" / "bench")
+    parser.add_argument("--page", type=Path, default=HERE.parent / "docs" / "benchmarks.md")
+    options = parser.parse_args()
+    failed = []
+    if not options.page_only:
+        options.results.mkdir(parents=True, exist_ok=True)
+        folder = options.folder or Path(tempfile.mkdtemp(prefix="tadvae-bench-"))
+        try:
+            failed = [name for name in options.only if not run(name, folder, options.results, options)]
+        finally:
+            if options.folder is None:
+                shutil.rmtree(folder, ignore_errors=True)
+    places = [options.results / f"{name}.json" for name in SCRIPTS]
+    found = [json.loads(place.read_text()) for place in places if place.exists()]
+    options.page.write_text(page(found))
+    unmet = sum(aim["met"] is False for each in found for aim in each["aims"])
+    print(f"{options.page}: {sum(len(each['aims']) for each in found)} aims, {unmet} not met", flush=True)
+    if failed:
+        print(f"failed: {', '.join(failed)}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

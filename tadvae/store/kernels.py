@@ -1,0 +1,108 @@
+"""Loops over tokens, compiled by numba: each takes what several numpy passes over the data would take."""
+
+import math
+
+import numpy as np
+
+from tadvae.nn.kernels.jit import kernel
+
+SMALL = 16
+"""Counts below this, nearly all of them, are looked up in a table made for each cell."""
+
+
+@kernel
+def log_normalize(
+    gene_ids: np.ndarray,
+    counts: np.ndarray,
+    offsets: np.ndarray,
+    per_cell: np.ndarray,
+    kept: np.ndarray,
+    left_ids: np.ndarray,
+    left_values: np.ndarray,
+    left_offsets: np.ndarray,
+) -> int:
+    """``log1p(count * per_cell)`` of the tokens whose gene is kept; returns how many those are.
+
+    Parameters
+    ----------
+    gene_ids, counts
+        Shape (T,), any types.
+    offsets
+        Where each of B cells starts, shape (B + 1,).
+    per_cell
+        Float64, shape (B,).
+    kept
+        By gene, bool.
+    left_ids, left_values, left_offsets
+        Written: what is left of the tokens (int32, float32, room for T), and where each cell starts.
+    """
+    n_cells = len(offsets) - 1
+    table = np.empty(SMALL, np.float32)
+    n = 0
+    left_offsets[0] = 0
+    for cell in range(n_cells):
+        factor = per_cell[cell]
+        for count in range(SMALL):
+            table[count] = math.log1p(count * factor)
+        for i in range(offsets[cell], offsets[cell + 1]):
+            count = counts[i]
+            small = int(count)
+            left_ids[n] = gene_ids[i]
+            if small < SMALL and small == count:
+                left_values[n] = table[small]
+            else:
+                left_values[n] = math.log1p(count * factor)
+            n += kept[gene_ids[i]]
+        left_offsets[cell + 1] = n
+    return n
+
+
+@kernel
+def take_cells(
+    gene_ids: np.ndarray, values: np.ndarray, offsets: np.ndarray, rows: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Tokens of some cells, in the order of ``rows``; gene ids, values, offsets."""
+    taken = np.zeros(len(rows) + 1, np.int64)
+    for i in range(len(rows)):
+        taken[i + 1] = taken[i] + offsets[rows[i] + 1] - offsets[rows[i]]
+    ids = np.empty(taken[-1], gene_ids.dtype)
+    data = np.empty(taken[-1], values.dtype)
+    for i in range(len(rows)):
+        start, at = offsets[rows[i]], taken[i]
+        for j in range(taken[i + 1] - at):
+            ids[at + j] = gene_ids[start + j]
+            data[at + j] = values[start + j]
+    return ids, data, taken
+
+
+@kernel
+def add_moments(
+    data: np.ndarray,
+    gene_ids: np.ndarray,
+    offsets: np.ndarray,
+    per_cell: np.ndarray,
+    log1p: bool,
+    total: np.ndarray,
+    square: np.ndarray,
+    detected: np.ndarray,
+) -> None:
+    """Add every cell's values to the sums by gene.
+
+    Parameters
+    ----------
+    data, gene_ids, offsets
+        Of B cells.
+    per_cell
+        Factor of each cell's values, float64, shape (B,).
+    log1p
+        The values are log1p values; the factor is then not used.
+    total, square, detected
+        Sums of values and of their squares, and how many are above zero; float64, shape (n_genes,).
+    """
+    for cell in range(len(offsets) - 1):
+        for i in range(offsets[cell], offsets[cell + 1]):
+            value = math.expm1(np.float64(data[i])) if log1p else data[i] * per_cell[cell]
+            gene = gene_ids[i]
+            total[gene] += value
+            square[gene] += value * value
+            detected[gene] += value > 0
