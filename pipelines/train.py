@@ -6,7 +6,7 @@ A run is a folder::
     RUN/model/                               vocabulary, model card, and at the end the weights
     RUN/log/steps-*.jsonl                    one line a step
     RUN/log/restart-*.json                   what a restart did again, and which bags it repeats
-    RUN/tensorboard/                         the same log for TensorBoard
+    RUN/tensorboard/                         the same log for TensorBoard; other trackers may add their own
     RUN/checkpoints/                         Ray Train's storage
 """
 
@@ -37,7 +37,7 @@ from pipelines.cluster import ray_map, ray_session
 from pipelines.progress import StepLog
 from pipelines.records import StepRecords, logged_validations, write_restart
 from pipelines.stream import Prefetcher, stream_reads
-from pipelines.trackers import trackers
+from pipelines.trackers import check_trackers, trackers
 from tadvae import __version__
 from tadvae.batch import Batch
 from tadvae.card import write_card
@@ -111,6 +111,8 @@ def train(
             print(f"{run}: this run is finished, nothing is left to do", flush=True)
             return run
     config = config or ExperimentConfig()
+    if progress:
+        check_trackers(run, config)
     # workers of a range may take every CPU: then their readers ask for none
     elastic = isinstance(workers, tuple)
     fewest = workers[0] if isinstance(workers, tuple) else workers
