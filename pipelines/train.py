@@ -122,7 +122,10 @@ def train(
         trainer = ray.train.torch.TorchTrainer(
             train_worker,
             train_loop_config={"run": out, "store": store_path, "reader_cpus": 0 if elastic else 1},
-            scaling_config=ray.train.ScalingConfig(num_workers=workers, use_gpu=gpu),
+            # a new node waits as long for the run to take it in: half of Ray's default, as looking is cheap
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=workers, use_gpu=gpu, elastic_resize_monitor_interval_s=30
+            ),
             run_config=ray.train.RunConfig(
                 name=CHECKPOINTS,
                 storage_path=run.path,
