@@ -6,7 +6,7 @@ A run is a folder::
     RUN/model/                               vocabulary, model card, and at the end the weights
     RUN/log/steps-*.jsonl                    one line a step
     RUN/log/restart-*.json                   what a restart did again, and which bags it repeats
-    RUN/tensorboard/                         the same log for TensorBoard
+    RUN/tensorboard/                         the same log for TensorBoard; other trackers may add their own
     RUN/checkpoints/                         Ray Train's storage
 """
 
@@ -38,7 +38,7 @@ from pipelines.phases import phases
 from pipelines.progress import StepLog
 from pipelines.records import StepRecords, logged_validations, write_restart
 from pipelines.stream import Prefetcher, stream_reads
-from pipelines.trackers import trackers
+from pipelines.trackers import check_trackers, trackers
 from tadvae import __version__
 from tadvae.batch import Batch
 from tadvae.card import write_card
@@ -112,6 +112,8 @@ def train(
             print(f"{run}: this run is finished, nothing is left to do", flush=True)
             return run
     config = config or ExperimentConfig()
+    if progress:
+        check_trackers(run, config)
     # workers of a range may take every CPU: then their readers ask for none
     elastic = isinstance(workers, tuple)
     fewest = workers[0] if isinstance(workers, tuple) else workers
@@ -121,7 +123,10 @@ def train(
         trainer = ray.train.torch.TorchTrainer(
             train_worker,
             train_loop_config={"run": out, "store": store_path, "reader_cpus": 0 if elastic else 1},
-            scaling_config=ray.train.ScalingConfig(num_workers=workers, use_gpu=gpu),
+            # a new node waits as long for the run to take it in: half of Ray's default, as looking is cheap
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=workers, use_gpu=gpu, elastic_resize_monitor_interval_s=30
+            ),
             run_config=ray.train.RunConfig(
                 name=CHECKPOINTS,
                 storage_path=run.path,

@@ -1,6 +1,6 @@
 """One run's whole configuration: what ``tadvae train --config`` reads and saves, resolved."""
 
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import Field
 
@@ -48,8 +48,8 @@ class TrainConfig(Config):
     """Failures of workers that a run survives, each time from its last checkpoint."""
     log_bags: bool = False
     """Also log which bags every worker saw, step by step."""
-    tensorboard: bool = True
-    """Write event files for TensorBoard into the run's folder."""
+    trackers: list[Literal["tensorboard", "mlflow", "wandb"]] = ["tensorboard"]
+    """Tools that show the steps beside the run's own log; mlflow and wandb are extras of the installation."""
 
 
 class ExperimentConfig(Config):

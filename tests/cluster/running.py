@@ -17,6 +17,8 @@ import psutil
 import requests
 from moto.server import ThreadedMotoServer
 
+from tadvae.filesystem import Location
+
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 EXPERIMENT = {
@@ -167,3 +169,9 @@ def log_records(run: Path, kind: str = "steps") -> list[dict]:
 
 def losses(records: list[dict]) -> list[tuple]:
     return [(r["step"], r["epoch"], r["cells"], r["loss"], r["mmd"], r["kl"]) for r in records]
+
+
+def copy_to_s3(folder: Path, url: str) -> None:
+    for path in folder.rglob("*"):
+        if path.is_file():
+            (Location.of(url) / str(path.relative_to(folder))).write_bytes(path.read_bytes())

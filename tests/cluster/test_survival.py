@@ -19,7 +19,7 @@ import pytest
 import requests
 from safetensors.numpy import load_file
 
-from cluster.running import Driver, end, free_port, log_records, losses, wait_for
+from cluster.running import Driver, copy_to_s3, end, free_port, log_records, losses, wait_for
 from pipelines.records import read_log_piece
 from tadvae.checkpoint import WEIGHTS
 from tadvae.filesystem import Location
@@ -119,12 +119,6 @@ def test_storage_that_does_not_answer_for_a_while(head, storage, shared, local_s
     records = [r for n in log.names() if n.startswith("steps-") for r in read_log_piece(log / n)]
     assert losses(records) == losses(log_records(whole))
     assert not [name for name in log.names() if name.startswith("restart-")]  # no worker had to begin again
-
-
-def copy_to_s3(folder: Path, url: str) -> None:
-    for path in folder.rglob("*"):
-        if path.is_file():
-            (Location.of(url) / str(path.relative_to(folder))).write_bytes(path.read_bytes())
 
 
 @pytest.fixture
