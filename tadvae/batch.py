@@ -13,8 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tadvae.store.kernels import take_cells
-
 
 @dataclass(frozen=True)
 class Cells:
@@ -55,6 +53,8 @@ class Cells:
 
     def take(self, rows: np.ndarray) -> "Cells":
         """The cells ``rows``, in that order, repeats allowed."""
+        from tadvae.store.kernels import take_cells  # the network itself runs without numba
+
         ids, values, offsets = take_cells(self.gene_ids, self.values, self.offsets, rows)
         return Cells(ids, values, offsets, self.total_counts[rows])
 

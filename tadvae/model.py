@@ -394,7 +394,7 @@ class TADVAE:
     def regression_weight(
         self, dataset: int, context: int, perturbations: Sequence[Sequence[tuple[int, int]]]
     ) -> np.ndarray:
-        """Share of the regression in the mean of each perturbation; see :meth:`counterfactual`; (M,)."""
+        """Share of the regression in each mean, shape (M,); see :meth:`counterfactual`."""
         if self.effects is None:
             return np.zeros(len(perturbations))
         mixed = self.effects.is_between(dataset, context, perturbations)

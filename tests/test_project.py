@@ -70,12 +70,13 @@ def names(requirements):
 def test_what_is_imported_is_declared():
     """A fresh clone has nothing that is not asked for."""
     extras = PROJECT["optional-dependencies"]
-    runtime = names([*PROJECT["dependencies"], *extras["hub"]])
+    runtime = names([*PROJECT["dependencies"], *extras["hub"], *extras["mlflow"], *extras["wandb"]])
     for_tests = runtime | names(name for extra in extras.values() for name in extra)
     of = packages_distributions()
     missing = {}
     for folder, declared in (*((f, runtime) for f in OURS), ("tests", for_tests), ("scripts", for_tests)):
         local = {p.stem for p in (ROOT / folder).rglob("*.py")} | {"cluster", "docs"}
+        local |= {p.stem for p in (ROOT / "benchmarks").glob("*.py")}
         for module, file in imported(ROOT / folder):
             if module in sys.stdlib_module_names or module in OURS or module in local:
                 continue
