@@ -31,7 +31,7 @@ SETTINGS = [
     "model.pathway={d_embed: 16, n_heads: 2, masking: linear}",
     "model.causal={n_factors: 8, hidden: 16}",
     "model.decoder={d_gene: 16, hidden: 16}",
-    "train={epochs: 1, tensorboard: false, checkpoint_every: 50}",
+    "train={epochs: 1, trackers: [], checkpoint_every: 50}",
 ]
 
 
