@@ -45,7 +45,7 @@ def write_page(results: Path, page: Path) -> None:
             continue
         parts.append(f"## {name}\n\n{study.about}.\n")
         for kind in study.splits:
-            folds = [each for each in found if each["about"]["split"] == kind]
+            folds = _of_split(found, kind)
             if folds:
                 parts.append(_section(kind, folds))
     parts += [*_intervals(results), *_truth(results / "truth.json")]
@@ -66,8 +66,8 @@ def _summary(stored: dict[str, list[dict]]) -> list[str]:
     gains: dict[str, list[float]] = {metric: [] for metric in _MAIN}
     for name, found in stored.items():
         for kind in STUDIES[name].splits if STUDIES[name].part_of is None else ():
-            folds = [each for each in found if each["about"]["split"] == kind]
-            for category in sorted({group[-1] for each in folds for group in each["scores"]["groups"]}):
+            folds = _of_split(found, kind)
+            for category in _categories(folds):
                 chosen = _of_category(folds, category)
                 row = [f"{name}, {kind}: {category}", str(int(chosen.sum()))]
                 for metric in _MAIN:
@@ -80,6 +80,14 @@ def _summary(stored: dict[str, list[dict]]) -> list[str]:
     means = [f"{np.nanmean(gains[metric]):+.4f}" for metric in _MAIN]
     lines.append(f"| mean over the tables | | | {means[0]} | | | {means[1]} | |")
     return [*lines, ""]
+
+
+def _of_split(found: list[dict], kind: str) -> list[dict]:
+    return [each for each in found if each["about"]["split"] == kind]
+
+
+def _categories(folds: list[dict]) -> list[str]:
+    return sorted({group[-1] for each in folds for group in each["scores"]["groups"]})
 
 
 def _of_category(folds: list[dict], category: str) -> np.ndarray:
@@ -109,13 +117,9 @@ def _together(stored: dict[str, list[dict]]) -> list[str]:
     for name, found in stored.items():
         whole = STUDIES[name].part_of
         for kind in STUDIES[name].splits if whole is not None else ():
-            alone = [each for each in found if each["about"]["split"] == kind]
+            alone = _of_split(found, kind)
             number = {each["about"]["fold"] for each in alone}
-            both = [
-                each
-                for each in stored[whole]
-                if each["about"]["split"] == kind and each["about"]["fold"] in number
-            ]
+            both = [each for each in _of_split(stored[whole], kind) if each["about"]["fold"] in number]
             if not alone or not both:
                 continue
             row = [f"{name}, {kind}"]
@@ -154,9 +158,7 @@ def _section(kind: str, folds: list[dict]) -> str:
         f"### {kind}\n",
         f"{len(folds)} of {about['folds']} folds; {len(about['seeds'])} seeds, {about['epochs']} epochs.\n",
     ]
-    groups = [tuple(group) for each in folds for group in each["scores"]["groups"]]
-    categories = sorted({group[-1] for group in groups})
-    for category in categories:
+    for category in _categories(folds):
         chosen = _of_category(folds, category)
         lines.append(f"**{category}**: {chosen.sum()} held-out groups\n")
         lines.append(_table(folds, chosen))
