@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from tadvae.batch import Cells, PackedCells
-from tadvae.move import move_cells
-from tadvae.nn.causal import Intervention
+from tadvae.batch import Cells
+from tadvae.move import latents, move_cells, shifts_of
 
 if TYPE_CHECKING:
     from tadvae.model import TADVAE
@@ -38,12 +37,12 @@ def predicted_means(
     known = model.known(perturbations)
     before = cells.dense(genes).mean(axis=0, dtype=np.float64)  # (G,)
     result = np.empty((len(perturbations), len(genes)), np.float32)
-    weights = model.regression_weight(dataset, context, perturbations)
     for part, network in _network(model, cells, genes, profile, dataset, known, before):
         result[part] = network
         if model.effects is not None:
             effect = model.effects.predict(dataset, context, perturbations[part], genes)  # (m, G)
-            result[part] += weights[part, None] * (effect - (network - before))
+            weight = model.regression_weight(dataset, context, perturbations[part])
+            result[part] += weight[:, None] * (effect - (network - before))
     return result
 
 
@@ -59,24 +58,21 @@ def _network(
     """The network's means, some perturbations at a time: which, and their (m, G)."""
     module, on = model.module, torch.from_numpy(genes)
     decoder, causal = module.decoder, module.causal
+    temperature = model.config.loss.temperature.high
     if decoder.config.kind == "mlp":  # ends in a LeakyReLU: its mean is not the LeakyReLU of a mean
         each = max(ROWS_AT_ONCE // 16 // max(len(cells), 1), 1)
         for part in _parts(len(perturbations), each):
-            temperature = model.config.loss.temperature.high
             asked = perturbations[part]
             found = move_cells(module, model.vocabulary, temperature, cells, genes, profile, dataset, asked)
             yield part, found.mean(axis=1, dtype=np.float64)
         return
-    available = model.vocabulary.membership.availability(genes, model.vocabulary.min_measured)
     with torch.no_grad():
-        packed = PackedCells.of(cells, panels=[genes])
-        _, z, _ = module.encode(packed, torch.from_numpy(available).expand(len(cells), -1))
-        u = causal(z)  # (n, K)
+        u = causal(latents(module, model.vocabulary, cells, genes))  # (n, K)
         centre = decoder.hidden(u).mean(0)  # (d,)
         each = max(ROWS_AT_ONCE // max(len(cells), 1), 1)
         for part in _parts(len(perturbations), AT_ONCE):
             # the causal layer is linear: shifts go through it once, not once a cell
-            moved = causal(_shifts(model, dataset, perturbations[part]))  # (m, K)
+            moved = causal(shifts_of(module, temperature, dataset, perturbations[part]))  # (m, K)
             hidden = torch.cat(
                 [decoder.hidden(u + some[:, None]).mean(1) for some in moved.split(each)]
             )  # (m, d)
@@ -84,16 +80,6 @@ def _network(
                 yield part, before + decoder.change(hidden - centre, on).numpy()
             else:
                 yield part, module.decode(hidden, on, torch.from_numpy(profile)).numpy()
-
-
-def _shifts(model: "TADVAE", dataset: int, perturbations: Sequence[Pairs]) -> torch.Tensor:
-    flat = [(t, m, i) for i, pairs in enumerate(perturbations) for t, m in pairs]
-    target, modality, bag = (torch.tensor([row[j] for row in flat], dtype=torch.int64) for j in range(3))
-    intervention = Intervention(
-        target, modality, torch.full_like(target, dataset), bag, n_bags=len(perturbations)
-    )
-    temperature = model.config.loss.temperature.high
-    return model.module.causal.shifts(intervention, model.module.decoder.gene, temperature)
 
 
 def _parts(n: int, each: int) -> Iterator[slice]:

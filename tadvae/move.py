@@ -31,16 +31,9 @@ def move_cells(
         See :meth:`tadvae.TADVAE.counterfactual`.
     """
     on = torch.from_numpy(genes)
-    available = vocabulary.membership.availability(genes, vocabulary.min_measured)
-    flat = [(t, m, i) for i, pairs in enumerate(perturbations) for t, m in pairs]
-    columns = [torch.tensor([row[j] for row in flat], dtype=torch.int64) for j in range(3)]
-    intervention = Intervention(
-        columns[0], columns[1], torch.full_like(columns[0], dataset), columns[2], len(perturbations)
-    )
     with torch.no_grad():
-        shifts = module.causal.shifts(intervention, module.decoder.gene, temperature)  # (M, K)
-        packed = PackedCells.of(cells, panels=[genes])
-        _, z, _ = module.encode(packed, torch.from_numpy(available).expand(len(cells), -1))
+        shifts = shifts_of(module, temperature, dataset, perturbations)  # (M, K)
+        z = latents(module, vocabulary, cells, genes)  # (n, K)
         before = module.decoder.hidden(module.causal(z))  # (n, d)
         dense, offset = torch.from_numpy(cells.dense(genes)), torch.from_numpy(profile)
         return np.stack(
@@ -51,3 +44,22 @@ def move_cells(
                 for shift in shifts
             ]
         )
+
+
+def latents(module: TADVAEModule, vocabulary: Vocabulary, cells: Cells, genes: np.ndarray) -> torch.Tensor:
+    """Latent means of cells on a gene list, shape (n, K)."""
+    available = vocabulary.membership.availability(genes, vocabulary.min_measured)
+    packed = PackedCells.of(cells, panels=[genes])
+    _, z, _ = module.encode(packed, torch.from_numpy(available).expand(len(cells), -1))
+    return z
+
+
+def shifts_of(
+    module: TADVAEModule, temperature: float, dataset: int, perturbations: Sequence[Sequence[tuple[int, int]]]
+) -> torch.Tensor:
+    """What M perturbations add to the latents, shape (M, K)."""
+    flat = [(t, m, i) for i, pairs in enumerate(perturbations) for t, m in pairs]
+    target, modality, bag = (torch.tensor([row[j] for row in flat], dtype=torch.int64) for j in range(3))
+    where = torch.full_like(target, dataset)
+    intervention = Intervention(target, modality, where, bag, n_bags=len(perturbations))
+    return module.causal.shifts(intervention, module.decoder.gene, temperature)
