@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipelines.records import read_log_piece
 from tadvae.filesystem import Location
+from tadvae.step_log import read_steps
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,7 @@ def phases(run: Location, called: float) -> Phases | None:
     called
         When the trainer was started, in seconds since the epoch.
     """
-    names = sorted(name for name in (run / "log").names() if name.startswith("steps-"))
-    records = [record for name in names for record in read_log_piece(run / "log" / name)]
+    records = read_steps(run)
     starts = [i for i, record in enumerate(records) if "first_batch" in record]
     if not starts or records[-1]["time"] < called:
         return None

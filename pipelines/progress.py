@@ -10,10 +10,10 @@ from typing import Any, Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from pipelines.records import read_log_piece
 from pipelines.trackers import Tracker
 from tadvae.errors import UserError
 from tadvae.filesystem import Location
+from tadvae.step_log import read_log_piece
 
 console = Console(stderr=True)
 

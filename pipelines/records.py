@@ -13,6 +13,7 @@ from typing import Any
 from pipelines.metrics import TrainingMetrics
 from tadvae.checkpoint import Position
 from tadvae.filesystem import Location
+from tadvae.step_log import read_log_piece
 from tadvae.store.plan import rank_bags
 from tadvae.training import TrainingSet
 
@@ -148,18 +149,6 @@ def write_restart(run: Location, data: TrainingSet, start: Position) -> None:
         "of this epoch are repeated to give every worker an equal share",
         flush=True,
     )
-
-
-def logged_validations(run: Location, key: str) -> list[dict[str, Any]]:
-    """Records of the log that have a score of that name, in the order of steps."""
-    names = sorted(name for name in (run / "log").names() if name.startswith("steps-"))
-    records = [record for name in names for record in read_log_piece(run / "log" / name)]
-    return [record for record in records if key in record]
-
-
-def read_log_piece(place: Location) -> list[dict[str, Any]]:
-    """Records of one ``.jsonl`` of the log."""
-    return [json.loads(line) for line in place.read_text().splitlines()]
 
 
 def _write_lines(place: Location, records: list[dict[str, Any]]) -> None:

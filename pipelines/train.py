@@ -36,7 +36,7 @@ from torch.nn.parallel import DistributedDataParallel
 from pipelines.cluster import ray_map, ray_session
 from pipelines.phases import phases
 from pipelines.progress import StepLog
-from pipelines.records import StepRecords, logged_validations, write_restart
+from pipelines.records import StepRecords, write_restart
 from pipelines.stream import Prefetcher, stream_reads
 from pipelines.trackers import check_trackers, trackers
 from tadvae import __version__
@@ -53,6 +53,7 @@ from tadvae.experiment import ExperimentConfig
 from tadvae.filesystem import Location, absolute
 from tadvae.module import ModelBatch
 from tadvae.prepare import training_bags
+from tadvae.step_log import read_steps
 from tadvae.store.plan import Window, rank_bags, steps_per_epoch
 from tadvae.store.reader import Store
 from tadvae.training import (
@@ -115,14 +116,14 @@ def train(
     if progress:
         check_trackers(run, config)
     # workers of a range may take every CPU: then their readers ask for none
-    elastic = isinstance(workers, tuple)
+    reader_cpus = 0 if isinstance(workers, tuple) else 1
     fewest = workers[0] if isinstance(workers, tuple) else workers
-    with ray_session(min_cpus=fewest + (not elastic), gpus=fewest if gpu else 0):
+    with ray_session(min_cpus=fewest + reader_cpus, gpus=fewest if gpu else 0):
         if not resume:
             _begin(run, store, store_path, config, workers, gpu)
         trainer = ray.train.torch.TorchTrainer(
             train_worker,
-            train_loop_config={"run": out, "store": store_path, "reader_cpus": 0 if elastic else 1},
+            train_loop_config={"run": out, "store": store_path, "reader_cpus": reader_cpus},
             # a new node waits as long for the run to take it in: half of Ray's default, as looking is cheap
             scaling_config=ray.train.ScalingConfig(
                 num_workers=workers, use_gpu=gpu, elastic_resize_monitor_interval_s=30
@@ -197,8 +198,10 @@ def train_worker(settings: dict[str, Any]) -> None:
     patience = Patience(config.validation)
     if rank == 0:
         write_restart(run, data, start)
-        for scores in logged_validations(run, patience.key):
-            patience.add(scores)
+        if config.validation.patience is not None:
+            for record in read_steps(run):
+                if patience.key in record:
+                    patience.add(record)
 
     def earlier(epoch: int) -> Earlier:
         return start.earlier if epoch == start.epoch else ()
@@ -327,11 +330,10 @@ def _what_to_keep(config: ExperimentConfig) -> ray.train.CheckpointConfig:
     """The last checkpoints; where the best validation counts, the best ones."""
     if config.validation.patience is None:
         return ray.train.CheckpointConfig(num_to_keep=config.train.keep_checkpoints)
-    metric = config.validation.metric
     return ray.train.CheckpointConfig(
         num_to_keep=config.train.keep_checkpoints,
-        checkpoint_score_attribute=f"val_{metric}",
-        checkpoint_score_order="max" if HIGHER_IS_BETTER[metric] else "min",
+        checkpoint_score_attribute=Patience(config.validation).key,
+        checkpoint_score_order="max" if HIGHER_IS_BETTER[config.validation.metric] else "min",
     )
 
 

@@ -6,11 +6,11 @@ import ray.train
 import ray.tune
 from ray.tune.integration.ray_train import TuneReportCallback
 
-from pipelines.records import read_log_piece
 from pipelines.train import train
 from tadvae.checkpoint import WEIGHTS
 from tadvae.experiment import ExperimentConfig
 from tadvae.filesystem import Location
+from tadvae.step_log import read_steps
 
 
 class ReportValidations(TuneReportCallback):
@@ -45,10 +45,9 @@ def run_trial(config: dict[str, Any], store: str, folder: str, metric: str, work
     run = Location.of(place)
     begun = (run / "run.json").exists()
     if begun:
-        for name in (run / "log").names():
-            for record in read_log_piece(run / f"log/{name}"):
-                if metric in record:
-                    ray.tune.report(record)
+        for record in read_steps(run):
+            if metric in record:
+                ray.tune.report(record)
     else:
         run.delete()
     if not (run / "model" / WEIGHTS).exists():

@@ -20,6 +20,7 @@ from tadvae.filesystem import Location
 from tadvae.prepare import Mapper, loop
 from tadvae.report.data import Comparison, Report
 from tadvae.report.learned import causal_graph, learned_graph, mask_change, profile_activity
+from tadvae.step_log import read_steps
 from tadvae.store.reader import Store
 from tadvae.vocabulary import Vocabulary
 
@@ -192,9 +193,7 @@ def _shared(sets: list[set[Any]]) -> np.ndarray:
 
 def _curve(run: Location) -> pd.DataFrame:
     """Means over each epoch of what the log of a run has; validation where an epoch had one."""
-    pieces = [name for name in (run / "log").names() if name.startswith("steps-")]
-    lines = [line for name in pieces for line in (run / f"log/{name}").read_text().splitlines()]
-    steps = pd.DataFrame([json.loads(line) for line in lines])
+    steps = pd.DataFrame(read_steps(run))
     if steps.empty:
         return steps
     shown = [name for name in TERMS if name in steps] + [name for name in steps if name.startswith("val_")]

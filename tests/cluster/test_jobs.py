@@ -8,15 +8,14 @@ import pytest
 from safetensors.numpy import load
 
 from cluster.running import ROOT, log_records, losses, page_commands
-from pipelines.records import read_log_piece
 from tadvae.filesystem import Location
+from tadvae.step_log import read_steps
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(1500)]
 
 
 def s3_records(run: str) -> list[dict]:
-    log = Location.of(run) / "log"
-    return [r for name in log.names() if name.startswith("steps-") for r in read_log_piece(log / name)]
+    return read_steps(Location.of(run))
 
 
 @pytest.fixture(scope="module")

@@ -6,9 +6,9 @@ import pytest
 import yaml
 
 from cluster.running import EXPERIMENT, copy_to_s3
-from pipelines.records import read_log_piece
 from tadvae.checkpoint import WEIGHTS
 from tadvae.filesystem import Location
+from tadvae.step_log import read_steps
 from tune.records import read_records
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(900)]
@@ -37,9 +37,7 @@ def test_two_trials_on_s3(head, shared, local_store, tmp_path):
     assert "finished" in {r.status for r in records} <= {"finished", "stopped"}, printed[-4000:]
     for record in records:
         run = sweep / f"trials/{record.number:04d}/run"
-        pieces = [run / f"log/{name}" for name in (run / "log").names() if name.startswith("steps-")]
-        logged = [step for piece in pieces for step in read_log_piece(piece)]
-        scores = [step["val_pearson_delta"] for step in logged if "val_pearson_delta" in step]
+        scores = [step["val_pearson_delta"] for step in read_steps(run) if "val_pearson_delta" in step]
         assert record.curve
         assert [p["val_pearson_delta"] for p in record.curve] == scores[: len(record.curve)]
         if record.status == "finished":
