@@ -2,9 +2,6 @@
 
 import hashlib
 import json
-import logging
-import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +10,7 @@ import yaml
 
 from tadvae.config import read_yaml
 from tadvae.datasets.registry import Entry
+from tadvae.download import download
 from tadvae.errors import UserError
 from tadvae.store.spec import StoreSpec
 
@@ -70,32 +68,14 @@ def _fetch_one(entry: Entry, url: str, folder: Path, timeout: float) -> None:
     if place.exists():
         _check(entry, place, folder, "delete it, and fetch it again")
         return
-    with tempfile.TemporaryDirectory(dir=folder) as partial:  # a broken download leaves nothing behind
-        new = Path(partial) / place.name
-        _download(url, new, timeout)
-        _check(entry, new, folder, "try again, and if it stays so the publisher has changed the file")
-        shutil.move(new, place)
-
-
-def _download(url: str, place: Path, timeout: float) -> None:
-    import pooch
-    import requests
-
-    pooch.get_logger().setLevel(logging.WARNING)
-    try:
-        pooch.retrieve(
-            url,
-            known_hash=None,  # checked afterwards, against what the registry and the folder say
-            fname=place.name,
-            path=place.parent,
-            downloader=pooch.HTTPDownloader(timeout=timeout),
-        )
-    except (requests.RequestException, OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:160]
-        raise UserError(
-            f"{url}: expected a file to download, found none ({reason}); check the network and the address, "
-            f"or put the file into the folder yourself as {place.name}."
-        ) from None
+    mend = "try again, and if it stays so the publisher has changed the file"
+    download(
+        url,
+        place,
+        timeout,
+        f"put the file into the folder yourself as {place.name}",
+        check=lambda new: _check(entry, new, folder, mend),
+    )
 
 
 def _check(entry: Entry, file: Path, folder: Path, mend: str) -> None:

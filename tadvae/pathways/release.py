@@ -1,11 +1,9 @@
 """Fetch a release of the Gene Ontology: the ontology and the human annotations that belong to it."""
 
-import logging
 import re
-import shutil
-import tempfile
 from pathlib import Path
 
+from tadvae.download import download
 from tadvae.errors import UserError
 
 CURRENT = "https://current.geneontology.org"
@@ -74,30 +72,8 @@ def fetch_release(
 
 
 def _fetch(url: str, folder: Path, again: bool, timeout: float) -> Path:
-    import pooch
-    import requests
-
-    pooch.get_logger().setLevel(logging.WARNING)
     place = folder / url.rsplit("/", 1)[-1]
-    if place.exists() and not again:
-        return place
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(
-            dir=folder
-        ) as partial:  # an old file stays until the new one is whole
-            new = pooch.retrieve(
-                url,
-                known_hash=None,  # releases are not known beforehand; the provenance keeps the checksum
-                fname=place.name,
-                path=partial,
-                downloader=pooch.HTTPDownloader(timeout=timeout),
-            )
-            shutil.move(new, place)
-    except (requests.RequestException, OSError, ValueError) as error:
-        raise UserError(
-            f"{url}: expected a file to download, found none ({' '.join(str(error).split())[:160]}); check "
-            "the network and the address, or fetch both files yourself and name them with `tadvae pathways "
-            "select --obo FILE --gaf FILE`."
-        ) from None
+    if again or not place.exists():  # no checksum is known beforehand; the provenance keeps it
+        mend = "fetch both files yourself and name them with `tadvae pathways select --obo FILE --gaf FILE`"
+        download(url, place, timeout, mend)
     return place
