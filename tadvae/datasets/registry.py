@@ -1,7 +1,8 @@
 """The registry of public screens: one small YAML file each, in ``tadvae/datasets/entries``.
 
-Column names and labels are those that the processing scripts of scPerturb write; checksums were
-found in public repositories that use the files; neither was tried on them. Where a file has none here, :mod:`tadvae.datasets.fetch` keeps that of the first download.
+Column names and labels are those that the processing scripts of scPerturb write; checksums were found in
+public repositories that use the files; neither was tried on them. Where a file has no checksum here,
+:mod:`tadvae.datasets.fetch` keeps that of the first download.
 """
 
 import re
