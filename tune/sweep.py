@@ -20,6 +20,7 @@ from tadvae.store.reader import Store
 from tadvae.training import prepare_training
 from tune.config import SweepConfig
 from tune.journal import Journal, say
+from tune.reclaim import Reclaim
 from tune.records import ABOUT, SWEEP, TRIALS, TrialRecord, best_of, read_records, read_sweep
 from tune.search import Halving, optuna_search
 from tune.trial import beneath, run_trial
@@ -127,6 +128,7 @@ def _tune(
         workers=config.workers,
     )
     (sweep / "tune").delete()
+    reclaim = Reclaim()
     tuner = ray.tune.Tuner(
         ray.tune.with_resources(trainable, {"CPU": DRIVER_CPUS}),
         tune_config=ray.tune.TuneConfig(
@@ -141,11 +143,12 @@ def _tune(
             name="tune",
             storage_path=sweep.path,
             storage_filesystem=sweep.filesystem,
-            callbacks=[Journal(sweep, config, earlier, scheduler)],
+            callbacks=[Journal(sweep, config, earlier, scheduler), reclaim],
             verbose=0,
         ),
     )
     tuner.fit()
+    reclaim.finish()
     (sweep / "tune").delete()
 
 

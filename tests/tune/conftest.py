@@ -50,7 +50,15 @@ def space_file(simulated: Any, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 @pytest.fixture(scope="session")
-def swept(store: Any, space_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def earlier_groups(ray_cluster: Any) -> set[str]:
+    """Placement groups that there were before the sweep."""
+    return set(ray_cluster.util.placement_group_table())
+
+
+@pytest.fixture(scope="session")
+def swept(
+    store: Any, space_file: Path, earlier_groups: set[str], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """The folder of the sweep."""
     from tune.config import SweepConfig
     from tune.sweep import run_sweep
