@@ -87,14 +87,14 @@ def single_terms(a: Conditions, b: Conditions) -> list[Floats]:
     """Likeness of single perturbations.
 
     In order: any two; two of a dataset; two of a context; the same target anywhere; anywhere, with its
-    sign; in the dataset; in the context (the condition itself); two of a context by the sampling error of
-    the controls that both are compared with.
+    sign; in the dataset; two of a context by the sampling error of the controls that both are compared with;
+    the condition itself.
     """
     place, same = same_place(a, b), same_targets(a, b)
     dataset = _floats(a.dataset[:, None] == b.dataset[None])
     signed = same * np.sign(a.targets @ b.targets.T)
     controls = place / np.sqrt(np.outer(a.n_controls, b.n_controls))
-    return [np.ones_like(place), dataset, place, same, signed, same * dataset, same * place, controls]
+    return [np.ones_like(place), dataset, place, same, signed, same * dataset, controls, same * place]
 
 
 def combination_terms(a: Conditions, b: Conditions, near: Floats) -> list[Floats]:

@@ -36,7 +36,7 @@ def save_effects(model: EffectModel, folder: Location) -> None:
             arrays[f"{name}.{part}"] = getattr(conditions, part)
         for s, regression in enumerate(stage.strata):
             key = f"{name}.{s}"
-            arrays[f"{key}.variances"] = regression.variances
+            arrays[f"{key}.variances"], arrays[f"{key}.own"] = regression.variances, regression.own
             arrays[f"{key}.scalars"] = np.array([regression.noise, regression.scale])
             for b, block in enumerate(regression.blocks):
                 arrays[f"{key}.{b}.genes"], arrays[f"{key}.{b}.rows"] = block.genes, block.rows
@@ -102,5 +102,5 @@ def _stage(arrays: Mapping[str, np.ndarray], name: str, n_blocks: list[int]) -> 
             )
             for b in range(n)
         ]
-        strata.append(Regression(arrays[f"{key}.variances"], noise, scale, blocks))
+        strata.append(Regression(arrays[f"{key}.variances"], arrays[f"{key}.own"], noise, scale, blocks))
     return Stage(conditions, strata)

@@ -8,6 +8,10 @@ All genes of a stratum share the variances ``v_k`` and the scale ``s``. They max
 has a closed form given the rest (generalised least squares). Genes are taken in blocks that the same
 conditions measure, so that a gene that a condition did not measure is neither zero nor guessed.
 
+A screen may hold one effect that is far larger than all others (a stimulus among knock-outs), which a
+variance of all conditions would shrink away. So each condition with a known noise has, above ``v_k``, a
+variance of its own, ``e_i ≥ 0``: what the others leave of it beyond what they expect, over all genes.
+
 Source: Rasmussen & Williams 2006, equations 2.25, 2.26 and 5.8.
 """
 
@@ -24,6 +28,7 @@ from tadvae.effects.conditions import Floats
 SEARCH_CONDITIONS = 400
 """Conditions that variances are chosen on, where there are more; all of them are learned from."""
 SEARCH_STEPS = 100
+OWN_STEPS = 10
 SMALLEST, LARGEST = 1e-5, 1e2
 """Range of a variance, in units of the mean squared effect."""
 
@@ -72,6 +77,8 @@ class Regression:
     ----------
     variances : (n_terms,)
         v; terms that are equal on all conditions share theirs in equal parts: data cannot tell them apart.
+    own : (n,)
+        e; variance of each condition's own beyond v.
     noise
         Variance of conditions whose noise was not known beforehand.
     scale
@@ -80,13 +87,15 @@ class Regression:
     """
 
     variances: Floats
+    own: Floats
     noise: float
     scale: float
     blocks: list[Fitted]
 
     def covariance(self, terms: Sequence[Floats]) -> Floats:
-        """``Σ_k v_k T_k``."""
-        return np.tensordot(self.variances, np.stack(terms), axes=1)
+        """``Σ_k v_k T_k + T_last diag(e)`` of q conditions with those of training, (q, n)."""
+        result: Floats = np.tensordot(self.variances, np.stack(terms), axes=1) + terms[-1] * self.own
+        return result
 
 
 def fit_regression(terms: Sequence[Floats], noise: Floats, blocks: Sequence[Block]) -> Regression:
@@ -95,15 +104,42 @@ def fit_regression(terms: Sequence[Floats], noise: Floats, blocks: Sequence[Bloc
     Parameters
     ----------
     terms : n_terms of (n, n)
+        The last is 1 where two conditions are the same.
     noise : (n,)
         Sampling variance of each condition; zero: not known, to be learned.
     """
     unit = float(np.mean(np.concatenate([block.effects.ravel() for block in blocks]) ** 2))
-    if unit <= 0.0:  # nothing ever changes
-        return Regression(np.zeros(len(terms)), 0.0, 0.0, [])
-    groups = _alike(terms)
-    unknown = noise <= 0.0
     n = len(noise)
+    own = np.zeros(n)
+    if unit <= 0.0:  # nothing ever changes
+        return Regression(np.zeros(len(terms)), own, 0.0, 0.0, [])
+    unknown = noise <= 0.0
+    for last in (False, True):
+        variances, learned = _maximise(terms, noise + own, unit, blocks)
+        total = np.tensordot(variances, np.stack(terms), axes=1)
+        total[np.diag_indices(n)] += np.where(unknown, learned, noise) + 1e-6 * unit
+        if last or unknown.any():  # of a condition seen once, noise and variance of its own are one
+            break
+        own = _own(total, blocks)
+    total[np.diag_indices(n)] += own
+    inverses, scale = _solve(total, blocks)
+    return Regression(
+        variances,
+        own,
+        learned,
+        scale,
+        [
+            Fitted(block.genes, block.rows, inverse @ (block.effects - scale * block.prior))
+            for inverse, block in zip(inverses, blocks, strict=True)
+        ],
+    )
+
+
+def _maximise(
+    terms: Sequence[Floats], noise: Floats, unit: float, blocks: Sequence[Block]
+) -> tuple[Floats, float]:
+    """Most likely variances (n_terms,), and the noise of conditions where it is zero."""
+    groups, n = _alike(terms), len(noise)
     search = np.arange(n)
     if n > SEARCH_CONDITIONS:
         search = np.sort(np.random.default_rng(0).permutation(n)[:SEARCH_CONDITIONS])
@@ -123,25 +159,37 @@ def fit_regression(terms: Sequence[Floats], noise: Floats, blocks: Sequence[Bloc
     variances = np.zeros(len(terms))
     for alike, value in zip(groups, found[:-1], strict=True):
         variances[alike] = np.exp(value) / len(alike)
-    learned = float(np.exp(found[-1])) if unknown.any() else 0.0
-    total = np.tensordot(variances, np.stack(terms), axes=1)
-    total[np.diag_indices(n)] += np.where(unknown, learned, noise) + 1e-6 * unit
+    return variances, float(np.exp(found[-1])) if (noise <= 0.0).any() else 0.0
+
+
+def _own(total: Floats, blocks: Sequence[Block]) -> Floats:
+    """Variances of the conditions' own, (n,), for a covariance without them.
+
+    Each is the most likely one given all others: what a condition's effects are off from the others' forecast
+    in mean square, less what that forecast expects (Rasmussen & Williams 2006, equation 5.12).
+    """
+    own = np.zeros(len(total))
+    for _ in range(OWN_STEPS):
+        inverses, scale = _solve(total + np.diag(own), blocks)
+        excess, genes = np.zeros(len(total)), np.zeros(len(total))
+        for inverse, block in zip(inverses, blocks, strict=True):
+            expected = 1.0 / inverse.diagonal()  # (r,)
+            off = inverse @ (block.effects - scale * block.prior) * expected[:, None]  # (r, g)
+            excess[block.rows] += (off**2 - expected[:, None]).sum(axis=1)
+            genes[block.rows] += len(block.genes)
+        own = np.maximum(own + excess / np.maximum(genes, 1.0), 0.0)
+    return own
+
+
+def _solve(total: Floats, blocks: Sequence[Block]) -> tuple[list[Floats], float]:
+    """Inverse covariance of every block (r, r), and the scale of the prior means; 0 without any."""
     inverses = [np.linalg.inv(total[np.ix_(block.rows, block.rows)]) for block in blocks]
-    scale = 0.0
-    if problem.has_prior:
-        pairs = list(zip(inverses, blocks, strict=True))
-        above = sum(np.sum((inverse @ block.prior) * block.effects) for inverse, block in pairs)
-        below = sum(np.sum((inverse @ block.prior) * block.prior) for inverse, block in pairs)
-        scale = float(above / below)
-    return Regression(
-        variances,
-        learned,
-        scale,
-        [
-            Fitted(block.genes, block.rows, inverse @ (block.effects - scale * block.prior))
-            for inverse, block in zip(inverses, blocks, strict=True)
-        ],
-    )
+    if not any(np.any(block.prior) for block in blocks):
+        return inverses, 0.0
+    pairs = list(zip(inverses, blocks, strict=True))
+    above = sum(np.sum((inverse @ block.prior) * block.effects) for inverse, block in pairs)
+    below = sum(np.sum((inverse @ block.prior) * block.prior) for inverse, block in pairs)
+    return inverses, float(above / below)
 
 
 class _Likelihood:

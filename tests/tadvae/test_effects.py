@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from tadvae.effects.conditions import Conditions, combination_terms, nearness, single_terms
 from tadvae.effects.file import EFFECTS, load_effects, save_effects
-from tadvae.effects.model import EffectModel, EffectsConfig, Observed
-from tadvae.effects.regression import Block, _Likelihood, fit_regression
+from tadvae.effects.model import UNTESTED_SCALE, EffectModel, EffectsConfig, Observed
+from tadvae.effects.regression import Block, _Likelihood, _own, fit_regression
 from tadvae.errors import UserError
 from tadvae.filesystem import Location
 
@@ -21,10 +21,10 @@ def random_terms(rng, n, n_terms=3):
     return [root @ root.T / n for root in roots]
 
 
-def posterior(terms, variances, noise, effects, prior, scale, new_terms, new_prior):
+def posterior(terms, variances, own, noise, effects, prior, scale, new_terms, new_prior):
     """Rasmussen & Williams 2.25, one gene at a time."""
-    K = sum(v * T for v, T in zip(variances, terms, strict=True)) + np.diag(noise)
-    k = sum(v * T for v, T in zip(variances, new_terms, strict=True))
+    K = sum(v * T for v, T in zip(variances, terms, strict=True)) + np.diag(noise + own)
+    k = sum(v * T for v, T in zip(variances, new_terms, strict=True)) + new_terms[-1] @ np.diag(own)
     columns = [
         scale * new_prior[:, g] + k @ np.linalg.solve(K, effects[:, g] - scale * prior[:, g])
         for g in range(effects.shape[1])
@@ -41,9 +41,9 @@ def test_weights_are_the_posterior_of_the_equation():
     found = fit_regression(old, noise, [Block(np.arange(G), np.arange(n), effects, prior)])
     new = [T[n:, :n] for T in terms]
     new_prior = rng.normal(size=(2, G))
-    expected = posterior(
-        old, found.variances, noise + 1e-6 * np.mean(effects**2), effects, prior, found.scale, new, new_prior
-    )
+    noise = noise + 1e-6 * np.mean(effects**2)
+    expected = posterior(old, found.variances, found.own, noise, effects, prior, found.scale, new, new_prior)
+    assert found.own.any()
     block = found.blocks[0]
     got = found.scale * new_prior + found.covariance(new) @ block.weights
     np.testing.assert_allclose(got, expected, rtol=1e-8, atol=1e-10)
@@ -78,6 +78,49 @@ def test_likelihood_and_its_gradient():
     for k, step in enumerate(1e-5 * np.eye(4)):
         slope = (plain(theta + step) - plain(theta - step)) / 2e-5
         assert gradient[k] == pytest.approx(slope, rel=1e-5, abs=1e-8)
+
+
+def test_own_variances_are_the_most_likely_ones():
+    """Each maximises the likelihood where the others stay: nudging any of them makes the data less likely."""
+    rng = np.random.default_rng(7)
+    n, G = 9, 60
+    root = rng.normal(size=(n, n))
+    total = 0.3 * root @ root.T / n + np.diag(rng.uniform(0.1, 0.3, n))
+    effects = np.linalg.cholesky(total) @ rng.normal(size=(n, G))
+    effects[[1, 5]] += 3.0 * rng.normal(size=(2, G))
+    prior = rng.normal(size=(n, G))
+    own = _own(total, [Block(np.arange(G), np.arange(n), effects + 0.5 * prior, prior)])
+
+    def loss(own):
+        K = total + np.diag(own)
+        inverse = np.linalg.inv(K)
+        scale = np.trace(prior.T @ inverse @ (effects + 0.5 * prior)) / np.trace(prior.T @ inverse @ prior)
+        residual = effects + (0.5 - scale) * prior
+        return 0.5 * np.trace(residual.T @ inverse @ residual) + 0.5 * G * np.linalg.slogdet(K)[1]
+
+    assert 6.0 < own[1] < 13.0
+    assert 6.0 < own[5] < 13.0
+    assert np.median(own) < 0.1
+    for i in range(n):
+        for nudged in (own[i] + 0.05 + 0.2 * own[i], own[i] * 0.8):
+            assert loss(np.where(np.arange(n) == i, nudged, own)) >= loss(own) - 1e-3
+
+
+def test_one_large_effect_among_small_ones_is_not_shrunk():
+    """A stimulus among knock-outs: as sure as any other from its cells, and thirty times as large."""
+    rng = np.random.default_rng(8)
+    truth = 0.1 * rng.normal(size=(8, 200))
+    truth[3] *= 30.0
+    effects = [row + 0.3 * rng.normal(size=200) for row in truth]
+    genes = {0: np.arange(200), 1: np.arange(0)}
+    variance = {0: np.full(200, 0.09), 1: None}
+    model = fit(observe([(0, 0)] * 8, [[(t, 0)] for t in range(8)], effects, genes, variance))
+    got = model.predict(0, 0, [[(t, 0)] for t in range(8)], genes[0])
+    assert np.linalg.norm(got[3] - effects[3]) < 0.02 * np.linalg.norm(effects[3])
+    small = np.delete(np.arange(8), 3)
+    assert np.linalg.norm(got[small] - truth[small]) < 0.5 * np.linalg.norm(
+        np.stack(effects)[small] - truth[small]
+    )
 
 
 def screen(rng, *, n_targets=8, G=30, scale=0.6, noise=0.02, pairs=14, context=0, dataset=0):
@@ -118,14 +161,14 @@ def test_held_out_pairs_are_the_scaled_sum():
         assert np.linalg.norm(row - expected) < 0.3 * np.linalg.norm(expected)
 
 
-def test_without_combinations_the_sum_and_without_noise_the_observation():
+def test_without_combinations_the_scaled_sum_and_without_noise_the_observation():
     rng = np.random.default_rng(3)
     places, perturbations, effects, _ = screen(rng, pairs=0)
     genes = {0: np.arange(30), 1: np.arange(0)}
     model = fit(observe(places, perturbations, effects, genes, {0: np.full(30, 1e-7), 1: None}))
     got = model.predict(0, 0, [[(2, 0)], [(2, 0), (5, 0)]], genes[0])
     np.testing.assert_allclose(got[0], effects[2], atol=1e-3)
-    np.testing.assert_allclose(got[1], effects[2] + effects[5], atol=2e-3)
+    np.testing.assert_allclose(got[1], UNTESTED_SCALE * (effects[2] + effects[5]), atol=2e-3)
 
 
 def test_few_cells_are_shrunk_towards_what_all_have_in_common():
@@ -185,7 +228,7 @@ def test_unknown_targets_add_what_any_perturbation_does():
     unseen, beyond, two = model.predict(0, 0, [[(7, 0)], [(99, 0)], [(99, 0), (7, 0)]], genes[0])
     np.testing.assert_allclose(unseen, common, atol=0.4)
     np.testing.assert_allclose(beyond, unseen, atol=1e-8)
-    np.testing.assert_allclose(two, 2 * unseen, atol=1e-8)
+    np.testing.assert_allclose(two, UNTESTED_SCALE * 2 * unseen, atol=1e-8)
 
 
 @settings(deadline=None, max_examples=40)
