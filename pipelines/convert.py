@@ -21,7 +21,6 @@ from tadvae.store.conversion import StorePlan, finish_store, plan_store
 from tadvae.store.manifest import MANIFEST, Manifest
 from tadvae.store.spec import load_spec
 from tadvae.store.writer import (
-    LARGEST_UINT16,
     DatasetPlan,
     read_spilled_moments,
     spill_chunk,
@@ -78,13 +77,12 @@ def _run(plan: StorePlan, partial: Location, tasks_at_once: int | None) -> Manif
     for d, dataset in enumerate(plan.datasets):
         places = [place for _, place in chunks[d]]
         parts = [part for part in map(read_spilled_moments, places) if part is not None]
-        moments.append(Moments.sum([part for part, _ in parts], dataset.n_vocabulary))
-        narrow = dataset.spec.values == "counts" and max(top for _, top in parts) <= LARGEST_UINT16
+        moments.append(Moments.sum(parts, dataset.n_vocabulary))
         folder = partial / f"cells/dataset={dataset.spec.name}"
         folder.make_folder()
         for shard in range(len(dataset.layout.shard_rows)):
             out = folder / f"part-{shard:05d}.parquet"
-            calls.append((_collect, (references[d], shard, places, out, narrow)))
+            calls.append((_collect, (references[d], shard, places, out)))
     results = iter(run_tasks("writing shards", calls, tasks_at_once))
     shards = [[next(results) for _ in dataset.layout.shard_rows] for dataset in plan.datasets]
     return finish_store(plan, moments, shards, partial)
@@ -96,8 +94,8 @@ def _spill(plan: DatasetPlan, start: int, stop: int, place: Location) -> None:
 
 
 @ray.remote(num_cpus=1, max_retries=3)
-def _collect(plan: DatasetPlan, shard: int, chunks: list[Location], out: Location, narrow: bool) -> Any:
-    return write_shard(plan, shard, chunks, out, narrow_counts=narrow)
+def _collect(plan: DatasetPlan, shard: int, chunks: list[Location], out: Location) -> Any:
+    return write_shard(plan, shard, chunks, out)
 
 
 def _require_own(partial: Location) -> None:

@@ -28,6 +28,8 @@ from tadvae.store.plan import StreamConfig, Window
 READ_END = -1
 """Bag id of the row that ends a read: an empty read leaves a trace, however Ray cuts its blocks."""
 READS_PER_EXECUTION = 4096
+AHEAD = 4
+"""Reads that a thread may be ahead: fewer, and it idles while batches are made of a whole window."""
 FREE_READERS = 2
 """Reading tasks at once where no CPU bounds them."""
 OBJECT_STORE_BYTES = 512 * 2**20
@@ -62,14 +64,14 @@ def stream_reads(
 def _decoded_here(
     reader: CellReader, reads: Iterator[Read], n_threads: int
 ) -> Iterator[tuple[np.ndarray, Cells]]:
-    """Threads of this process decode; each is a read ahead of whoever takes them."""
+    """Threads of this process decode, ahead of whoever takes what they read."""
     pending: deque[Future[tuple[np.ndarray, Cells]]] = deque()
     pool = ThreadPoolExecutor(n_threads, thread_name_prefix="decode")
     try:
         for table in _stream(reads):
             for shard, group, bag_ids in _references(table):
                 pending.append(pool.submit(reader.read, shard, group, bag_ids))
-                if len(pending) > 2 * n_threads:
+                if len(pending) > AHEAD * n_threads:
                     yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()

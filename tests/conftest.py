@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from leb128 import leb128
 from local_conversion import convert_locally
 from scipy import sparse
 
@@ -200,13 +201,20 @@ def stored_cells() -> Callable[[Store, int], tuple[pd.DataFrame, sparse.csr_matr
         paths = [entry.path for entry in store.manifest.shards if entry.dataset == dataset]
         tables = [pq.read_table(f"{store.folder}/{path}", partitioning=None) for path in paths]
         table = pa.concat_tables(tables).combine_chunks()
-        ids, counts = (table[name].combine_chunks() for name in ("gene_ids", "counts"))
-        offsets = np.concatenate([[0], np.cumsum(ids.value_lengths().to_numpy())])
+        whole = table.schema.field("counts").metadata[b"encoding"] == b"varint"
+        rows, columns, counts = [], [], []
+        for row, (ids, values) in enumerate(
+            zip(table["gene_ids"].to_pylist(), table["counts"].to_pylist(), strict=True)
+        ):
+            genes = np.cumsum(leb128(ids), dtype=np.int64)
+            rows.append(np.full(len(genes), row))
+            columns.append(genes)
+            counts.append(np.asarray(leb128(values) if whole else np.frombuffer(values, "<f4"), np.float64))
+        entries = [np.concatenate(part) for part in (counts, rows, columns)]
+        assert table["n_tokens"].to_pylist() == [len(each) for each in columns]
         values = sparse.csr_matrix(
-            (counts.flatten().to_numpy().astype(np.float64), ids.flatten().to_numpy().astype(int), offsets),
-            shape=(table.num_rows, store.manifest.n_genes),
+            (entries[0], (entries[1], entries[2])), shape=(table.num_rows, store.manifest.n_genes)
         )
-        assert (counts.value_lengths().to_numpy() == np.diff(offsets)).all()
         return table.drop_columns(["gene_ids", "counts"]).to_pandas(), values
 
     return stored_cells

@@ -7,7 +7,7 @@ from tadvae.preprocess import Moments
 from tadvae.store.conversion import finish_store, plan_store
 from tadvae.store.reader import Store
 from tadvae.store.spec import load_spec
-from tadvae.store.writer import LARGEST_UINT16, read_spilled_moments, spill_chunk, write_shard
+from tadvae.store.writer import read_spilled_moments, spill_chunk, write_shard
 
 
 def convert_locally(spec: str | Path, folder: Location) -> Store:
@@ -20,12 +20,11 @@ def convert_locally(spec: str | Path, folder: Location) -> Store:
         for (start, stop), chunk in zip(spans, chunks, strict=True):
             spill_chunk(dataset, start, stop, chunk)
         parts = [part for part in map(read_spilled_moments, chunks) if part is not None]
-        moments.append(Moments.sum([part for part, _ in parts], dataset.n_vocabulary))
-        narrow = dataset.spec.values == "counts" and max(top for _, top in parts) <= LARGEST_UINT16
+        moments.append(Moments.sum(parts, dataset.n_vocabulary))
         cells = folder / f"cells/dataset={dataset.spec.name}"
         shards.append(
             [
-                write_shard(dataset, i, chunks, cells / f"part-{i:05d}.parquet", narrow_counts=narrow)
+                write_shard(dataset, i, chunks, cells / f"part-{i:05d}.parquet")
                 for i in range(len(dataset.layout.shard_rows))
             ]
         )

@@ -7,9 +7,10 @@ import pyarrow as pa
 
 from tadvae.batch import Cells
 from tadvae.preprocess import SCALE, normalize
+from tadvae.store import varint
 from tadvae.store.kernels import log_normalize
 
-COLUMNS = ("gene_ids", "counts", "total_counts")
+COLUMNS = (*varint.COLUMNS, "total_counts")
 """Stored columns that decoding reads."""
 
 
@@ -40,8 +41,7 @@ def decode(table: pa.Table, view: DatasetView) -> Cells:
     table
         Rows with at least :data:`COLUMNS`, of one dataset.
     """
-    gene_ids, offsets = flat_column(table, "gene_ids")
-    counts, _ = flat_column(table, "counts")
+    gene_ids, counts, offsets = varint.unpack_tokens(table)
     total = table["total_counts"].to_numpy().astype(np.float64)
     kept = np.zeros(int(max(gene_ids.max(initial=0), view.genes.max(initial=0))) + 1, bool)
     kept[view.genes] = True

@@ -106,3 +106,69 @@ def add_moments(
             total[gene] += value
             square[gene] += value * value
             detected[gene] += value > 0
+
+
+@kernel
+def pack_varints(
+    values: np.ndarray, offsets: np.ndarray, gaps: bool, data: np.ndarray, starts: np.ndarray
+) -> None:
+    """Numbers of n cells as LEB128: seven bits a byte, the lowest first, the eighth bit where more follow.
+
+    Parameters
+    ----------
+    values
+        Whole numbers ≥ 0 of any type, shape (T,); with ``gaps`` sorted within each cell.
+    offsets
+        Where each cell starts, shape (n + 1,).
+    gaps
+        Write what each is more than the one before.
+    data, starts
+        Written: the bytes, and where those of each cell start, shape (n + 1,).
+    """
+    at = 0
+    starts[0] = 0
+    for cell in range(len(offsets) - 1):
+        before = np.int64(0)
+        for i in range(offsets[cell], offsets[cell + 1]):
+            value = np.int64(values[i])
+            left = value - before
+            if gaps:
+                before = value
+            while left >= 128:
+                data[at] = (left & 127) | 128
+                left >>= 7
+                at += 1
+            data[at] = left
+            at += 1
+        starts[cell + 1] = at
+
+
+@kernel
+def unpack_varints(
+    data: np.ndarray, starts: np.ndarray, offsets: np.ndarray, gaps: bool, values: np.ndarray
+) -> int:
+    """Inverse of :func:`pack_varints` into int32; returns the first cell that is damaged, −1 if none is."""
+    for cell in range(len(offsets) - 1):
+        at, end = np.int64(starts[cell]), np.int64(starts[cell + 1])
+        before = np.int64(0)
+        for i in range(offsets[cell], offsets[cell + 1]):
+            if at >= end:
+                return cell
+            byte = np.int64(data[at])
+            at += 1
+            value = byte & 127
+            shift = 7
+            while byte >= 128:
+                if at >= end or shift > 28:
+                    return cell
+                byte = np.int64(data[at])
+                at += 1
+                value |= (byte & 127) << shift
+                shift += 7
+            value += before
+            if gaps:
+                before = value
+            values[i] = value
+        if at != end:
+            return cell
+    return -1

@@ -12,7 +12,7 @@ from tadvae.config import Config
 from tadvae.errors import UserError
 from tadvae.filesystem import Location
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MANIFEST = "manifest.json"
 
 

@@ -14,6 +14,7 @@ from scipy import sparse
 
 from tadvae.errors import UserError
 from tadvae.store.spec import DatasetSpec
+from tadvae.store.varint import LARGEST
 
 SYMBOL_COLUMNS = ("symbol", "gene_symbols", "gene_symbol", "gene_name", "gene_names")
 
@@ -251,6 +252,15 @@ class Source:
                     "is not a whole number, so these values look normalised or "
                     "log-transformed where raw counts are expected",
                     "point 'counts' at the raw counts, for example {layer: counts}, or say 'values: log1p'",
+                )
+            bad = data >= LARGEST + 1  # float32, which has no number just above LARGEST
+            if bad.any():
+                raise self._wrong(
+                    values,
+                    start,
+                    bad,
+                    f"is more than {LARGEST:,}, which no count of molecules is",
+                    "mend the counts",
                 )
         elif data.size and (data.max() > 30 or (data == np.rint(data)).all()):
             bad = data == data.max()

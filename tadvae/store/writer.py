@@ -20,15 +20,20 @@ from scipy import sparse
 
 from tadvae.filesystem import Location
 from tadvae.preprocess import Moments
-from tadvae.store.decode import flat_list
-from tadvae.store.kernels import take_cells
 from tadvae.store.layout import DatasetLayout
 from tadvae.store.manifest import ShardEntry
 from tadvae.store.source import CellLabels, open_source
 from tadvae.store.spec import DatasetSpec
+from tadvae.store.varint import pack_tokens, token_fields
 
-LARGEST_UINT16 = 65_535
-_LISTS = ("gene_ids", "counts")
+_LABELS = [
+    ("cell_id", pa.string()),
+    ("context", pa.string()),
+    ("batch", pa.string()),
+    ("perturbation", pa.string()),
+    ("total_counts", pa.float64()),
+    ("n_tokens", pa.int32()),
+]
 
 
 @dataclass(frozen=True)
@@ -64,7 +69,6 @@ def spill_chunk(plan: DatasetPlan, start: int, stop: int, out: Location) -> None
     kept = slice(int(first), int(last))
     if kept.stop - kept.start < stop - start:
         values = values[plan.labels.source_row[kept] - start]
-    largest = float(values.data.max(initial=0.0))
     values = _to_vocabulary(values, plan)
     if plan.labels.total_counts is not None:
         total = plan.labels.total_counts[kept]
@@ -73,8 +77,7 @@ def spill_chunk(plan: DatasetPlan, start: int, stop: int, out: Location) -> None
     moments = Moments.of(values, total, log1p=plan.spec.values == "log1p")
 
     position = plan.layout.position[kept]
-    narrow = plan.spec.values == "counts" and largest <= LARGEST_UINT16
-    rows = _cells(plan, np.arange(kept.start, kept.stop), position, values, total, narrow)
+    rows = _cells(plan, np.arange(kept.start, kept.stop), position, values, total)
     edges = np.searchsorted(rows["position"].to_numpy(), plan.shard_starts)
     lz4 = pa.ipc.IpcWriteOptions(compression="lz4")
     with (
@@ -85,29 +88,24 @@ def spill_chunk(plan: DatasetPlan, start: int, stop: int, out: Location) -> None
         for a, b in itertools.pairwise(edges.tolist()):  # one batch a shard, also where it gets no cell
             writer.write_batch(rows.slice(a, b - a))
     buffer = io.BytesIO()
-    arrays: dict[str, Any] = {"largest": largest, **moments.arrays()}
+    arrays: dict[str, Any] = moments.arrays()
     np.savez(buffer, **arrays)
     out.sibling(".npz").write_bytes(buffer.getvalue())
 
 
-def read_spilled_moments(out: Location) -> tuple[Moments, float] | None:
-    """Moments and largest value of a spilled chunk, or None where it is not complete."""
+def read_spilled_moments(out: Location) -> Moments | None:
+    """Moments of a spilled chunk, or None where it is not complete."""
     place = out.sibling(".npz")
     if not place.exists():
         return None
     with np.load(io.BytesIO(place.read_bytes()), allow_pickle=False) as arrays:
-        return Moments.from_arrays(arrays), float(arrays["largest"])
+        return Moments.from_arrays(arrays)
 
 
 def write_shard(
-    plan: DatasetPlan, shard: int, chunks: list[Location], out: Location, *, narrow_counts: bool
+    plan: DatasetPlan, shard: int, chunks: list[Location], out: Location
 ) -> tuple[ShardEntry, np.ndarray]:
     """Collect one shard's rows from all chunks and write them as Parquet.
-
-    Parameters
-    ----------
-    narrow_counts
-        Store counts as uint16 (none is larger than 65,535) instead of float32.
 
     Returns
     -------
@@ -118,7 +116,7 @@ def write_shard(
         place = chunk.sibling(".arrow")
         with place.filesystem.open_input_file(place.path) as file:
             parts.append(pa.ipc.open_file(file).get_batch(shard))
-    schema = store_schema(plan.n_vocabulary, narrow_counts)
+    schema = store_schema(plan)
     bags = plan.layout.bags
     group_rows = bags[bags["shard"] == shard].groupby("row_group")["n_cells"].sum().to_numpy()
     starts = plan.shard_starts[shard] + np.concatenate([[0], np.cumsum(group_rows)])
@@ -131,8 +129,8 @@ def write_shard(
             hashed,
             schema,
             compression="zstd",
-            use_dictionary=["counts.list.element", "context", "batch", "perturbation"],
-            column_encoding={"gene_ids.list.element": "DELTA_BINARY_PACKED"},
+            use_dictionary=["context", "batch", "perturbation"],
+            write_statistics=["total_counts", "n_tokens"],
             write_page_checksum=True,
         ) as writer,
     ):
@@ -176,54 +174,14 @@ def _row_group(parts: list[pa.RecordBatch], start: int, stop: int, schema: pa.Sc
     for part in parts:
         first, last = np.searchsorted(part["position"].to_numpy(), [start, stop])
         inside.append(part.slice(first, last - first))
-    # no take of list columns by Arrow: it would be most of the time of a conversion
-    rows = pa.Table.from_batches([part.drop_columns([*_LISTS]) for part in inside])
+    rows = pa.Table.from_batches(inside).combine_chunks()
     order = np.argsort(rows["position"].to_numpy())
-    (ids, offsets), (counts, _) = (_joined([part[name] for part in inside]) for name in _LISTS)
-    lists = dict(zip(_LISTS, _take_lists(order, offsets, ids, counts, schema), strict=True))
-    flat = rows.take(order)
-    return pa.table([lists[name] if name in lists else flat[name] for name in schema.names], schema=schema)
+    return rows.drop_columns(["position"]).take(order).cast(schema)
 
 
-def _joined(arrays: list[pa.ListArray]) -> tuple[np.ndarray, np.ndarray]:
-    """Values and offsets of lists end to end; the widest type of the values is that of the result."""
-    flat = [flat_list(array) for array in arrays]
-    lengths = [np.diff(offsets) for _, offsets in flat]
-    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(np.concatenate(lengths))])
-    return np.concatenate([values for values, _ in flat]), offsets
-
-
-def _take_lists(
-    order: np.ndarray, offsets: np.ndarray, ids: np.ndarray, counts: np.ndarray, schema: pa.Schema
-) -> list[pa.ListArray]:
-    """The columns ``gene_ids`` and ``counts`` of some rows, in that order and in the schema's types."""
-    ids, counts, offsets = take_cells(ids, counts, offsets, order)
-    starts = pa.array(offsets.astype(np.int32))
-    arrays = []
-    for name, values in zip(_LISTS, (ids, counts), strict=True):
-        kind = schema.field(name).type
-        values = pa.array(values.astype(kind.value_type.to_pandas_dtype(), copy=False))
-        arrays.append(pa.ListArray.from_arrays(starts, values, type=kind))
-    return arrays
-
-
-def store_schema(n_vocabulary: int, narrow_counts: bool) -> pa.Schema:
-    """Columns of a shard; ids and counts are as narrow as they can be."""
-    gene = pa.uint16() if n_vocabulary <= LARGEST_UINT16 + 1 else pa.int32()
-    count = pa.uint16() if narrow_counts else pa.float32()
-    return pa.schema(
-        [
-            ("cell_id", pa.string()),
-            ("context", pa.string()),
-            ("batch", pa.string()),
-            ("perturbation", pa.string()),
-            ("total_counts", pa.float64()),
-            ("n_tokens", pa.int32()),
-            # never null, which saves a quarter of the time of reading
-            pa.field("gene_ids", pa.list_(pa.field("element", gene, nullable=False)), nullable=False),
-            pa.field("counts", pa.list_(pa.field("element", count, nullable=False)), nullable=False),
-        ]
-    )
+def store_schema(plan: DatasetPlan) -> pa.Schema:
+    """Columns of a shard."""
+    return pa.schema([*_LABELS, *token_fields(plan.spec.values == "counts")])
 
 
 def _to_vocabulary(values: sparse.csr_matrix, plan: DatasetPlan) -> sparse.csr_matrix:
@@ -238,31 +196,26 @@ def _to_vocabulary(values: sparse.csr_matrix, plan: DatasetPlan) -> sparse.csr_m
 
 
 def _cells(
-    plan: DatasetPlan,
-    kept: np.ndarray,
-    position: np.ndarray,
-    values: sparse.csr_matrix,
-    total: np.ndarray,
-    narrow: bool,
+    plan: DatasetPlan, kept: np.ndarray, position: np.ndarray, values: sparse.csr_matrix, total: np.ndarray
 ) -> pa.RecordBatch:
     """Some kept cells by position, in the columns of a shard."""
     labels, order = plan.labels, np.argsort(position)
-    schema = store_schema(plan.n_vocabulary, narrow)
     row = kept[order]
-    gene_ids, counts = _take_lists(order, values.indptr, values.indices, values.data, schema)
-    names = np.array([perturbation_label(t) for t in labels.perturbations], object)
+    whole = plan.spec.values == "counts"
+    packed = pack_tokens(values.indices, values.data, values.indptr, whole)
+    written = np.array([perturbation_label(t) for t in labels.perturbations], object)
     columns = [
         pa.array(labels.cell_id[row], pa.string()),
         pa.array(np.array(labels.contexts, object)[labels.context[row]], pa.string()),
         pa.array(labels.batch[row], pa.string()),
-        pa.array(names[labels.perturbation[row]], pa.string()),
+        pa.array(written[labels.perturbation[row]], pa.string()),
         pa.array(total[order]),
-        gene_ids.value_lengths(),
-        gene_ids,
-        counts,
+        pa.array(np.diff(values.indptr)[order].astype(np.int32)),
+        *(each.take(pa.array(order)) for each in packed),
     ]
     return pa.record_batch(
-        [pa.array(position[order]), *columns], schema=pa.schema([("position", pa.int64()), *schema])
+        [pa.array(position[order]), *columns],
+        schema=pa.schema([("position", pa.int64()), *store_schema(plan)]),
     )
 
 

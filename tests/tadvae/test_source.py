@@ -56,6 +56,7 @@ def test_transformed_values(expect, screen, change, words, form):
     ("value", "words"),
     [
         (-1.0, ["-1", "negative"]),
+        (2.0**31, ["2,147,483,647", "no count of molecules"]),
         (np.nan, ["nan", "not a finite number"]),
         (np.inf, ["inf", "not a finite number"]),
         (1e300, ["not a finite number"]),  # as float32, which is what is stored

@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from tadvae.errors import UserError
 from tadvae.store.manifest import SCHEMA_VERSION, Manifest, vocabulary_hash
 from tadvae.store.reader import Store
-from tadvae.store.writer import store_schema
 
 COLUMNS = ["cell_id", "context", "perturbation", "batch", "total_counts", "n_tokens", "gene_ids", "counts"]
 
@@ -122,24 +121,18 @@ def test_encodings(store):
     metadata = pq.ParquetFile(f"{store.folder}/{store.manifest.shards[0].path}").metadata.row_group(0)
     columns = {metadata.column(i).path_in_schema: metadata.column(i) for i in range(metadata.num_columns)}
     assert {column.compression for column in columns.values()} == {"ZSTD"}
-    assert "DELTA_BINARY_PACKED" in columns["gene_ids.list.element"].encodings
-    assert "RLE_DICTIONARY" in columns["counts.list.element"].encodings
+    kinds = {name: column.physical_type for name, column in columns.items()}
+    assert kinds["gene_ids"] == kinds["counts"] == "BYTE_ARRAY"
 
 
-def test_the_narrowest_types():
-    assert store_schema(65_536, True).field("gene_ids").type.value_type == pa.uint16()
-    assert store_schema(65_537, True).field("gene_ids").type.value_type == pa.int32()
-    assert store_schema(10, False).field("counts").type.value_type == pa.float32()
-
-
-@pytest.mark.parametrize(("largest", "stored"), [(65_535, pa.uint16()), (65_536, pa.float32())])
-def test_large_counts_stay_exact(convert_here, write_spec, screen, stored_cells, largest, stored):
+@pytest.mark.parametrize("largest", [65_535, 65_536, 2**24])
+def test_large_counts_stay_exact(convert_here, write_spec, screen, stored_cells, largest):
     X = screen.X.toarray()
     X[30, 5] = largest
     screen.X = X
     store = convert_here(write_spec(screen, layout={"chunk_rows": 10}))
     shard = pq.read_table(f"{store.folder}/{store.manifest.shards[0].path}", partitioning=None)
-    assert shard.schema.field("counts").type.value_type == stored
+    assert shard.schema.field("counts").metadata[b"encoding"] == b"varint"
     cells, values = stored_cells(store, 0)
     X = screen.to_df().loc[cells["cell_id"], store.panel(0)["source"]]
     np.testing.assert_array_equal(values[:, store.panel(0)["gene_index"]].toarray(), X)
@@ -228,7 +221,7 @@ def test_another_schema_version(refused, copy, version):
         assert word in sentence
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"schema_version": "x"}', '{"schema_version": 1}'])
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"schema_version": "x"}', '{"schema_version": 2}'])
 def test_a_damaged_manifest(refused, copy, text):
     (copy / "manifest.json").write_text(text)
     sentence = refused(Store.open, str(copy))
