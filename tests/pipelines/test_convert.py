@@ -297,6 +297,7 @@ def test_other_objects_are_not_deleted(write_spec, screen, bucket, tmp_path, ref
 
 
 def test_unreachable_storage(write_spec, screen, refused, monkeypatch):
+    monkeypatch.setattr("tadvae.filesystem._S3_ATTEMPTS", 2)  # it waits longer after each
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "none")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "none")
     url = "s3://bucket/store?endpoint_override=127.0.0.1:9&scheme=http&region=none"
