@@ -127,7 +127,7 @@ def plain(store: Store) -> Iterator[tuple[int, int]]:
 
 
 def write_lists(store: Store, path: Path) -> Path:
-    """The same cells as Parquet lists of numbers, the best encodings of which this store had before."""
+    """The same cells as Parquet lists of numbers, in the encodings that shards had before."""
     if not path.exists():
         with ExitStack() as stack:
             writer = None

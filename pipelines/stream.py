@@ -22,8 +22,8 @@ import ray.data
 
 from tadvae.batch import Cells
 from tadvae.prepare import CellReader, Read
-from tadvae.store.decode import flat_column
 from tadvae.store.plan import StreamConfig, Window
+from tadvae.store.varint import one_array
 
 READ_END = -1
 """Bag id of the row that ends a read: an empty read leaves a trace, however Ray cuts its blocks."""
@@ -144,8 +144,8 @@ def _split_reads(tables: Iterator[pa.Table]) -> Iterator[tuple[np.ndarray, Cells
     parts: list[Cells] = []
     for table in tables:
         bag = table["bag"].to_numpy()
-        gene_ids, offsets = flat_column(table, "gene_ids")
-        values, _ = flat_column(table, "values")
+        gene_ids, offsets = _flat_list(table["gene_ids"])
+        values, _ = _flat_list(table["values"])
         cells = Cells(gene_ids, values, offsets, table["total_counts"].to_numpy())
         start = 0
         for end in np.flatnonzero(bag == READ_END).tolist():
@@ -154,6 +154,13 @@ def _split_reads(tables: Iterator[pa.Table]) -> Iterator[tuple[np.ndarray, Cells
         if start < len(bag):
             bags.append(bag[start:])
             parts.append(cells[start:])
+
+
+def _flat_list(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
+    """Values and offsets of a list column, also where it is a slice of another."""
+    array = one_array(column)
+    offsets = array.offsets.to_numpy().astype(np.int64)
+    return array.values.to_numpy(zero_copy_only=False)[offsets[0] : offsets[-1]], offsets - offsets[0]
 
 
 class Prefetcher:

@@ -59,15 +59,3 @@ def decode(table: pa.Table, view: DatasetView) -> Cells:
     keep = kept[gene_ids]
     below = np.concatenate([[0], np.cumsum(keep)])
     return Cells(gene_ids[keep].astype(np.int32), values[keep], below[offsets], total)
-
-
-def flat_column(table: pa.Table, column: str) -> tuple[np.ndarray, np.ndarray]:
-    """Values and offsets of a list column, without a copy where it is one chunk."""
-    chunks = table[column].combine_chunks()
-    return flat_list(chunks.chunk(0) if isinstance(chunks, pa.ChunkedArray) else chunks)
-
-
-def flat_list(array: pa.ListArray) -> tuple[np.ndarray, np.ndarray]:
-    """Values and offsets of an array of lists, also where it is a slice of another."""
-    offsets = array.offsets.to_numpy().astype(np.int64)
-    return array.values.to_numpy(zero_copy_only=False)[offsets[0] : offsets[-1]], offsets - offsets[0]

@@ -78,6 +78,12 @@ def unpack_tokens(table: pa.Table) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return ids, data[starts[0] : starts[-1]].view("<f4").astype(np.float32, copy=False), offsets
 
 
+def one_array(column: pa.ChunkedArray) -> pa.Array:
+    """A column's values, without a copy where they are one chunk."""
+    chunks = column.combine_chunks()
+    return chunks.chunk(0) if isinstance(chunks, pa.ChunkedArray) else chunks
+
+
 def _packed(values: np.ndarray, offsets: np.ndarray, gaps: bool) -> pa.BinaryArray:
     data = np.empty(LARGEST_BYTES * len(values), np.uint8)
     starts = np.empty(len(offsets), np.int64)
@@ -100,8 +106,7 @@ def _binary(data: np.ndarray, starts: np.ndarray) -> pa.BinaryArray:
 
 def _bytes(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
     """Bytes of a column and where each value starts in them, (n + 1,) int32, without a copy."""
-    chunks = column.combine_chunks()
-    array = chunks.chunk(0) if isinstance(chunks, pa.ChunkedArray) else chunks
+    array = one_array(column)
     _, starts, data = array.buffers()
     if starts is None:
         return np.zeros(0, np.uint8), np.zeros(len(array) + 1, np.int32)

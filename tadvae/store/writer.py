@@ -135,7 +135,7 @@ def write_shard(
         ) as writer,
     ):
         for start, stop in itertools.pairwise(starts.tolist()):
-            rows = _row_group(parts, start, stop, schema)
+            rows = _row_group(parts, start, stop)
             writer.write_table(rows, row_group_size=stop - start)
             n_tokens.append(rows["n_tokens"].to_numpy())
     each = np.concatenate(n_tokens)
@@ -168,7 +168,7 @@ class _Hashed(io.RawIOBase):
         return len(data)
 
 
-def _row_group(parts: list[pa.RecordBatch], start: int, stop: int, schema: pa.Schema) -> pa.Table:
+def _row_group(parts: list[pa.RecordBatch], start: int, stop: int) -> pa.Table:
     """Rows of the stored positions ``start:stop``, in order, from parts that are sorted by position."""
     inside = []
     for part in parts:
@@ -176,7 +176,7 @@ def _row_group(parts: list[pa.RecordBatch], start: int, stop: int, schema: pa.Sc
         inside.append(part.slice(first, last - first))
     rows = pa.Table.from_batches(inside).combine_chunks()
     order = np.argsort(rows["position"].to_numpy())
-    return rows.drop_columns(["position"]).take(order).cast(schema)
+    return rows.drop_columns(["position"]).take(order)
 
 
 def store_schema(plan: DatasetPlan) -> pa.Schema:
@@ -201,8 +201,7 @@ def _cells(
     """Some kept cells by position, in the columns of a shard."""
     labels, order = plan.labels, np.argsort(position)
     row = kept[order]
-    whole = plan.spec.values == "counts"
-    packed = pack_tokens(values.indices, values.data, values.indptr, whole)
+    packed = pack_tokens(values.indices, values.data, values.indptr, plan.spec.values == "counts")
     written = np.array([perturbation_label(t) for t in labels.perturbations], object)
     columns = [
         pa.array(labels.cell_id[row], pa.string()),

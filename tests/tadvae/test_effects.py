@@ -256,12 +256,15 @@ def test_every_term_is_symmetric_and_positive_semidefinite(rows, seed):
         assert np.linalg.eigvalsh(term).min() > -1e-8
 
 
-def test_round_trip_and_damage(tmp_path):
+@pytest.mark.parametrize("variance", [None, np.full(120, 4e-4)])
+def test_round_trip_and_damage(tmp_path, variance):
     rng = np.random.default_rng(8)
     places, perturbations, effects, _ = screen(rng, G=120)
+    effects[0] = 10.0 * effects[0]
     genes = {0: np.arange(120), 1: np.arange(0)}
-    model = fit(observe(places, perturbations, effects, genes), EffectsConfig())
+    model = fit(observe(places, perturbations, effects, genes, {0: variance, 1: None}), EffectsConfig())
     assert len(model.singles.strata) == 3
+    assert all(stratum.own.any() == (variance is not None) for stratum in model.singles.strata)
     save_effects(model, Location.of(tmp_path))
     loaded = load_effects(Location.of(tmp_path), genes)
     asked = [*perturbations, [(0, 0), (1, 0), (2, 0)], [(9, 0)]]

@@ -10,10 +10,9 @@ from hypothesis import strategies as st
 from leb128 import leb128
 
 from tadvae.errors import UserError
-from tadvae.store.varint import pack_tokens, token_fields, unpack_tokens
+from tadvae.store.varint import LARGEST, pack_tokens, token_fields, unpack_tokens
 
 SEEDED = settings(max_examples=60, deadline=None, derandomize=True)
-LARGEST = 2**31 - 1
 
 
 @st.composite

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import yaml
+from placement import actor_class, group_of, kill
 
 SPACE: dict[str, Any] = {
     "trials": 8,
@@ -56,8 +57,20 @@ def earlier_groups(ray_cluster: Any) -> set[str]:
 
 
 @pytest.fixture(scope="session")
+def abandoned(ray_cluster: Any) -> Any:
+    """What a training holds whose controller and workers died, from before the sweep."""
+    group, workers = group_of(actor_class("RayTrainWorker"))
+    kill(workers)
+    return group
+
+
+@pytest.fixture(scope="session")
 def swept(
-    store: Any, space_file: Path, earlier_groups: set[str], tmp_path_factory: pytest.TempPathFactory
+    store: Any,
+    space_file: Path,
+    abandoned: Any,
+    earlier_groups: set[str],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
     """The folder of the sweep."""
     from tune.config import SweepConfig
