@@ -28,6 +28,7 @@ import pandas as pd
 import ray
 import ray.train
 import ray.train.torch
+import ray.util
 import torch
 import torch.distributed as dist
 from ray.train.v2.api.exceptions import TrainingFailedError
@@ -67,6 +68,8 @@ from tadvae.training import (
 from tadvae.vocabulary import Vocabulary
 
 CHECKPOINTS = "checkpoints"
+PLACEMENT_GROUP = "placement_group"
+"""Key of a report: where the workers are, for whoever must clear away after them."""
 
 
 def train(
@@ -393,6 +396,8 @@ def _report(run: Location, rank: int, learner: Learner, position: Position, log:
     """Checkpoint and log, a barrier for all ranks; rank 0 writes."""
     # the epoch is that of the last step; the position already stands at the next
     metrics = {"epoch": position.epoch, "global_step": position.global_step} | log.write()
+    if (group := ray.util.get_current_placement_group()) is not None:
+        metrics[PLACEMENT_GROUP] = group.id.hex()
     name = f"step-{position.global_step:09d}"
     clock = time.perf_counter()
     if rank:

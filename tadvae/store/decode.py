@@ -8,7 +8,6 @@ import pyarrow as pa
 from tadvae.batch import Cells
 from tadvae.preprocess import SCALE, normalize
 from tadvae.store import varint
-from tadvae.store.kernels import log_normalize
 
 COLUMNS = (*varint.COLUMNS, "total_counts")
 """Stored columns that decoding reads."""
@@ -41,21 +40,17 @@ def decode(table: pa.Table, view: DatasetView) -> Cells:
     table
         Rows with at least :data:`COLUMNS`, of one dataset.
     """
-    gene_ids, counts, offsets = varint.unpack_tokens(table)
     total = table["total_counts"].to_numpy().astype(np.float64)
-    kept = np.zeros(int(max(gene_ids.max(initial=0), view.genes.max(initial=0))) + 1, bool)
+    kept = np.zeros(int(view.genes.max(initial=-1)) + 1, bool)
     kept[view.genes] = True
-    if view.method in ("cpm", "cp10k"):
+    if view.method in ("cpm", "cp10k") and varint.holds_whole(table):
         per_cell = np.divide(SCALE[view.method], total, out=np.zeros(len(total)), where=total > 0)
-        # by numpy, which asks for huge pages: half of the time of the kernel would go in page faults
-        left = np.empty(len(gene_ids), np.int32), np.empty(len(gene_ids), np.float32)
-        starts = np.empty(len(offsets), np.int64)
-        n = log_normalize(gene_ids, counts, offsets, per_cell, kept, *left, starts)
-        return Cells(left[0][:n], left[1][:n], starts, total)
+        return Cells(*varint.unpack_normalized(table, per_cell, kept), total)
+    gene_ids, counts, offsets = varint.unpack_tokens(table)
     if view.method == "none":
         values = counts.astype(np.float32)
     else:
         values = normalize(counts, gene_ids, offsets, total, view.method, view.lengths)
-    keep = kept[gene_ids]
+    keep = np.isin(gene_ids, view.genes)
     below = np.concatenate([[0], np.cumsum(keep)])
     return Cells(gene_ids[keep].astype(np.int32), values[keep], below[offsets], total)

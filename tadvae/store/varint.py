@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from tadvae.errors import UserError
-from tadvae.store.kernels import pack_varints, unpack_varints
+from tadvae.store.kernels import log_normalize, pack_varints, unpack_varints
 
 COLUMNS = ("gene_ids", "counts", "n_tokens")
 ENCODING = b"encoding"
@@ -67,10 +67,9 @@ def unpack_tokens(table: pa.Table) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     UserError
         If the bytes are not those of so many tokens.
     """
-    offsets = np.zeros(table.num_rows + 1, np.int64)
-    np.cumsum(table["n_tokens"].to_numpy(), out=offsets[1:])
+    offsets = _offsets(table)
     ids = _unpacked(table["gene_ids"], offsets, gaps=True)
-    if table.schema.field("counts").metadata[ENCODING] == VARINT:
+    if holds_whole(table):
         return ids, _unpacked(table["counts"], offsets, gaps=False), offsets
     data, starts = _bytes(table["counts"])
     if not np.array_equal(starts - starts[0], 4 * offsets):
@@ -78,10 +77,48 @@ def unpack_tokens(table: pa.Table) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return ids, data[starts[0] : starts[-1]].view("<f4").astype(np.float32, copy=False), offsets
 
 
+def unpack_normalized(
+    table: pa.Table, per_cell: np.ndarray, kept: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """``log1p(count * per_cell)`` of the tokens whose gene is kept, of counts stored whole.
+
+    Parameters
+    ----------
+    per_cell : (n,)
+        Factor of each cell.
+    kept
+        By gene, bool; genes above its end are not.
+
+    Returns
+    -------
+    ids int32, values float32, offsets (n + 1,) int64.
+    """
+    offsets = _offsets(table)
+    gaps, counts = _bytes(table["gene_ids"]), _bytes(table["counts"])
+    # by numpy, which asks for huge pages: half of the time of the kernel would go in page faults
+    ids, values = np.empty(offsets[-1], np.int32), np.empty(offsets[-1], np.float32)
+    starts = np.empty(len(offsets), np.int64)
+    n = log_normalize(*gaps, *counts, offsets, per_cell, kept, ids, values, starts)
+    if n < 0:
+        raise _damaged("gene_ids or counts")
+    return ids[:n], values[:n], starts
+
+
+def holds_whole(table: pa.Table) -> bool:
+    """Whether the counts are whole numbers, so stored as varints."""
+    return bool(table.schema.field("counts").metadata[ENCODING] == VARINT)
+
+
 def one_array(column: pa.ChunkedArray) -> pa.Array:
     """A column's values, without a copy where they are one chunk."""
     chunks = column.combine_chunks()
     return chunks.chunk(0) if isinstance(chunks, pa.ChunkedArray) else chunks
+
+
+def _offsets(table: pa.Table) -> np.ndarray:
+    offsets = np.zeros(table.num_rows + 1, np.int64)
+    np.cumsum(table["n_tokens"].to_numpy(), out=offsets[1:])
+    return offsets
 
 
 def _packed(values: np.ndarray, offsets: np.ndarray, gaps: bool) -> pa.BinaryArray:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from leb128 import leb128
 
 from tadvae.errors import UserError
-from tadvae.store.varint import LARGEST, pack_tokens, token_fields, unpack_tokens
+from tadvae.store.varint import LARGEST, pack_tokens, token_fields, unpack_normalized, unpack_tokens
 
 SEEDED = settings(max_examples=60, deadline=None, derandomize=True)
 
@@ -68,6 +68,24 @@ def test_floats_and_slices(drawn, data):
         np.testing.assert_array_equal(found[2], offsets[a : b + 1] - offsets[a])
 
 
+@SEEDED
+@given(cells(), st.integers(0, 40), st.integers(0, 2**32 - 1))
+def test_normalised_in_one_pass(drawn, n_genes, seed):
+    ids, counts, offsets = drawn
+    ids %= 50  # no longer sorted, so sort again; repeats do no harm
+    for a, b in itertools.pairwise(offsets):
+        ids[a:b].sort()
+    rng = np.random.default_rng(seed)
+    per_cell, kept = rng.uniform(0, 10, len(offsets) - 1), rng.random(n_genes) < 0.5
+    table = table_of(ids, counts, offsets, whole=True)
+    found_ids, values, starts = unpack_normalized(table, per_cell, kept)
+    keep = np.isin(ids, np.flatnonzero(kept))
+    expected = np.log1p(counts * np.repeat(per_cell, np.diff(offsets)))
+    np.testing.assert_array_equal(found_ids, ids[keep])
+    np.testing.assert_allclose(values, expected[keep], rtol=1e-7)
+    np.testing.assert_array_equal(starts, np.concatenate([[0], np.cumsum(keep)])[offsets])
+
+
 def test_a_count_takes_a_byte():
     table = table_of(np.arange(0, 1000, 10), np.full(100, 127), np.array([0, 100]), whole=True)
     assert [len(table[name][0].as_py()) for name in ("gene_ids", "counts")] == [100, 100]
@@ -88,6 +106,8 @@ def test_damaged_bytes_are_refused(column, data):
     spoilt = table.set_column(at, table.schema.field(column), pa.array([data], pa.binary()))
     with pytest.raises(UserError, match=f"column {column} does not hold"):
         unpack_tokens(spoilt)
+    with pytest.raises(UserError, match=f"column.*{column}.* does not hold"):
+        unpack_normalized(spoilt, np.ones(1), np.ones(10, bool))
 
 
 def test_damaged_floats_are_refused():

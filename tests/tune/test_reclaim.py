@@ -1,8 +1,12 @@
 """What a dead training holds is given back, and nothing else is."""
 
+from types import SimpleNamespace
+
 import pytest
 from placement import actor_class, group_of, kill, state
 
+import tune.reclaim as reclaim_module
+from pipelines.train import PLACEMENT_GROUP
 from tune.reclaim import Reclaim
 
 
@@ -28,6 +32,32 @@ def test_only_groups_whose_workers_are_all_dead_are_removed(ray_cluster):
     finally:
         for group in (half, starting, driver):
             ray.util.remove_placement_group(group)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("silent", [False, True])
+def test_what_an_ended_trial_named_is_removed_though_its_workers_live(ray_cluster, monkeypatch, silent):
+    ended, _ = group_of(actor_class("RayTrainWorker"))
+    running, _ = group_of(actor_class("RayTrainWorker"))
+    monkeypatch.setattr(reclaim_module, "GRACE_SECONDS", 2.0)
+    monkeypatch.setattr(reclaim_module, "LAST_SECONDS", 5.0)
+    if silent:  # Ray's state API, not Ray
+        monkeypatch.setattr(reclaim_module, "trainings", lambda: None)
+    try:
+        reclaim = Reclaim()
+        trials = {
+            group: SimpleNamespace(trial_id=str(i), last_result={PLACEMENT_GROUP: group.id.hex()})
+            for i, group in enumerate((ended, running))
+        }
+        for trial in trials.values():
+            reclaim.on_trial_result(0, [], trial, trial.last_result)
+        reclaim.on_trial_error(0, [], trials[ended])
+        assert reclaim.look()
+        assert state(ended) == "CREATED"
+        reclaim.finish()
+        assert [state(group) for group in trials] == ["REMOVED", "CREATED"]
+    finally:
+        ray_cluster.util.remove_placement_group(running)
 
 
 @pytest.mark.slow
