@@ -10,22 +10,26 @@ SMALL = 16
 """Counts below this, nearly all of them, are looked up in a table made for each cell."""
 
 
+# Indices are unsigned where loops are hot: numba makes a signed one count from the end where it is negative.
+_1, _7, _28, _LOW, _MORE = (np.uint64(n) for n in (1, 7, 28, 127, 128))
+
+
 @kernel
-def _varint(data: np.ndarray, at: int, end: int) -> tuple[np.int64, int]:
-    """The number that begins at ``at``, and where the next one does: −1 if it is damaged."""
+def _varint(data: np.ndarray, at: np.uint64, end: np.uint64) -> tuple[np.uint64, np.uint64]:
+    """The number that begins at ``at``, and where the next one does: beyond the end if it is damaged."""
     if at >= end:
-        return np.int64(0), -1
-    byte = np.int64(data[at])
-    at += 1
-    value = byte & 127
-    shift = 7
-    while byte >= 128:
-        if at >= end or shift > 28:
-            return value, -1
-        byte = np.int64(data[at])
-        at += 1
-        value |= (byte & 127) << shift
-        shift += 7
+        return _LOW, end + _1
+    byte = np.uint64(data[at])
+    at += _1
+    value = byte & _LOW
+    shift = _7
+    while byte >= _MORE:
+        if at >= end or shift > _28:
+            return value, end + _1
+        byte = np.uint64(data[at])
+        at += _1
+        value |= (byte & _LOW) << shift
+        shift += _7
     return value, at
 
 
@@ -41,10 +45,10 @@ def log_normalize(
     left_ids: np.ndarray,
     left_values: np.ndarray,
     left_offsets: np.ndarray,
-) -> int:
+) -> np.int64:
     """``log1p(count * per_cell)`` of the tokens whose gene is kept; returns how many those are.
 
-    Reads the bytes of a store: one pass takes two thirds of the time of unpacking them first.
+    Reads the bytes of a store: one pass takes less than half the time of unpacking them first.
 
     Parameters
     ----------
@@ -64,28 +68,32 @@ def log_normalize(
     How many tokens are left; −1 where the bytes are damaged.
     """
     table = np.empty(SMALL, np.float32)
-    n = 0
+    every, n_genes, n = kept.all(), np.uint64(len(kept)), np.uint64(0)
     left_offsets[0] = 0
     for cell in range(len(offsets) - 1):
         factor = per_cell[cell]
-        for count in range(SMALL):
-            table[count] = math.log1p(count * factor)
-        a, b = np.int64(gap_starts[cell]), np.int64(count_starts[cell])
-        gene = np.int64(0)
+        for small in range(SMALL):
+            table[small] = math.log1p(small * factor)
+        a, a_end = np.uint64(gap_starts[cell]), np.uint64(gap_starts[cell + 1])
+        b, b_end = np.uint64(count_starts[cell]), np.uint64(count_starts[cell + 1])
+        gene = np.uint64(0)
         for _ in range(offsets[cell + 1] - offsets[cell]):
-            gap, a = _varint(gaps, a, gap_starts[cell + 1])
-            count, b = _varint(counts, b, count_starts[cell + 1])
-            if a < 0 or b < 0:
-                return -1
+            gap, a = _varint(gaps, a, a_end)
+            count, b = _varint(counts, b, b_end)
+            if a > a_end or b > b_end:
+                return np.int64(-1)
             gene += gap
-            left_ids[n] = gene
-            left_values[n] = table[count] if count < SMALL else math.log1p(count * factor)
-            if gene < len(kept):
-                n += kept[gene]
-        if a != gap_starts[cell + 1] or b != count_starts[cell + 1]:
-            return -1
+            left_ids[n] = np.int32(gene)
+            if count < np.uint64(SMALL):
+                left_values[n] = table[count]
+            else:
+                left_values[n] = math.log1p(np.float64(count) * factor)
+            if gene < n_genes:
+                n += _1 if every else np.uint64(kept[gene])
+        if a != a_end or b != b_end:
+            return np.int64(-1)
         left_offsets[cell + 1] = n
-    return n
+    return np.int64(n)
 
 
 @kernel
@@ -99,8 +107,8 @@ def take_cells(
     ids = np.empty(taken[-1], gene_ids.dtype)
     data = np.empty(taken[-1], values.dtype)
     for i in range(len(rows)):
-        start, at = offsets[rows[i]], taken[i]
-        for j in range(taken[i + 1] - at):
+        start, at = np.uint64(offsets[rows[i]]), np.uint64(taken[i])
+        for j in range(np.uint64(taken[i + 1]) - at):
             ids[at + j] = gene_ids[start + j]
             data[at + j] = values[start + j]
     return ids, data, taken
@@ -133,7 +141,7 @@ def add_moments(
     for cell in range(len(offsets) - 1):
         for i in range(offsets[cell], offsets[cell + 1]):
             value = math.expm1(np.float64(data[i])) if log1p else data[i] * per_cell[cell]
-            gene = gene_ids[i]
+            gene = np.uint64(gene_ids[i])
             total[gene] += value
             square[gene] += value * value
             detected[gene] += value > 0
@@ -156,7 +164,7 @@ def pack_varints(
     data, starts
         Written: the bytes, and where those of each cell start, shape (n + 1,).
     """
-    at = 0
+    at = np.uint64(0)
     starts[0] = 0
     for cell in range(len(offsets) - 1):
         before = np.int64(0)
@@ -168,9 +176,9 @@ def pack_varints(
             while left >= 128:
                 data[at] = (left & 127) | 128
                 left >>= 7
-                at += 1
+                at += _1
             data[at] = left
-            at += 1
+            at += _1
         starts[cell + 1] = at
 
 
@@ -180,13 +188,13 @@ def unpack_varints(
 ) -> int:
     """Inverse of :func:`pack_varints` into int32; returns the first cell that is damaged, −1 if none is."""
     for cell in range(len(offsets) - 1):
-        at, end = np.int64(starts[cell]), np.int64(starts[cell + 1])
+        at, end = np.uint64(starts[cell]), np.uint64(starts[cell + 1])
         before = np.int64(0)
         for i in range(offsets[cell], offsets[cell + 1]):
-            value, at = _varint(data, at, end)
-            if at < 0:
+            number, at = _varint(data, at, end)
+            if at > end:
                 return cell
-            value += before
+            value = np.int64(number) + before
             if gaps:
                 before = value
             values[i] = value

@@ -94,6 +94,8 @@ def epoch_windows(
 ) -> list[Window]:
     """Windows of one rank and epoch, without the first ``skip`` bags.
 
+    Ranks wait for each other at every step, so they have their batches of many tokens at the same steps.
+
     Parameters
     ----------
     bags
@@ -102,11 +104,16 @@ def epoch_windows(
         Bags of this epoch that this rank has already seen.
     """
     reads, _ = rank_bags(bags, seed, epoch, rank, world_size)
-    windows = []
+    n_steps = steps_per_epoch(len(bags), config, world_size)
+    heft = np.random.default_rng([seed, epoch, 3]).random(n_steps)  # the same on all ranks
+    windows, done = [], 0
     for number, start in enumerate(range(0, len(reads), config.shuffle_window)):
         part = reads[start : start + config.shuffle_window]
         order = np.concatenate([ids for _, _, ids in part])
         order = np.random.default_rng([seed, epoch, 1, rank, number]).permutation(order)
+        if world_size > 1:
+            order = _in_step(order, bags.loc[order, "n_tokens"].to_numpy(), done, config.bags_per_batch, heft)
+        done += len(order)
         if skip >= len(order):
             skip -= len(order)
             continue
@@ -141,6 +148,33 @@ def bags_left(
 def steps_per_epoch(n_bags: int, config: StreamConfig, world_size: int) -> int:
     """Steps of every rank in one epoch."""
     return math.ceil(math.ceil(n_bags / world_size) / config.bags_per_batch)
+
+
+def _in_step(
+    order: np.ndarray, n_tokens: np.ndarray, done: int, per_batch: int, heft: np.ndarray
+) -> np.ndarray:
+    """The same batches of a window in another order: the more tokens, the more ``heft`` its step has.
+
+    Parameters
+    ----------
+    order, n_tokens : (n,)
+        Bags of the window and their tokens.
+    done
+        Bags before the window: some of the window may complete a batch of those.
+    heft : (n_steps,)
+        A number for every step of the epoch.
+    """
+    first = -done % per_batch
+    n_batches = max(len(order) - first, 0) // per_batch
+    span = slice(first, first + n_batches * per_batch)
+    batches = order[span].reshape(n_batches, per_batch)
+    by_size = np.argsort(n_tokens[span].reshape(n_batches, per_batch).sum(axis=1), kind="stable")
+    step = (done + first) // per_batch
+    by_heft = np.argsort(heft[step : step + n_batches], kind="stable")
+    result, moved = order.copy(), np.empty_like(batches)
+    moved[by_heft] = batches[by_size]
+    result[span] = moved.ravel()
+    return result
 
 
 def _spans(first: int, last: int, n: int) -> Iterator[tuple[int, int]]:

@@ -148,9 +148,9 @@ class Store:
                 f"{self.folder}: shard {entry.path} cannot be read at row group {row_group} "
                 f"({reason}); restore the file or convert the store again."
             ) from None
-        chosen = self.bags.loc[np.sort(bag_ids)]
-        first, size = chosen["first_row"].to_numpy(), chosen["n_cells"].to_numpy()
-        bag_of_row = np.repeat(chosen.index.to_numpy(), size)
+        chosen = np.sort(bag_ids)
+        first, size = (self.bags[name].to_numpy()[chosen] for name in ("first_row", "n_cells"))
+        bag_of_row = np.repeat(chosen, size)
         if len(bag_of_row) < table.num_rows:
             table = pa.concat_tables([table.slice(a, n) for a, n in zip(first, size, strict=True)])
         return table.combine_chunks(), bag_of_row

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from tadvae.assemble import BatchAssembler
 from tadvae.batch import Cells
 from tadvae.store.plan import StreamConfig, bags_left, epoch_windows, rank_bags, steps_per_epoch
+from tadvae.store.plan import _in_step as in_step
 
 SEEDED = settings(max_examples=60, deadline=None, derandomize=True)
 CONTROL = 0
@@ -27,6 +28,7 @@ def bag_table(row_groups, seed=0):
         int
     )
     table["n_cells"] = rng.integers(1, 5, len(table))
+    table["n_tokens"] = table["n_cells"] * rng.integers(1, 2000, len(table))
     return table
 
 
@@ -131,6 +133,47 @@ def test_bags_are_shuffled_within_the_window_only():
     assert groups != sorted(groups)
     for window in plan(BIG, StreamConfig(shuffle_window=1), 0, 0, 0, 1):
         assert len(set(zip(BIG["shard"][window.order], BIG["row_group"][window.order], strict=True))) == 1
+
+
+@SEEDED
+@given(st.integers(0, 30), st.integers(0, 9), st.integers(1, 4), seeds)
+def test_in_step_moves_whole_batches_only(n_bags, done, per_batch, seed):
+    rng = np.random.default_rng(seed)
+    n_tokens, heft = rng.integers(1, 100, n_bags), rng.random(50)
+    order = rng.permutation(n_bags)
+    found = in_step(order, n_tokens, done, per_batch, heft)
+    first = -done % per_batch
+    n_batches = max(n_bags - first, 0) // per_batch
+    end = first + n_batches * per_batch
+    np.testing.assert_array_equal(found[:first], order[:first])
+    np.testing.assert_array_equal(found[end:], order[end:])
+    batches = [part[first:end].reshape(n_batches, per_batch).tolist() for part in (found, order)]
+    assert sorted(batches[0]) == sorted(batches[1])
+    of = dict(zip(order.tolist(), n_tokens.tolist(), strict=True))
+    sizes = [sum(of[bag] for bag in batch) for batch in batches[0]]
+    step = (done + first) // per_batch
+    by_heft = np.argsort(heft[step : step + n_batches])
+    assert np.all(np.diff(np.array(sizes, np.int64)[by_heft]) >= 0)
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_ranks_have_their_large_batches_at_the_same_steps(world):
+    rng = np.random.default_rng(0)
+    table = bag_table([[40] * 20] * 2)
+    table["n_tokens"] = (1e4 * rng.lognormal(0.0, 0.7, len(table))).astype(int)
+    config = StreamConfig(bags_per_batch=4)
+    orders = [order_of(plan(table, config, 0, 0, rank, world)) for rank in range(world)]
+    tokens = (
+        table["n_tokens"].to_numpy()[np.array(orders)].reshape(world, -1, 4).sum(axis=2)
+    )  # (world, steps)
+    apart = np.stack([rng.permutation(row) for row in tokens])
+
+    def waiting(sizes):
+        return sizes.max(axis=0).mean() / sizes.mean() - 1.0
+
+    assert waiting(tokens) < waiting(apart) / 3
+    # and large batches are anywhere in the epoch
+    assert abs(np.corrcoef(tokens[0], np.arange(tokens.shape[1]))[0, 1]) < 0.25
 
 
 def test_no_bags_and_more_ranks_than_bags():
