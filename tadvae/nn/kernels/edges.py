@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from tadvae.nn.kernels.jit import exponential, kernel
+from tadvae.nn.kernels.jit import exponential, kernel, span
 
 
 @kernel
@@ -31,7 +31,7 @@ def widest(starts: Any) -> Any:
 
 @kernel
 def logits(
-    result: Any, n: int, at: int, x: Any, match: Any, shift: Any, has_match: bool, has_shift: bool
+    result: Any, n: Any, at: Any, x: Any, match: Any, shift: Any, has_match: bool, has_shift: bool
 ) -> None:
     """``x·match + shift`` of n numbers from ``at``."""
     if has_match:
@@ -68,8 +68,7 @@ def attention_forward(
     activity: Any,  # (B, P) out
 ) -> None:
     """Activities, and the statistics that backward needs."""
-    P, h = top.shape[1:]
-    J = phi.shape[1]
+    P, h, J = np.uint64(top.shape[1]), np.uint64(top.shape[2]), np.uint64(phi.shape[1])
     match, shift = match.reshape(-1), shift.reshape(-1)
     load = load.reshape(load.shape[0], -1)  # (n_basis, E h)
     weight = np.empty(widest(starts) * h, x.dtype)
@@ -82,10 +81,10 @@ def attention_forward(
         for t in range(offsets[b], offsets[b + 1]):
             if gene[t] < 0:
                 continue
-            e0, n = starts[gene[t]], starts[gene[t] + 1] - starts[gene[t]]
+            e0, n = span(starts, gene[t])
             logits(weight, n * h, e0 * h, x[t], match, shift, has_match, has_shift)
             for i in range(n):
-                at = pathway[e0 + i] * h
+                at = np.uint64(pathway[e0 + i]) * h
                 for j in range(h):
                     z = weight[i * h + j]
                     # not "z > top": a NaN must get into the maximum
@@ -93,9 +92,9 @@ def attention_forward(
         for t in range(offsets[b], offsets[b + 1]):
             if gene[t] < 0:
                 continue
-            e0, n = starts[gene[t]], starts[gene[t] + 1] - starts[gene[t]]
+            e0, n = span(starts, gene[t])
             for i in range(n):
-                at = pathway[e0 + i] * h
+                at = np.uint64(pathway[e0 + i]) * h
                 for j in range(h):
                     value[i * h + j] = top_b[at + j]
             logits(weight, n * h, e0 * h, x[t], match, shift, has_match, has_shift)
@@ -103,11 +102,11 @@ def attention_forward(
                 weight[i] = exponential(weight[i] - value[i])
                 value[i] = 0.0
             for k in range(J):
-                row = load[first[t] + k]
+                row = load[np.uint64(first[t]) + k]
                 for i in range(n * h):
                     value[i] += phi[t, k] * row[e0 * h + i]
             for i in range(n):
-                at = pathway[e0 + i] * h
+                at = np.uint64(pathway[e0 + i]) * h
                 for j in range(h):
                     total[at + j] += weight[i * h + j]
                     sums[at + j] += weight[i * h + j] * value[i * h + j]
@@ -150,19 +149,19 @@ def attention_backward(
     d_load: Any,  # (n_basis, E, h) out
 ) -> None:
     """Gradients; every token and every edge belongs to one gene, so to one part."""
-    h = top.shape[2]
+    h, J = np.uint64(top.shape[2]), np.uint64(phi.shape[1])
     match, d_match = match.reshape(-1), d_match.reshape(-1)
     shift, d_shift = shift.reshape(-1), d_shift.reshape(-1)
     load, d_load = load.reshape(load.shape[0], -1), d_load.reshape(load.shape[0], -1)  # (n_basis, E h)
     share = np.empty(widest(starts) * h, x.dtype)
     scale, value = np.empty_like(share), np.empty_like(share)
     for g in range(first_gene, last_gene):
-        e0, n = starts[g], starts[g + 1] - starts[g]
+        e0, n = span(starts, g)
         for place in range(token_starts[g], token_starts[g + 1]):
-            t = token_order[place]
-            b = cell[t]
+            t = np.uint64(token_order[place])
+            b = np.uint64(cell[t])
             for i in range(n):
-                p = pathway[e0 + i]
+                p = np.uint64(pathway[e0 + i])
                 for j in range(h):
                     value[i * h + j] = top[b, p, j]
                     scale[i * h + j] = d_activity[b, p] * inverse[b, p, j]
@@ -170,11 +169,12 @@ def attention_backward(
             for i in range(n * h):
                 share[i] = exponential(share[i] - value[i]) * scale[i]
             for i in range(n):
-                p = pathway[e0 + i]
+                p = np.uint64(pathway[e0 + i])
                 for j in range(h):
                     value[i * h + j] = -mean[b, p, j]
-            for k in range(phi.shape[1]):
-                row, d_row = load[first[t] + k], d_load[first[t] + k]
+            for k in range(J):
+                basis = np.uint64(first[t]) + k
+                row, d_row = load[basis], d_load[basis]
                 for i in range(n * h):
                     value[i] += phi[t, k] * row[e0 * h + i]
                     d_row[e0 * h + i] += phi[t, k] * share[i]
@@ -207,9 +207,10 @@ def dot_forward(
 ) -> None:
     """``left_p · right_g`` of every edge, head by head."""
     n_basis, h, w = right.shape[1:]
-    for g in range(first_gene, last_gene):
-        for e in range(starts[g], starts[g + 1]):
-            p = pathway[e]
+    for g in range(np.uint64(first_gene), np.uint64(last_gene)):
+        e0, n = span(starts, g)
+        for e in range(e0, e0 + n):
+            p = np.uint64(pathway[e])
             for k in range(n_basis):
                 for j in range(h):
                     total = result.dtype.type(0.0)
@@ -231,9 +232,10 @@ def dot_backward_right(
 ) -> None:
     """Gradient of the genes' side."""
     n_basis, h, w = d_right.shape[1:]
-    for g in range(first_gene, last_gene):
-        for e in range(starts[g], starts[g + 1]):
-            p = pathway[e]
+    for g in range(np.uint64(first_gene), np.uint64(last_gene)):
+        e0, n = span(starts, g)
+        for e in range(e0, e0 + n):
+            p = np.uint64(pathway[e])
             for k in range(n_basis):
                 for j in range(h):
                     for i in range(w):
@@ -254,10 +256,10 @@ def dot_backward_left(
 ) -> None:
     """Gradient of the pathways' side."""
     n_basis, h, w = right.shape[1:]
-    for p in range(first_pathway, last_pathway):
+    for p in range(np.uint64(first_pathway), np.uint64(last_pathway)):
         for at in range(edge_starts[p], edge_starts[p + 1]):
-            e = edge_order[at]
-            g = edge_gene[e]
+            e = np.uint64(edge_order[at])
+            g = np.uint64(edge_gene[e])
             for k in range(n_basis):
                 for j in range(h):
                     for i in range(w):

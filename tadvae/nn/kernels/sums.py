@@ -2,7 +2,9 @@
 
 from typing import Any
 
-from tadvae.nn.kernels.jit import kernel
+import numpy as np
+
+from tadvae.nn.kernels.jit import kernel, span
 
 
 @kernel
@@ -20,13 +22,16 @@ def linear_forward(
     activity: Any,  # (B, P) out, zero before
 ) -> None:
     """``Σ_t Σ_j φ_j(x_t)·weight_{e, first(x_t) + j}`` over a cell's tokens with an edge to p."""
+    J = np.uint64(phi.shape[1])
     for b in range(first_cell, last_cell):
         for t in range(offsets[b], offsets[b + 1]):
             if gene[t] < 0:
                 continue
-            for e in range(starts[gene[t]], starts[gene[t] + 1]):
-                for k in range(phi.shape[1]):
-                    activity[b, pathway[e]] += phi[t, k] * weight[e, first[t] + k]
+            e0, n = span(starts, gene[t])
+            for e in range(e0, e0 + n):
+                p = np.uint64(pathway[e])
+                for k in range(J):
+                    activity[b, p] += phi[t, k] * weight[e, np.uint64(first[t]) + k]
 
 
 @kernel
@@ -47,14 +52,18 @@ def linear_backward(
     d_weight: Any,  # (E, n_basis) out, zero before
 ) -> None:
     """Gradients; every token and every edge belongs to one gene, so to one part."""
+    J = np.uint64(phi.shape[1])
     for g in range(first_gene, last_gene):
+        e0, n = span(starts, g)
         for at in range(token_starts[g], token_starts[g + 1]):
-            t = token_order[at]
-            for e in range(starts[g], starts[g + 1]):
-                grad = d_activity[cell[t], pathway[e]]
-                for k in range(phi.shape[1]):
-                    d_weight[e, first[t] + k] += grad * phi[t, k]
-                    d_phi[t, k] += grad * weight[e, first[t] + k]
+            t = np.uint64(token_order[at])
+            b = np.uint64(cell[t])
+            for e in range(e0, e0 + n):
+                grad = d_activity[b, np.uint64(pathway[e])]
+                for k in range(J):
+                    basis = np.uint64(first[t]) + k
+                    d_weight[e, basis] += grad * phi[t, k]
+                    d_phi[t, k] += grad * weight[e, basis]
 
 
 @kernel
@@ -71,6 +80,6 @@ def sum_rows(
     for i in range(first, last):
         total = result[i]
         for at in range(starts[i], starts[i + 1]):
-            source = rows[row[at]]
+            source = rows[np.uint64(row[at])]
             for j in range(len(total)):
                 total[j] += source[j]
