@@ -1,6 +1,6 @@
 """Training without Ray: what to learn from, one step of learning, and the plain loop.
 
-``pipelines/train.py`` runs the same three parts on many workers.
+``pipelines/train_worker.py`` runs the same three parts on many workers.
 """
 
 from collections.abc import Iterable, Iterator
