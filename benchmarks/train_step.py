@@ -39,7 +39,7 @@ def main() -> None:
         make_pathways(folder / "pathways.gmt", 2_000, 20 if options.quick else 200)
         store = store_of(folder, [screen(folder, "cells", n_cells, quick=options.quick)])
         settings = [f"pathways.file={folder / 'pathways.gmt'}", *SETTINGS]
-        settings.append("train={epochs: 2, checkpoint_every: 10, trackers: []}")
+        settings.append("train={epochs: 1, checkpoint_every: 10, trackers: []}")
         if options.quick:
             settings.append("model.pathway={d_embed: 16, n_heads: 2}")
         for workers in (1, 2):
