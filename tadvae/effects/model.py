@@ -32,10 +32,14 @@ from tadvae.effects.regression import Block, Regression, fit_regression
 Pairs = Sequence[tuple[int, int]]
 """(target, modality) model indices of a perturbation."""
 LEAST_COMBINATIONS = 3
-"""Fewer than these in training, and combinations are sums scaled by :data:`UNTESTED_SCALE`."""
+"""Fewer than these in training, and combinations of targets seen alone are sums scaled by
+:data:`UNTESTED_SCALE`."""
 UNTESTED_SCALE = 0.7
 """Targets together do less than the sum of what each does. On three screens trained without their
 combinations, 0.7 of the sum is 12 to 26% nearer in L2 than the sum: docs/experiments.md, section 5."""
+UNSURE_COMBINATIONS = 10
+"""So many training combinations have as much to say of a combination with a target that was never alone in
+training as the mean of its parts has: docs/experiments.md, section 5."""
 LEAST_GENES = 100
 """A vocabulary with fewer genes is one stratum."""
 
@@ -227,13 +231,17 @@ class EffectModel:
             of = asked[several]
             unknown = wanted[several] - of.size
             sums = self._sum(of, genes, unknown)
-            if self.combinations is None:
-                result[several] = UNTESTED_SCALE * sums
-            else:
+            found, share = UNTESTED_SCALE * sums, 0.0
+            if self.combinations is not None:
                 own = self._sum(of, self.genes[dataset], unknown)
                 near = self._near(of, list(own), self.combinations.conditions)
                 terms = combination_terms(of, self.combinations.conditions, near)
-                result[several] = self.combinations.predict(terms, genes, sums)
+                found = self.combinations.predict(terms, genes, sums)
+                n = len(self.combinations.conditions)
+                share = n / (n + UNSURE_COMBINATIONS)
+            unsure = self._unsure(of, unknown)[:, None]
+            mean = sums / wanted[several][:, None]
+            result[several] = np.where(unsure, share * found + (1.0 - share) * mean, found)
         return result
 
     def is_between(self, dataset: int, context: int, perturbations: Sequence[Pairs]) -> np.ndarray:
@@ -247,6 +255,16 @@ class EffectModel:
                 near |= place.any(axis=1)
                 seen |= (place & (same_targets(asked, stage.conditions) > 0)).any(axis=1)
         return near & ~seen
+
+    def _unsure(self, of: Conditions, unknown: np.ndarray) -> np.ndarray:
+        """Which combinations training has not seen, and some of their targets never alone; bool, (n,)."""
+        assert self.singles is not None
+        alone = (self.singles.conditions.targets != 0).any(axis=0)  # (n_targets,)
+        result: np.ndarray = (unknown > 0) | ((of.targets != 0) & ~alone).any(axis=1)
+        if self.combinations is not None:
+            same = same_targets(of, self.combinations.conditions) > 0
+            result &= (unknown > 0) | ~same.any(axis=1)
+        return result
 
     def _sum(self, of: Conditions, genes: np.ndarray, unknown: np.ndarray | None = None) -> Floats:
         """Sum of the effects of each target of conditions in one place, (n, G).

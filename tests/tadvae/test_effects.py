@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import tadvae.effects.model as effects_model
 from tadvae.effects.conditions import Conditions, combination_terms, nearness, single_terms
 from tadvae.effects.file import EFFECTS, load_effects, save_effects
 from tadvae.effects.model import UNTESTED_SCALE, EffectModel, EffectsConfig, Observed
@@ -228,7 +229,31 @@ def test_unknown_targets_add_what_any_perturbation_does():
     unseen, beyond, two = model.predict(0, 0, [[(7, 0)], [(99, 0)], [(99, 0), (7, 0)]], genes[0])
     np.testing.assert_allclose(unseen, common, atol=0.4)
     np.testing.assert_allclose(beyond, unseen, atol=1e-8)
-    np.testing.assert_allclose(two, UNTESTED_SCALE * 2 * unseen, atol=1e-8)
+    np.testing.assert_allclose(two, unseen, atol=1e-8)  # the mean of the two
+
+
+def test_combinations_with_a_target_never_alone_lean_on_the_mean_of_their_parts(monkeypatch):
+    places, perturbations, effects, _ = screen(np.random.default_rng(2))
+    genes = {0: np.arange(30), 1: np.arange(0)}
+    seen = next(pairs for pairs in perturbations if len(pairs) == 2)
+    never = seen[0]  # alone in no condition, while combinations have it
+    kept = [i for i, pairs in enumerate(perturbations) if pairs != [never]]
+    columns = (places, perturbations, effects)
+    model = fit(observe(*([column[i] for i in kept] for column in columns), genes))
+    asked = [[never, (99, 0)], [never, seen[1], (99, 0)], seen]
+
+    def predicted(unsure):
+        monkeypatch.setattr(effects_model, "UNSURE_COMBINATIONS", unsure)
+        return model.predict(0, 0, asked, genes[0])
+
+    stage, parts, found = predicted(0), predicted(1e15), predicted(10)
+    for row, pairs in zip(parts[:2], asked, strict=False):
+        alone = model.predict(0, 0, [[one] for one in pairs], genes[0])
+        np.testing.assert_allclose(row, alone.mean(axis=0), atol=1e-8)
+    n = len(model.combinations.conditions)
+    np.testing.assert_allclose(found[:2], (n * stage[:2] + 10 * parts[:2]) / (n + 10), atol=1e-8)
+    np.testing.assert_array_equal(found[2], stage[2])  # training has seen it
+    np.testing.assert_array_equal(parts[2], stage[2])
 
 
 @settings(deadline=None, max_examples=40)
