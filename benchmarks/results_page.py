@@ -7,7 +7,7 @@ import numpy as np
 from studies import STUDIES
 
 from tadvae.evaluation.bootstrap import Interval, bootstrap_mean
-from tadvae.evaluation.evaluate import CEILING, METHOD, NULL
+from tadvae.evaluation.evaluate import CEILING, COVERAGE, METHOD, NULL
 from tadvae.evaluation.metrics import HIGHER_IS_BETTER
 
 COLUMNS = {
@@ -79,7 +79,26 @@ def _summary(stored: dict[str, list[dict]]) -> list[str]:
         return []
     means = [f"{np.nanmean(gains[metric]):+.4f}" for metric in _MAIN]
     lines.append(f"| mean over the tables | | | {means[0]} | | | {means[1]} | |")
-    return [*lines, ""]
+    return [*lines, "", *_covered(stored), ""]
+
+
+def _covered(stored: dict[str, list[dict]]) -> list[str]:
+    """How much the intervals cover over all tables that have them."""
+    found = [each for folds in stored.values() for each in folds if COVERAGE in each["scores"]["values"]]
+    if not found:
+        return []
+    values = values_of(found, COVERAGE, METHOD)
+    elsewhere = _of_category(found, "unseen_context") | _of_category(found, "unseen_dataset")
+    parts = [
+        (values[~elsewhere], "held-out perturbations"),
+        (values[elsewhere], "groups in contexts not seen"),
+    ]
+    covered = []
+    for part, what in parts:
+        if len(part):
+            mean = bootstrap_mean(part)
+            covered.append(f"{mean.mean:.3f} [{mean.low:.3f}, {mean.high:.3f}] over {len(part)} {what}")
+    return [f"Genes inside the 90% intervals: {', '.join(covered)}."]
 
 
 def _of_split(found: list[dict], kind: str) -> list[dict]:

@@ -69,6 +69,7 @@ def test_one_command_trains_stores_and_writes(results, ray_cluster, tmp_path, ca
     for metric, method in (("l2", "additive"), ("coverage", "tadvae")):
         mean, low, high = bootstrap_mean(np.array(scores[metric][method], dtype=float))
         assert f"{mean:.3f} [{low:.3f}, {high:.3f}]" in page
+    assert f"Genes inside the 90% intervals: {mean:.3f} [" in page
     one_seed = np.mean([scores["l2"][f"tadvae, seed {s}"] for s in (0, 1)], axis=0)
     assert f"{bootstrap_mean(one_seed).mean:.3f} [" in page
     assert "### cells" in page
