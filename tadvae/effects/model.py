@@ -260,10 +260,10 @@ class EffectModel:
         """Which combinations training has not seen, and some of their targets never alone; bool, (n,)."""
         assert self.singles is not None
         alone = (self.singles.conditions.targets != 0).any(axis=0)  # (n_targets,)
-        result: np.ndarray = (unknown > 0) | ((of.targets != 0) & ~alone).any(axis=1)
+        never = ((of.targets != 0) & ~alone).any(axis=1)
         if self.combinations is not None:
-            same = same_targets(of, self.combinations.conditions) > 0
-            result &= (unknown > 0) | ~same.any(axis=1)
+            never &= ~(same_targets(of, self.combinations.conditions) > 0).any(axis=1)
+        result: np.ndarray = never | (unknown > 0)
         return result
 
     def _sum(self, of: Conditions, genes: np.ndarray, unknown: np.ndarray | None = None) -> Floats:

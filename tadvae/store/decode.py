@@ -41,10 +41,10 @@ def decode(table: pa.Table, view: DatasetView) -> Cells:
         Rows with at least :data:`COLUMNS`, of one dataset.
     """
     total = table["total_counts"].to_numpy().astype(np.float64)
-    kept = np.zeros(int(view.genes.max(initial=-1)) + 1, bool)
-    kept[view.genes] = True
     if view.method in ("cpm", "cp10k") and varint.holds_whole(table):
         per_cell = np.divide(SCALE[view.method], total, out=np.zeros(len(total)), where=total > 0)
+        kept = np.zeros(int(view.genes.max(initial=-1)) + 1, bool)
+        kept[view.genes] = True
         return Cells(*varint.unpack_normalized(table, per_cell, kept), total)
     gene_ids, counts, offsets = varint.unpack_tokens(table)
     if view.method == "none":

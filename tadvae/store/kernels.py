@@ -9,28 +9,22 @@ from tadvae.nn.kernels.jit import kernel
 SMALL = 16
 """Counts below this, nearly all of them, are looked up in a table made for each cell."""
 
-
-# Indices are unsigned where loops are hot: numba makes a signed one count from the end where it is negative.
-_1, _7, _28, _LOW, _MORE = (np.uint64(n) for n in (1, 7, 28, 127, 128))
+# Unsigned like the indices of the loops, for the reason that tadvae.nn.kernels.edges.span gives
+_0, _1, _7, _28, _LOW, _MORE = (np.uint64(n) for n in (0, 1, 7, 28, 127, 128))
 
 
 @kernel
 def _varint(data: np.ndarray, at: np.uint64, end: np.uint64) -> tuple[np.uint64, np.uint64]:
     """The number that begins at ``at``, and where the next one does: beyond the end if it is damaged."""
-    if at >= end:
-        return _LOW, end + _1
-    byte = np.uint64(data[at])
-    at += _1
-    value = byte & _LOW
-    shift = _7
-    while byte >= _MORE:
-        if at >= end or shift > _28:
-            return value, end + _1
+    value, shift = _0, _0
+    while at < end and shift <= _28:
         byte = np.uint64(data[at])
         at += _1
         value |= (byte & _LOW) << shift
+        if byte < _MORE:
+            return value, at
         shift += _7
-    return value, at
+    return value, end + _1
 
 
 @kernel
@@ -46,7 +40,7 @@ def log_normalize(
     left_values: np.ndarray,
     left_offsets: np.ndarray,
 ) -> np.int64:
-    """``log1p(count * per_cell)`` of the tokens whose gene is kept; returns how many those are.
+    """``log1p(count * per_cell)`` of the tokens whose gene is kept.
 
     Reads the bytes of a store: one pass takes less than half the time of unpacking them first.
 

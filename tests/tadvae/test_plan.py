@@ -163,9 +163,8 @@ def test_ranks_have_their_large_batches_at_the_same_steps(world):
     table["n_tokens"] = (1e4 * rng.lognormal(0.0, 0.7, len(table))).astype(int)
     config = StreamConfig(bags_per_batch=4)
     orders = [order_of(plan(table, config, 0, 0, rank, world)) for rank in range(world)]
-    tokens = (
-        table["n_tokens"].to_numpy()[np.array(orders)].reshape(world, -1, 4).sum(axis=2)
-    )  # (world, steps)
+    of_bag = table["n_tokens"].to_numpy()[np.array(orders)]  # (world, bags)
+    tokens = of_bag.reshape(world, -1, 4).sum(axis=2)  # (world, steps)
     apart = np.stack([rng.permutation(row) for row in tokens])
 
     def waiting(sizes):

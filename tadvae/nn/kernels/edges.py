@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from tadvae.nn.kernels.jit import exponential, kernel, span
+from tadvae.nn.kernels.jit import exponential, kernel
 
 
 @kernel
@@ -27,6 +27,17 @@ def widest(starts: Any) -> Any:
     for g in range(len(starts) - 1):
         most = max(most, starts[g + 1] - starts[g])
     return most
+
+
+@kernel
+def span(starts: Any, gene: Any) -> Any:
+    """First edge of a gene, and how many it has.
+
+    Unsigned, as all indices of the attention's inner loops: numba makes a signed one count from the end where
+    it is negative, which keeps loops from being vectorised. Both kinds in one sum would make a float.
+    """
+    first = np.uint64(starts[gene])
+    return first, np.uint64(starts[gene + 1]) - first
 
 
 @kernel
@@ -207,10 +218,9 @@ def dot_forward(
 ) -> None:
     """``left_p · right_g`` of every edge, head by head."""
     n_basis, h, w = right.shape[1:]
-    for g in range(np.uint64(first_gene), np.uint64(last_gene)):
-        e0, n = span(starts, g)
-        for e in range(e0, e0 + n):
-            p = np.uint64(pathway[e])
+    for g in range(first_gene, last_gene):
+        for e in range(starts[g], starts[g + 1]):
+            p = pathway[e]
             for k in range(n_basis):
                 for j in range(h):
                     total = result.dtype.type(0.0)
@@ -232,10 +242,9 @@ def dot_backward_right(
 ) -> None:
     """Gradient of the genes' side."""
     n_basis, h, w = d_right.shape[1:]
-    for g in range(np.uint64(first_gene), np.uint64(last_gene)):
-        e0, n = span(starts, g)
-        for e in range(e0, e0 + n):
-            p = np.uint64(pathway[e])
+    for g in range(first_gene, last_gene):
+        for e in range(starts[g], starts[g + 1]):
+            p = pathway[e]
             for k in range(n_basis):
                 for j in range(h):
                     for i in range(w):
@@ -256,10 +265,10 @@ def dot_backward_left(
 ) -> None:
     """Gradient of the pathways' side."""
     n_basis, h, w = right.shape[1:]
-    for p in range(np.uint64(first_pathway), np.uint64(last_pathway)):
+    for p in range(first_pathway, last_pathway):
         for at in range(edge_starts[p], edge_starts[p + 1]):
-            e = np.uint64(edge_order[at])
-            g = np.uint64(edge_gene[e])
+            e = edge_order[at]
+            g = edge_gene[e]
             for k in range(n_basis):
                 for j in range(h):
                     for i in range(w):

@@ -25,17 +25,6 @@ def kernel(function: Callable[..., Any]) -> Any:
         return numba.njit(**options)(function)
 
 
-@kernel
-def span(starts: np.ndarray, i: int) -> tuple[np.uint64, np.uint64]:
-    """Where the items of ``i`` start, and how many they are.
-
-    Unsigned, as all indices of hot loops: numba makes a signed one count from the end where it is negative,
-    which keeps loops from being vectorised. Signed and unsigned ones together would make floats.
-    """
-    first = np.uint64(starts[i])
-    return first, np.uint64(starts[i + 1]) - first
-
-
 def exponential(z: float) -> float:
     """exp(z) for z ≤ 0; in single precision a polynomial, which the compiler can vectorise."""
     return math.exp(z)

@@ -2,9 +2,7 @@
 
 from typing import Any
 
-import numpy as np
-
-from tadvae.nn.kernels.jit import kernel, span
+from tadvae.nn.kernels.jit import kernel
 
 
 @kernel
@@ -22,16 +20,13 @@ def linear_forward(
     activity: Any,  # (B, P) out, zero before
 ) -> None:
     """``Σ_t Σ_j φ_j(x_t)·weight_{e, first(x_t) + j}`` over a cell's tokens with an edge to p."""
-    J = np.uint64(phi.shape[1])
     for b in range(first_cell, last_cell):
         for t in range(offsets[b], offsets[b + 1]):
             if gene[t] < 0:
                 continue
-            e0, n = span(starts, gene[t])
-            for e in range(e0, e0 + n):
-                p = np.uint64(pathway[e])
-                for k in range(J):
-                    activity[b, p] += phi[t, k] * weight[e, np.uint64(first[t]) + k]
+            for e in range(starts[gene[t]], starts[gene[t] + 1]):
+                for k in range(phi.shape[1]):
+                    activity[b, pathway[e]] += phi[t, k] * weight[e, first[t] + k]
 
 
 @kernel
@@ -52,18 +47,14 @@ def linear_backward(
     d_weight: Any,  # (E, n_basis) out, zero before
 ) -> None:
     """Gradients; every token and every edge belongs to one gene, so to one part."""
-    J = np.uint64(phi.shape[1])
     for g in range(first_gene, last_gene):
-        e0, n = span(starts, g)
         for at in range(token_starts[g], token_starts[g + 1]):
-            t = np.uint64(token_order[at])
-            b = np.uint64(cell[t])
-            for e in range(e0, e0 + n):
-                grad = d_activity[b, np.uint64(pathway[e])]
-                for k in range(J):
-                    basis = np.uint64(first[t]) + k
-                    d_weight[e, basis] += grad * phi[t, k]
-                    d_phi[t, k] += grad * weight[e, basis]
+            t = token_order[at]
+            for e in range(starts[g], starts[g + 1]):
+                grad = d_activity[cell[t], pathway[e]]
+                for k in range(phi.shape[1]):
+                    d_weight[e, first[t] + k] += grad * phi[t, k]
+                    d_phi[t, k] += grad * weight[e, first[t] + k]
 
 
 @kernel
@@ -80,6 +71,6 @@ def sum_rows(
     for i in range(first, last):
         total = result[i]
         for at in range(starts[i], starts[i + 1]):
-            source = rows[np.uint64(row[at])]
+            source = rows[row[at]]
             for j in range(len(total)):
                 total[j] += source[j]

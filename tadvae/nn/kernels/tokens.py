@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from tadvae.nn.kernels.jit import exponential, kernel, span
+from tadvae.nn.kernels.jit import exponential, kernel
 
 
 @kernel
@@ -47,7 +47,7 @@ def attention_forward(
     activity: Any,  # (B, P) out
 ) -> None:
     """Activities, and the statistics that backward needs."""
-    P, h = log_sum.shape[1], np.uint64(log_sum.shape[2])
+    P, h = log_sum.shape[1:]
     widest = 0
     for b in range(first_cell, last_cell):
         n = 0
@@ -63,42 +63,40 @@ def attention_forward(
         top[:] = -np.inf
         total[:] = 0.0
         sums[:] = 0.0
-        row = np.uint64(0)
+        n = 0
         for t in range(offsets[b], offsets[b + 1]):
             if gene[t] < 0:
                 continue
-            e0, n_edges = span(starts, gene[t])
-            for e in range(e0, e0 + n_edges):
-                p = np.uint64(pathway[e])
+            for e in range(starts[gene[t]], starts[gene[t] + 1]):
+                p = pathway[e]
                 for j in range(h):
                     z = dot(query[p, j], key[t, j])
                     if has_gate:
                         z *= gate[e]
                     if has_shift:
                         z += shift[e]
-                    logit[row, j] = z
+                    logit[n, j] = z
                     top[p, j] = z if not z <= top[p, j] else top[p, j]
-                row += np.uint64(1)
-        row = np.uint64(0)
+                n += 1
+        n = 0
         for t in range(offsets[b], offsets[b + 1]):
             if gene[t] < 0:
                 continue
-            e0, n_edges = span(starts, gene[t])
-            for e in range(e0, e0 + n_edges):
-                p = np.uint64(pathway[e])
+            for e in range(starts[gene[t]], starts[gene[t] + 1]):
+                p = pathway[e]
                 for j in range(h):
-                    logit[row, j] = exponential(logit[row, j] - top[p, j])
+                    logit[n, j] = exponential(logit[n, j] - top[p, j])
                 for j in range(h):
-                    total[p, j] += logit[row, j]
-                    sums[p, j] += logit[row, j] * dot(readout[p, j], value[t, j])
-                row += np.uint64(1)
-        for i in range(P):
-            activity[b, i] = 0.0
+                    total[p, j] += logit[n, j]
+                    sums[p, j] += logit[n, j] * dot(readout[p, j], value[t, j])
+                n += 1
+        for p in range(P):
+            activity[b, p] = 0.0
             for j in range(h):
-                if total[i, j] != 0.0:
-                    sums[i, j] /= total[i, j]
-                    top[i, j] += np.log(total[i, j])
-                    activity[b, i] += sums[i, j]
+                if total[p, j] != 0.0:
+                    sums[p, j] /= total[p, j]
+                    top[p, j] += np.log(total[p, j])
+                    activity[b, p] += sums[p, j]
 
 
 @kernel
@@ -130,14 +128,13 @@ def attention_backward(
     d_shift: Any,  # (E,) out
 ) -> None:
     """Gradients; every token and every edge belongs to one gene, so to one part."""
-    h, w = np.uint64(query.shape[1]), np.uint64(query.shape[2])
+    h, w = query.shape[1:]
     for g in range(first_gene, last_gene):
-        e0, n_edges = span(starts, g)
         for at in range(token_starts[g], token_starts[g + 1]):
-            t = np.uint64(token_order[at])
-            b = np.uint64(cell[t])
-            for e in range(e0, e0 + n_edges):
-                p = np.uint64(pathway[e])
+            t = token_order[at]
+            b = cell[t]
+            for e in range(starts[g], starts[g + 1]):
+                p = pathway[e]
                 for j in range(h):
                     match = dot(query[p, j], key[t, j])
                     z = match * gate[e] if has_gate else match
