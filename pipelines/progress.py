@@ -5,15 +5,17 @@ import threading
 import time
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from pipelines.trackers import Tracker
 from tadvae.errors import UserError
 from tadvae.filesystem import Location
 from tadvae.step_log import read_log_piece
+
+if TYPE_CHECKING:  # imports torch, which a conversion's workers do not need
+    from pipelines.trackers import Tracker
 
 console = Console(stderr=True)
 
@@ -74,7 +76,7 @@ class StepLog:
         run: Location,
         n_bags: int,
         epochs: int,
-        trackers: Sequence[Tracker] = (),
+        trackers: "Sequence[Tracker]" = (),
         every_seconds: float = 1.0,
     ) -> None:
         self._log = run / "log"

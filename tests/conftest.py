@@ -18,6 +18,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 import yaml
 from leb128 import leb128
 from local_conversion import convert_locally
@@ -65,6 +66,15 @@ class Simulated:
     @property
     def spec(self) -> Path:
         return self.folder / "spec.yaml"
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """One thread of torch, as a Ray task has: with two, sums round differently."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

@@ -13,9 +13,6 @@ import pandas as pd
 from tadvae.store.source import CellLabels
 from tadvae.store.spec import LayoutSpec
 
-MIN_ROW_GROUPS = 16
-"""A small dataset is cut into at least about so many row groups, so that they can be shuffled."""
-
 
 @dataclass(frozen=True)
 class DatasetLayout:
@@ -64,9 +61,7 @@ def plan_layout(
 
     n_cells = spans[:, 1] - spans[:, 0]
     first_cell = shuffled[spans[:, 0]] if len(spans) else shuffled
-    shard, row_group, first_row = _cut(
-        n_cells, min(spec.row_group_rows, max(n // MIN_ROW_GROUPS, 1)), spec.shard_rows
-    )
+    shard, row_group, first_row = _cut(n_cells, spec.row_group_rows, spec.shard_rows)
     bags = pd.DataFrame(
         {
             "context": labels.context[first_cell],

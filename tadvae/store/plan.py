@@ -55,10 +55,10 @@ def rank_bags(
 ) -> tuple[list[tuple[int, int, np.ndarray]], int]:
     """Row groups and bags of one rank in one epoch.
 
-    Row groups are shuffled and laid end to end; the line of their bags is cut into equal spans, one a
-    rank. So every rank has the same number of bags, bags stay whole, and at most ``world_size - 1`` row
-    groups are read twice. Where the number of bags does not divide, the last ranks repeat bags of the
-    line's start.
+    Row groups are shuffled and laid end to end, the bags of each in a new order, so that ranks which share
+    a row group swap its bags between epochs. The line of bags is cut into equal spans, one a rank. So every
+    rank has the same number of bags, bags stay whole, and at most ``world_size - 1`` row groups are read
+    twice. Where the number of bags does not divide, the last ranks repeat bags of the line's start.
 
     Returns
     -------
@@ -68,8 +68,9 @@ def rank_bags(
         (int(shard), int(group), frame.index.to_numpy())
         for (shard, group), frame in bags.groupby(["shard", "row_group"], sort=True)
     ]
-    order = np.random.default_rng([seed, epoch, 0]).permutation(len(groups))
-    groups = [groups[i] for i in order]
+    rng = np.random.default_rng([seed, epoch, 0])
+    order = rng.permutation(len(groups))
+    groups = [(shard, group, rng.permutation(ids)) for shard, group, ids in (groups[i] for i in order)]
     n_bags = len(bags)
     per_rank = math.ceil(n_bags / world_size)
     starts = np.concatenate([[0], np.cumsum([len(ids) for _, _, ids in groups])])
@@ -78,7 +79,7 @@ def rank_bags(
         for (shard, group, ids), start in zip(groups, starts[:-1], strict=True):
             part = ids[max(first - start, 0) : max(last - start, 0)]
             if len(part):
-                reads.append((shard, group, part))
+                reads.append((shard, group, np.sort(part)))
     return reads, per_rank * world_size - n_bags
 
 

@@ -390,3 +390,9 @@ def test_s3(write_spec, screen, convert_here, s3, refused):
     screen.X = np.log1p(screen.X.toarray())
     assert "log-transformed" in refused(convert, str(write_spec(screen)), s3("/deep/other"))
     assert Location.of(s3("/deep")).names() == ["store"]
+
+
+def test_workers_of_a_conversion_do_not_import_torch():
+    """It would cost each of them seconds and memory."""
+    code = "import pipelines.convert, sys; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)

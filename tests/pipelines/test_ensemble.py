@@ -43,7 +43,7 @@ def trained(place, config):
     return out
 
 
-def test_tasks_train_what_one_process_trains(trained, place, config):
+def test_tasks_train_what_one_process_trains(trained, place, config, one_thread):
     found = Ensemble.from_pretrained(str(trained))
     expected, _ = fit_ensemble(Store.open(str(place / "store")), config, [0, 1], folds=2)
     assert len(found.members) == 2

@@ -11,7 +11,6 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from go_release import DIRECT, GENES, write_release
 from scipy import sparse
 
@@ -333,13 +332,10 @@ def test_train_uses_the_packaged_default(ray_cluster, human_spec, convert_here, 
 
 
 @pytest.mark.slow
-def test_replicability_by_ray_equals_a_plain_loop(ray_cluster, store, simulated, tmp_path, run):
+def test_replicability_by_ray_equals_a_plain_loop(ray_cluster, store, simulated, tmp_path, run, one_thread):
     gmt = simulated.folder / "pathways.gmt"
     config = ReplicabilityConfig(runs=2, max_cells=100, training={"batch_size": 32})
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as a Ray task has it; the tensors are tiny
     by_loop = replicability_on_store(store, read_pathways(gmt), config)
-    torch.set_num_threads(threads)
     assert by_loop.shape == (9, 2)
     assert by_loop.max().max() > 0.5
     best = by_loop.max(axis=1)

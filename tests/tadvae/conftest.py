@@ -1,6 +1,6 @@
 """A vocabulary that one can overlook, and a batch with every kind of bag in it."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -31,12 +31,8 @@ INTERVENTIONS = [[], [(1, 0)], [(1, 1), (2, 1)], [(3, 2)]]
 
 
 @pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
+def always_one_thread(one_thread: None) -> None:
     """Tensors are tiny here; on a busy machine threads would only wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

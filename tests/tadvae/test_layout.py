@@ -1,11 +1,10 @@
 """The stored order: every cell once, bags pure and never cut, and decided by the labels and a seed alone."""
 
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tadvae.store.layout import MIN_ROW_GROUPS, plan_layout
+from tadvae.store.layout import plan_layout
 from tadvae.store.source import CellLabels
 from tadvae.store.spec import LayoutSpec
 
@@ -89,14 +88,6 @@ def test_cells_and_bags_are_shuffled():
     inside = place[labels.perturbation[place] == 2]
     assert abs(np.corrcoef(inside, np.arange(1000))[0, 1]) < 0.1
     assert (layout.bags["perturbation"].diff() != 0).mean() > 0.5
-
-
-@pytest.mark.parametrize("n", [1, 7, 100, 5000])
-def test_a_small_dataset_has_row_groups_to_shuffle(n):
-    labels = labels_of(np.zeros(n, int), np.zeros(n, int))
-    bags = plan_layout(labels, LayoutSpec(bag_size=16), bag_size=16, key=(0,)).bags
-    n_groups = len(bags[["shard", "row_group"]].drop_duplicates())
-    assert n_groups >= min(MIN_ROW_GROUPS, len(bags)) * 0.8
 
 
 def test_profiles_have_bags_of_one():

@@ -66,6 +66,12 @@ def test_every_bag_once_over_all_ranks(table, world, seed, epoch):
     assert repeated.pop() < world
 
 
+def test_ranks_that_share_a_row_group_swap_its_bags():
+    table = bag_table([[20]])
+    firsts = [frozenset(order_of(plan(table, StreamConfig(), 0, epoch, 0, 2))) for epoch in range(4)]
+    assert len(set(firsts)) == 4
+
+
 @SEEDED
 @given(tables(), worlds, seeds, st.integers(1, 4))
 def test_windows_read_whole_bags_from_where_they_are(table, world, seed, size):

@@ -194,7 +194,6 @@ def golden_losses(name, small_vocabulary, small_batch, pack_small):
 @pytest.mark.parametrize("name", sorted(PRESETS))
 def test_golden_losses(name, small_vocabulary, small_batch, pack_small):
     """A change of these figures is a change of the model: make it knowingly, with TADVAE_WRITE_GOLDEN=1."""
-    torch.set_num_threads(1)
     losses = golden_losses(name, small_vocabulary, small_batch, pack_small)
     file = GOLDEN / f"{name}.json"
     if os.environ.get("TADVAE_WRITE_GOLDEN"):
