@@ -178,7 +178,7 @@ def main() -> None:
         smallest = store_of(
             folder, [screen(folder, "cells", 1_000 if options.quick else 10_000, quick=options.quick)]
         )
-        pathways_and_edges(claims, folder, smallest, options, rounds)
+        pathways_and_edges(claims, folder, smallest, options, 3 * rounds)  # differences: noise counts double
     claims.finish(options)
 
 

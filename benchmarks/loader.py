@@ -2,17 +2,15 @@
 
 Cells/s count the cells of the store that came out of a batch, once each; tokens/s count their controls too.
 Rates are over a whole pass, start included (ours: over epochs of one stream, as in a run, until 200,000
-cells), best of some rounds in turns; loaders that take longer are stopped after eight seconds. Everything
+cells), best of some rounds in turns; loaders that take longer are stopped after five seconds. Everything
 reads the same cells on this machine in the same run. The synthetic
 ``.h5ad`` is not compressed, which is anndata's default; the real cells are by gzip, as their source is.
-
 
 - ``ours, worker``: references go through Ray Data, one thread of the worker decodes (the default with
   ``stream.threads=1``), another puts batches together; ``ours, 2 threads``: two decode;
 - ``ours, tasks``: Ray tasks decode and the rows come through the object store (``stream.decode=tasks``);
 - ``pyarrow``: the ceiling: row groups of the same shards, in order, one thread, unpacked into torch tensors
-  of the types a model needs (int64, float32); no normalisation, no bags, no controls. ``pyarrow, lists``:
-  the same of Parquet lists of numbers, which the store was made of before;
+  of the types a model needs (int64, float32); no normalisation, no bags, no controls;
 - ``scDataset``: scDataset over the backed ``.h5ad``, blocks of 16 cells, 64 cells a batch, fetch factor 16
   (its documentation's values), CSR rows into torch; ``block 64, fetch 64``: larger ones, less shuffled;
 - ``backed``: random rows of the backed ``.h5ad``, 64 at once;
@@ -25,14 +23,12 @@ reads the same cells on this machine in the same run. The synthetic
 import argparse
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import anndata as ad
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from annbatch_env import annbatch_rate
@@ -50,7 +46,7 @@ from tadvae.training import TrainingSet, prepare_training
 
 BATCH = 64
 CELLS = 200_000
-SECONDS = 8.0
+SECONDS = 5.0
 """Slow loaders are stopped after so long."""
 
 
@@ -126,41 +122,6 @@ def plain(store: Store) -> Iterator[tuple[int, int]]:
             yield table.num_rows, len(gene_ids)
 
 
-def write_lists(store: Store, path: Path) -> Path:
-    """The same cells as Parquet lists of numbers, in the encodings that shards had before."""
-    if not path.exists():
-        with ExitStack() as stack:
-            writer = None
-            for shard in store.manifest.shards:
-                file = pq.ParquetFile(f"{store.folder.path}/{shard.path}")
-                for group in range(file.num_row_groups):
-                    table = file.read_row_group(group)
-                    *values, offsets = varint.unpack_tokens(table)
-                    starts = pa.array(offsets.astype(np.int32))
-                    lists = [pa.ListArray.from_arrays(starts, pa.array(v.astype(np.uint16))) for v in values]
-                    rows = pa.table(lists, names=["gene_ids", "counts"])
-                    writer = writer or stack.enter_context(
-                        pq.ParquetWriter(
-                            path, rows.schema, compression="zstd", use_dictionary=["counts.list.element"],
-                            column_encoding={"gene_ids.list.element": "DELTA_BINARY_PACKED"},
-                        )
-                    )  # fmt: skip
-                    writer.write_table(rows, row_group_size=rows.num_rows)
-    return path
-
-
-def lists(path: Path) -> Iterator[tuple[int, int]]:
-    """Parquet lists by pyarrow alone, into the same tensors."""
-    file = pq.ParquetFile(path)
-    for group in range(file.num_row_groups):
-        table = file.read_row_group(group, use_threads=False)
-        ids, counts = table["gene_ids"].chunk(0), table["counts"].chunk(0)
-        gene_ids = torch.from_numpy(ids.values.to_numpy().astype(np.int64))
-        torch.from_numpy(counts.values.to_numpy().astype(np.float32))
-        torch.from_numpy(ids.offsets.to_numpy().astype(np.int64))
-        yield table.num_rows, len(gene_ids)
-
-
 def torch_rows(rows: sparse.csr_matrix) -> tuple[int, int]:
     """A CSR matrix into the same tensors as ours."""
     gene_ids = torch.from_numpy(rows.indices.astype(np.int64))
@@ -207,12 +168,10 @@ def compare(path: Path, folder: Path, rounds: int) -> dict[str, Rate]:
     pathways.write_text(
         "".join(f"P{i}\tx\t" + "\t".join(genes[i * 20 : i * 20 + 20]) + "\n" for i in range(50))
     )
-    as_lists = write_lists(store, path.with_suffix(".lists.parquet"))
     ours = Ours(store, pathways, many=rounds > 1)
     made: dict[str, Callable[[], Rate]] = {
         "ours, worker": lambda: timed(ours.batches("stream.threads=1")),
         "pyarrow": lambda: timed(plain(store)),
-        "pyarrow, lists": lambda: timed(lists(as_lists)),
         "ours, 2 threads": lambda: timed(ours.batches("stream.threads=2")),
         "ours, tasks": lambda: timed(ours.batches("stream.decode=tasks")),
         "scDataset": lambda: timed(scdataset(path, 16, 16), SECONDS),
@@ -277,9 +236,6 @@ def main() -> None:
             claims.aim(f"{kind}: ours over scDataset", default / speed["scDataset"], at_least=5)
             claims.aim(
                 f"{kind}: ours over backed AnnData, random rows", default / speed["backed"], at_least=50
-            )
-            claims.figure(
-                f"{kind}: ours with one decoding thread over pyarrow, lists", one / speed["pyarrow, lists"]
             )
             of_cpu = (best["pyarrow"].cpu / best["pyarrow"].cells) / (
                 best["ours, worker"].cpu / best["ours, worker"].cells

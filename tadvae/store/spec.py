@@ -164,7 +164,8 @@ class LayoutSpec(Config):
     bag_size: int = Field(64, ge=1)
     """Largest number of cells of one (dataset, context, perturbation) kept together."""
     row_group_rows: int = Field(1024, ge=1)
-    shard_rows: int = Field(32768, ge=1)
+    shard_rows: int = Field(16384, ge=1)
+    """About 25 MB of cells of 1,500 genes; a conversion task holds one shard."""
     chunk_rows: int = Field(8192, ge=1)
     """Cells a conversion task reads at once: its memory, not the result."""
     seed: int = 0

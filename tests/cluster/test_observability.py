@@ -2,11 +2,13 @@
 
 import re
 import shutil
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import requests
 
-from cluster.running import ROOT, end, log_records, wait_for
+from cluster.running import ROOT, log_records, wait_for
 from pipelines.metrics import COUNTERS, GAUGES
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(1200)]
@@ -25,22 +27,30 @@ def samples(text: str, run: str) -> dict[tuple, float]:
     return found
 
 
-def test_metrics_on_the_prometheus_port(head, shared, local_store, tmp_path):
-    run = tmp_path / "watched"
-    command = head.driver.train(str(local_store), str(run), shared, "--set", "train.epochs=500")
-    process = head.driver.start(command, tmp_path / "log")
+@pytest.fixture(scope="module")
+def watched(head, shared, local_store, tmp_path_factory) -> Iterator[tuple[Path, str]]:
+    """A job that trains as long as it is looked at: its run's folder and its name."""
+    run = tmp_path_factory.mktemp("observability") / "watched"
+    job = head.driver.run(
+        "ray job submit --no-wait --working-dir . -- "
+        f"python -m pipelines.train {local_store} --out {run} --workers 2 --config {shared}/experiment.yaml "
+        "--set train.epochs=5000"
+    )
+    name = re.search(r"raysubmit_\w+", job).group()
+    yield run, name
+    head.driver.run(["ray", "job", "stop", name])
+
+
+def test_metrics_on_the_prometheus_port(head, watched):
+    run, job = watched
 
     def shown() -> dict | None:
-        assert process.poll() is None, (tmp_path / "log").read_text()[-4000:]
         found = samples(requests.get(head.metrics, timeout=20).text, "watched")
         names = {name for name, _, _ in found}
         both = {rank for name, rank, _ in found if name == "tadvae_first_batch_seconds"} == {"0", "1"}
         return found if both and {*GAUGES, *COUNTERS} - RARE <= names else None
 
-    try:
-        found = wait_for(shown, 500, (tmp_path / "log").read_text)
-    finally:
-        end(process)
+    found = wait_for(shown, 500, lambda: head.driver.run(["ray", "job", "logs", job]))
     records = log_records(run)
     terms = {term for name, _, term in found if name == "tadvae_loss"}
     assert {"loss", "reconstruction", "mmd", "kl"} <= terms <= set(records[0])
@@ -69,17 +79,11 @@ def test_tensorboard_shows_the_log(whole):
     assert {"train/wait_share", "train/cells_per_second"} <= set(events.Tags()["scalars"])
 
 
-def test_the_dashboard_shows_the_job_and_the_run(head, shared, local_store, tmp_path):
+def test_the_dashboard_shows_the_job_and_the_run(head, watched, tmp_path):
     if shutil.which("chromium") is None or shutil.which("chromedriver") is None:
         pytest.skip("no Chromium here (Debian: chromium, chromium-driver)")
-    run = tmp_path / "shown"
-    job = head.driver.run(
-        "ray job submit --no-wait --working-dir . -- "
-        f"python -m pipelines.train {local_store} --out {run} --workers 2 --config {shared}/experiment.yaml "
-        "--set train.epochs=500"
-    )
-    name = re.search(r"raysubmit_\w+", job).group()
-    wait_for(lambda: list((run / "log").glob("steps-*")) if run.exists() else None, 300, lambda: job)
+    run, name = watched
+    wait_for(lambda: list((run / "log").glob("steps-*")) if run.exists() else None, 300, lambda: name)
     script = [
         "python",
         str(ROOT / "scripts/dashboard_screenshot.py"),
@@ -90,4 +94,3 @@ def test_the_dashboard_shows_the_job_and_the_run(head, shared, local_store, tmp_
     assert f"jobs: shows {name}" in printed
     assert "actors: shows the run's controller and its workers" in printed
     assert (tmp_path / "d.png").read_bytes().startswith(b"\x89PNG")
-    head.driver.run(["ray", "job", "stop", name])

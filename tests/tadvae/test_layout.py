@@ -57,6 +57,9 @@ def test_layout(groups, bag_size, row_group_rows, shard_rows, seed):
         for _, rows in of_shard.groupby("row_group"):
             np.testing.assert_array_equal(rows["first_row"], rows["n_cells"].cumsum() - rows["n_cells"])
             assert rows["n_cells"].sum() <= max(row_group_rows, rows["n_cells"].iloc[0])
+            after = of_shard[of_shard["row_group"] == rows["row_group"].iloc[0] + 1]
+            if len(after):  # it is full: the next bag has no place in it
+                assert rows["n_cells"].sum() + after["n_cells"].iloc[0] > row_group_rows
 
     again = plan_layout(labels, spec, bag_size=bag_size, key=(0,))
     np.testing.assert_array_equal(layout.position, again.position)
