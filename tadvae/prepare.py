@@ -59,7 +59,13 @@ class CellReader:
     def read(self, shard: int, row_group: int, bag_ids: np.ndarray) -> tuple[np.ndarray, Cells]:
         """Bag id of every cell that is left, and the cells."""
         table, bag_of_row = self.store.read_bags(shard, row_group, bag_ids, COLUMNS)
-        cells = decode(table, self.views[self.store.manifest.shards[shard].dataset])
+        entry = self.store.manifest.shards[shard]
+        try:
+            cells = decode(table, self.views[entry.dataset])
+        except UserError as error:
+            raise UserError(
+                f"{self.store.folder}: shard {entry.path}, row group {row_group}: {error}"
+            ) from None
         keep = self.kept(shard, row_group, bag_of_row)
         return (bag_of_row, cells) if keep is None else (bag_of_row[keep], cells.take(np.flatnonzero(keep)))
 
@@ -165,8 +171,8 @@ def make_views(
 
 
 def _training_moments(store: Store, bags: pd.DataFrame, split: SplitConfig, mapper: Mapper) -> list[Moments]:
-    empty = [DatasetView(np.empty(0, np.int64), "none")] * len(store.manifest.datasets)
-    reader = CellReader(store, empty, split)
+    every = DatasetView(np.arange(store.manifest.n_genes), "none")
+    reader = CellReader(store, [every] * len(store.manifest.datasets), split)
     parts = mapper(_moments_of, [(reader, *read) for read in store.row_groups(bags)])
     result = []
     for i in range(len(store.manifest.datasets)):
@@ -177,12 +183,7 @@ def _training_moments(store: Store, bags: pd.DataFrame, split: SplitConfig, mapp
 def _moments_of(reader: CellReader, shard: int, row_group: int, bag_ids: np.ndarray) -> tuple[int, Moments]:
     store = reader.store
     dataset = store.manifest.shards[shard].dataset
-    table, bag_of_row = store.read_bags(shard, row_group, bag_ids, COLUMNS)
-    every = DatasetView(np.arange(store.manifest.n_genes), "none")
-    cells = decode(table, every)
-    keep = reader.kept(shard, row_group, bag_of_row)
-    if keep is not None:
-        cells = cells.take(np.flatnonzero(keep))
+    _, cells = reader.read(shard, row_group, bag_ids)
     values = sparse.csr_matrix(
         (cells.values, cells.gene_ids, cells.offsets), shape=(len(cells), store.manifest.n_genes)
     )

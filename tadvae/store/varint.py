@@ -153,4 +153,4 @@ def _bytes(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _damaged(column: str) -> UserError:
-    return UserError(f"a shard's column {column} does not hold what n_tokens says; convert the store again.")
+    return UserError(f"column {column} does not hold what n_tokens says; convert the store again.")

@@ -13,6 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tadvae.errors import UserError
+from tadvae.evaluation.splits import SplitConfig
+from tadvae.prepare import CellReader
+from tadvae.store.decode import DatasetView
 from tadvae.store.manifest import SCHEMA_VERSION, Manifest, vocabulary_hash
 from tadvae.store.reader import Store
 
@@ -310,6 +313,23 @@ def test_no_flipped_bit_is_read_as_a_value(copy, store):
             else:
                 assert found.equals(table), f"byte {at}"
     assert refused >= 100
+
+
+def test_tokens_that_are_not_what_the_row_says(refused, copy):
+    """Written so, hence with checksums that agree; the sentence names the place."""
+    store = Store.open(str(copy))
+    entry = store.manifest.shards[0]
+    table = pq.read_table(copy / entry.path)
+    ids = table["gene_ids"].to_pylist()
+    spoilt = pa.array([ids[0][:-1], *ids[1:]], pa.binary())
+    table = table.set_column(table.schema.get_field_index("gene_ids"), table.schema.field("gene_ids"), spoilt)
+    pq.write_table(table, copy / entry.path)
+    every = DatasetView(np.arange(store.manifest.n_genes), "none")
+    reader = CellReader(store, [every] * 2, SplitConfig())
+    of_shard = store.bags[store.bags["shard"] == 0]
+    sentence = refused(reader.read, 0, 0, of_shard.index[of_shard["row_group"] == 0].to_numpy())
+    for word in (str(copy), entry.path, "row group 0", "column gene_ids", "convert the store again"):
+        assert word in sentence
 
 
 def test_a_manifest_round_trip(store, copy):
