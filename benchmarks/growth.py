@@ -73,7 +73,7 @@ def timed(
 def cells_and_datasets(
     claims: Claims, folder: Path, pathways: Path, options: argparse.Namespace, rounds: int
 ) -> None:
-    sizes = (1_000, 3_000) if options.quick else (10_000, 50_000, 200_000)
+    sizes = (1_000, 3_000) if options.quick else (10_000, 30_000, 200_000)
     stores = {
         f"{n:,} cells": store_of(folder, [screen(folder, "cells", n, quick=options.quick)]) for n in sizes
     }
@@ -178,7 +178,7 @@ def main() -> None:
         smallest = store_of(
             folder, [screen(folder, "cells", 1_000 if options.quick else 10_000, quick=options.quick)]
         )
-        pathways_and_edges(claims, folder, smallest, options, 3 * rounds)  # differences: noise counts double
+        pathways_and_edges(claims, folder, smallest, options, 2 * rounds)  # differences: noise counts double
     claims.finish(options)
 
 

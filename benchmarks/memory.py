@@ -3,7 +3,7 @@
 Every size runs in a process of its own, with a Ray of its own. Memory is that of the driver and of all Ray
 workers together, with shared pages counted once (proportional set sizes, looked at ten times a second);
 Ray's own servers (raylet, GCS, dashboard) are not counted, they do not see the data. Training is one epoch
-over all cells on 2,000 variable genes, with a small network: what grows with the data would show in it.
+over all cells on 500 variable genes, with a small network: what grows with the data would show in it.
 
     python benchmarks/memory.py [--json FILE] [--folder FOLDER] [--quick]
 """
@@ -27,7 +27,7 @@ GIB = 2**30
 SETTINGS = [
     "split.kind=none",
     "effects.weight=0",
-    "preprocess.n_top_genes=2000",
+    "preprocess.n_top_genes=500",
     "model.pathway={d_embed: 16, n_heads: 2, masking: linear}",
     "model.causal={n_factors: 8, hidden: 16}",
     "model.decoder={d_gene: 16, hidden: 16}",
