@@ -28,9 +28,11 @@ SETTINGS = [
     "split.kind=none",
     "effects.weight=0",
     "preprocess.n_top_genes=500",
+    "pathways.min_measured=1",
     "model.pathway={d_embed: 16, n_heads: 2, masking: linear}",
     "model.causal={n_factors: 8, hidden: 16}",
     "model.decoder={d_gene: 16, hidden: 16}",
+    "stream.bags_per_batch=32",
     "train={epochs: 1, trackers: [], checkpoint_every: 50}",
 ]
 

@@ -32,7 +32,7 @@ SETTINGS = [
 def main() -> None:
     options = parse(__doc__)
     claims = Claims("train_step", about(__doc__))
-    n_cells = 600
+    n_cells = 400
     rows = []
     spent: dict[int, Phases] = {}
     with scratch(options) as folder, ray_session(3):
