@@ -18,6 +18,8 @@ COLUMNS = {
     "coverage": "genes inside 90% intervals",
 }  # fmt: skip
 ONE_SEED = "tadvae, one seed"
+FEWEST = 6
+"""Groups for a verdict: of five, all fall on one side by chance in one case of sixteen."""
 _MAIN = ("pearson_delta", "l2")  # the first better the higher, the second the lower
 
 INTRODUCTION = """# Results
@@ -58,7 +60,8 @@ def _summary(stored: dict[str, list[dict]]) -> list[str]:
         "## In short\n",
         "**tadvae** minus the best baseline of each table and metric (chosen by its mean; published models "
         "do not count as baselines), paired over held-out groups, with a 95% bootstrap interval. *better* "
-        "and *worse*: the interval excludes zero; *level*: it does not.\n",
+        f"and *worse*: the interval excludes zero; *level*: it does not; *too few*: fewer than {FEWEST} "
+        "groups.\n",
         "| study, split | groups | Pearson-Δ: best baseline | tadvae minus it | | L2: best baseline | "
         "tadvae minus it | |",
         "|---|---|---|---|---|---|---|---|",
@@ -126,6 +129,8 @@ def _against_best(folds: list[dict], metric: str, chosen: np.ndarray) -> tuple[s
 
 def _difference(values: np.ndarray, sign: int) -> tuple[Interval, str]:
     gain = bootstrap_mean(values)
+    if np.isfinite(values).sum() < FEWEST:
+        return gain, "too few"
     low, high = sorted((sign * gain.low, sign * gain.high))
     return gain, "**better**" if low > 0 else "worse" if high < 0 else "level"
 
