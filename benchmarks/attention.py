@@ -14,7 +14,7 @@ All three are checked to give the same activities (``literal`` against our layer
 Times are the fastest of several interleaved rounds; memory is the peak above what was there before the
 step, each in a process of its own. The encoder ``inducing`` is timed on cells of 500 to 4,000 tokens.
 
-    python benchmarks/attention.py [--json FILE] [--threads 2] [--rounds 4]
+    python benchmarks/attention.py [--json FILE] [--threads 2] [--rounds 3]
 """
 
 import argparse
@@ -234,7 +234,7 @@ def encoder_growth(kind: str, rounds: int) -> dict[str, float]:
 def main() -> int:
     def more(parser: argparse.ArgumentParser) -> None:
         parser.add_argument("--threads", type=int, default=2)
-        parser.add_argument("--rounds", type=int, default=4)
+        parser.add_argument("--rounds", type=int, default=3)
         parser.add_argument("--peak", help=argparse.SUPPRESS)
 
     options = parse(__doc__, more)
