@@ -47,6 +47,7 @@ from tadvae.training import TrainingSet, prepare_training
 BATCH = 64
 CELLS = 200_000
 PASS = 100_000
+"""Cells of a pass of ours, at least, in epochs of one stream."""
 SECONDS = 4.0
 """Slow loaders are stopped after so long."""
 TIMES = {"ours, tasks": 1, "scDataset": 2, "scDataset, block 64, fetch 64": 2, "backed": 1}

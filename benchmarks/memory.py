@@ -71,11 +71,11 @@ def main() -> None:
         print(json.dumps({"peak": memory.peak, "largest": memory.largest}))
         return
     claims = Claims("memory", about(__doc__))
-    sizes = (1_000, 1_000) if options.quick else (20_000, 200_000)  # the same runs once
+    sizes = (1_000,) if options.quick else (20_000, 200_000)
     rows, peaks = [], {}
     with scratch(options) as folder:
         for what in ("convert", "train"):
-            for n_cells in dict.fromkeys(sizes):
+            for n_cells in sizes:
                 found = peak(what, folder, screen(folder, "cells", n_cells, quick=options.quick))
                 peaks[what, n_cells] = found["peak"]
                 rows.append(
@@ -87,7 +87,7 @@ def main() -> None:
                     }
                 )
     claims.table("Peak memory", rows)
-    small, large = sizes
+    small, large = sizes[0], sizes[-1]
     for what in ("convert", "train"):
         growth = peaks[what, large] / peaks[what, small]
         claims.aim(f"{what}: peak memory, {large:,} over {small:,} cells", growth, at_most=1.1)

@@ -18,7 +18,6 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
 import yaml
 from leb128 import leb128
 from local_conversion import convert_locally
@@ -71,6 +70,8 @@ class Simulated:
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
     """One thread of torch, as a Ray task has: with two, sums round differently."""
+    import torch  # seconds, which tests without it need not wait
+
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

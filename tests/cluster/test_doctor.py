@@ -51,11 +51,12 @@ def test_an_address_where_nobody_answers(driver):
     assert "mend RAY_ADDRESS" in found["address"]
 
 
-def test_no_token_for_a_cluster_that_asks_for_one(head):
+def test_no_token_for_a_cluster_that_asks_for_one(head, tmp_path):
     environment = {k: v for k, v in head.driver.environment.items() if k != "RAY_AUTH_MODE"}
-    printed = Driver(environment).run("tadvae doctor", code=2)
-    assert "if it asks for a token" in mends(printed)["connection"]
-    assert "export RAY_AUTH_MODE=token" in mends(printed)["connection"]
+    for home in (head.driver.environment["HOME"], str(tmp_path)):
+        printed = Driver(environment | {"HOME": home}).run("tadvae doctor", code=2)
+        assert "if it asks for a token" in mends(printed)["connection"]
+        assert "export RAY_AUTH_MODE=token" in mends(printed)["connection"]
 
 
 def test_an_address_that_is_not_said(head, driver):
