@@ -8,7 +8,6 @@ reads the same cells on this machine in the same run. The synthetic
 
 - ``ours, worker``: references go through Ray Data, one thread of the worker decodes (the default with
   ``stream.threads=1``), another puts batches together; ``ours, 2 threads``: two decode;
-- ``ours, tasks``: Ray tasks decode and the rows come through the object store (``stream.decode=tasks``);
 - ``pyarrow``: the ceiling: row groups of the same shards, in order, one thread, unpacked into torch tensors
   of the types a model needs (int64, float32); no normalisation, no bags, no controls;
 - ``scDataset``: scDataset over the backed ``.h5ad``, blocks of 16 cells, 64 cells a batch, fetch factor 16
@@ -50,7 +49,7 @@ PASS = 100_000
 """Cells of a pass of ours, at least, in epochs of one stream."""
 SECONDS = 4.0
 """Slow loaders are stopped after so long."""
-TIMES = {"ours, tasks": 1, "scDataset": 2, "scDataset, block 64, fetch 64": 2, "backed": 1}
+TIMES = {"scDataset": 2, "scDataset, block 64, fetch 64": 2, "backed": 1}
 """Rounds of slow loaders."""
 
 
@@ -98,9 +97,8 @@ class Ours:
         config = ExperimentConfig.load(None, [*self.settings, *settings])
         data = TrainingSet(self.store, self.prepared.groups, self.prepared.vocabulary, config)
         epochs = range(-(-PASS // self.store.manifest.n_cells) if self.many else 1)
-        reads = stream_reads(
-            data.reader, (window for epoch in epochs for window in data.windows(epoch)), config.stream
-        )
+        windows = (window for epoch in epochs for window in data.windows(epoch))
+        reads = stream_reads(data.reader, windows, config.stream.threads)
 
         def made() -> Iterator[Any]:
             for epoch in epochs:
@@ -177,7 +175,6 @@ def compare(path: Path, folder: Path, rounds: int) -> dict[str, Rate]:
         "ours, worker": lambda: timed(ours.batches("stream.threads=1")),
         "pyarrow": lambda: timed(plain(store)),
         "ours, 2 threads": lambda: timed(ours.batches("stream.threads=2")),
-        "ours, tasks": lambda: timed(ours.batches("stream.decode=tasks")),
         "scDataset": lambda: timed(scdataset(path, 16, 16), SECONDS),
         "scDataset, block 64, fetch 64": lambda: timed(scdataset(path, 64, 64), SECONDS),
         "backed": lambda: timed(backed(path), SECONDS),
@@ -271,11 +268,9 @@ def main() -> None:
                 claims.not_run(f"{kind}: ours over annbatch", "≥ 1", why or "")
             if kind == "cells":
                 claims.figure("cells/s of a decoding thread", one)
-                claims.figure("cells/s through tasks", speed["ours, tasks"])
                 claims.figure("first batch, s", best["ours, worker"].first)
-                for name in ("ours, worker", "ours, tasks"):
-                    rate = best[name]
-                    claims.figure(f"CPU µs a cell, {name}", 1e6 * rate.cpu / rate.cells)
+                rate = best["ours, worker"]
+                claims.figure("CPU µs a cell, ours, worker", 1e6 * rate.cpu / rate.cells)
     claims.finish(options)
 
 

@@ -160,13 +160,11 @@ def main() -> None:
         threads, wait, simulated = needed_threads(pipeline, assumed, GPUS, n_steps)
         hours = EPOCHS * CELLS / simulated / 3600
         cores = (threads + 1) * GPUS
-        by_tasks = speed * loader["CPU µs a cell, ours, tasks"] / 1e6 * GPUS
         plans.append(
             {
                 "cells/s a GPU (assumed)": speed,
                 "decoding threads a GPU": threads,
                 "cores for data": cores,
-                "the same by tasks, on data nodes": by_tasks,
                 "from storage, GB/s": speed * GPUS * tokens * size / 1e9,
                 "into a node, Gbit/s": speed * GPUS_A_NODE * tokens * size * 8 / 1e9,
                 "waiting, simulated": wait,
@@ -215,9 +213,8 @@ rates by core and the bytes were measured on {machine}; no run of this size was 
 ## Training
 
 How fast a GPU trains was not measured (there was none), so the plan is given for three speeds. Decoding
-runs in threads beside each GPU (`stream.decode: worker`), the fewest for which the simulation waits for data
-at most 5% of the time; one core more a GPU assembles batches. The column *by tasks* says how many cores the
-same rate takes where data nodes decode and rows go through the object store.
+runs in threads beside each GPU (`stream.threads`), the fewest for which the simulation waits for data at most
+5% of the time; one more core per GPU assembles batches.
 
 {plans}
 

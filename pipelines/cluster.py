@@ -148,8 +148,8 @@ def _require(cpus: float, gpus: float) -> None:
     found = ray.cluster_resources()
     if found.get("CPU", 0) < cpus:
         raise UserError(
-            f"the Ray cluster has {found.get('CPU', 0):g} CPUs, but this run needs {cpus:g} (its "
-            "workers and at least one for reading data); add nodes or lower --workers."
+            f"the Ray cluster has {found.get('CPU', 0):g} CPUs, but this run needs {cpus:g}, one "
+            "per worker; add nodes or lower --workers."
         )
     if found.get("GPU", 0) < gpus:
         raise UserError(

@@ -130,13 +130,13 @@ def _dashboard() -> Finding:
 
 def _cpus(workers: int) -> Finding:
     cpus = ray.cluster_resources().get("CPU", 0)
-    if cpus < workers + 1:
+    if cpus < workers:
         return Finding(
             "cpus",
-            f"{cpus:g} CPUs, but {_n(workers, 'worker')} and at least one reading task need {workers + 1}",
+            f"{cpus:g} CPUs, but {_n(workers, 'worker')} need {workers}",
             "add nodes or lower --workers",
         )
-    return Finding("cpus", f"{cpus:g} CPUs: {cpus - workers:g} read data beside {_n(workers, 'worker')}")
+    return Finding("cpus", f"{cpus:g} CPUs for {_n(workers, 'worker')}")
 
 
 def _describe_node(gpu: bool) -> dict[str, Any]:

@@ -92,15 +92,13 @@ def train(
     config = config or ExperimentConfig()
     if progress:
         check_trackers(run, config)
-    # workers of a range may take every CPU: then their readers ask for none
-    reader_cpus = 0 if isinstance(workers, tuple) else 1
     fewest = workers[0] if isinstance(workers, tuple) else workers
-    with ray_session(min_cpus=fewest + reader_cpus, gpus=fewest if gpu else 0):
+    with ray_session(min_cpus=fewest, gpus=fewest if gpu else 0):
         if not resume:
             _begin(run, store, store_path, config, workers, gpu)
         trainer = ray.train.torch.TorchTrainer(
             train_worker,
-            train_loop_config={"run": out, "store": store_path, "reader_cpus": reader_cpus},
+            train_loop_config={"run": out, "store": store_path},
             # a new node waits as long for the run to take it in: half of Ray's default, as looking is cheap
             scaling_config=ray.train.ScalingConfig(
                 num_workers=workers, use_gpu=gpu, elastic_resize_monitor_interval_s=30

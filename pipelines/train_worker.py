@@ -93,7 +93,7 @@ def train_worker(settings: dict[str, Any]) -> None:
 
     def batches() -> Iterator[tuple[ModelBatch, Batch]]:
         windows = (window for epoch in epochs for window in plan(epoch))
-        reads = stream_reads(data.reader, windows, config.stream, settings["reader_cpus"])
+        reads = stream_reads(data.reader, windows, config.stream.threads)
         for epoch in epochs:
             yield from data.batches(plan(epoch), reads, epoch, device)
 

@@ -6,7 +6,7 @@ they share. A resolved config is saved with every run.
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -18,6 +18,8 @@ class Config(BaseModel):
     """Base of every config: immutable, and an unknown key is an error, not a silent default."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    removed: ClassVar[tuple[str, ...]] = ()
+    """Dotted names of settings that earlier versions wrote into saved configs and that no longer exist."""
 
     @classmethod
     def parse(cls, data: Any, source: str) -> Self:
@@ -49,8 +51,19 @@ class Config(BaseModel):
 
     @classmethod
     def load_text(cls, text: str, source: str) -> Self:
-        """Validate a YAML text, such as the config saved with a run."""
-        return cls.parse(_from_yaml(text, source), source)
+        """Validate a YAML text, such as the config saved with a run.
+
+        Settings in :attr:`removed` are left out, so that runs of earlier versions can still be read.
+        """
+        data = _from_yaml(text, source)
+        for key in cls.removed:
+            *parents, leaf = key.split(".")
+            node = data
+            for name in parents:
+                node = node.get(name) if isinstance(node, dict) else None
+            if isinstance(node, dict):
+                node.pop(leaf, None)
+        return cls.parse(data, source)
 
     def to_yaml(self) -> str:
         """The resolved config as YAML, every default written out."""

@@ -55,6 +55,8 @@ class TrainConfig(Config):
 class ExperimentConfig(Config):
     """All settings of a run."""
 
+    removed = ("stream.decode",)
+
     seed: int = 0
     preprocess: PreprocessConfig = PreprocessConfig()
     pathways: PathwaysConfig = PathwaysConfig()

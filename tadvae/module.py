@@ -275,9 +275,7 @@ def build_pathways(config: ModelConfig, vocabulary: Vocabulary, given: GivenVect
     """The pathway layer with its encoder, over the vocabulary's edges."""
     candidates = None
     if config.pathway.candidates:
-        candidates = vocabulary.candidates
-        if candidates is None:
-            candidates = candidate_edges(vocabulary.membership, config.pathway.candidates)
+        candidates = candidate_edges(vocabulary.membership, config.pathway.candidates)
     edges = EdgeTable(vocabulary.membership, vocabulary.n_genes, candidates)
     return pathway_layer(config.pathway, edges, config.encoder, given)
 

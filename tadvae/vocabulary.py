@@ -93,9 +93,6 @@ class Vocabulary:
     reference: str = "human"
     """What brings identifiers of other files to these gene keys: ``human``, ``none``, or ``own`` (the genes
     of this vocabulary and no other)."""
-    candidates: tuple[np.ndarray, np.ndarray] | None = None
-    """Pathway and gene of every edge that a soft mask may learn beyond the members, (n,) int64 each, where
-    they were chosen from data; None: the model finds them by the pathways alone."""
 
     @property
     def n_genes(self) -> int:
@@ -158,9 +155,6 @@ class Vocabulary:
         _write_table(self.genes, folder / "genes.parquet")
         edges = pd.DataFrame({"pathway": self.membership.pathway, "gene": self.membership.gene})
         _write_table(edges, folder / "pathways.parquet")
-        if self.candidates is not None:
-            pathway, gene = self.candidates
-            _write_table(pd.DataFrame({"pathway": pathway, "gene": gene}), folder / "candidates.parquet")
         arrays = {}
         for i, dataset in enumerate(self.datasets):
             arrays[f"dataset.{i}"] = dataset.genes.astype(np.int64)
@@ -195,10 +189,6 @@ class Vocabulary:
             text = json.loads((folder / "vocabulary.json").read_text())
             genes = pq.read_table(io.BytesIO((folder / "genes.parquet").read_bytes())).to_pandas()
             edges = pq.read_table(io.BytesIO((folder / "pathways.parquet").read_bytes())).to_pandas()
-            candidates = None
-            if (folder / "candidates.parquet").exists():
-                ends = pq.read_table(io.BytesIO((folder / "candidates.parquet").read_bytes())).to_pandas()
-                candidates = ends["pathway"].to_numpy(np.int64), ends["gene"].to_numpy(np.int64)
             arrays = load((folder / "profiles.safetensors").read_bytes())
             membership = Membership(
                 pathway_ids=[p["id"] for p in text["pathways"]],
@@ -224,7 +214,6 @@ class Vocabulary:
                 modalities=text["modalities"],
                 signs=text["signs"],
                 reference=text["reference"],
-                candidates=candidates,
             )
             result._check_shapes()
             found, expected = result.hash, text["hash"]
@@ -256,11 +245,6 @@ class Vocabulary:
         for context in self.contexts:
             if context.profile.shape != self.datasets[context.dataset].genes.shape:
                 raise ValueError(f"the profile of context '{context.name}' is not over its dataset's genes")
-        for ends, limit in zip(
-            self.candidates or (), (self.membership.n_pathways, self.n_genes), strict=False
-        ):
-            if ends.size and not 0 <= ends.min() <= ends.max() < limit:
-                raise ValueError("candidates.parquet has edges outside the vocabulary")
 
 
 def _without(entry: dict[str, Any], key: str) -> dict[str, Any]:

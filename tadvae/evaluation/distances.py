@@ -13,7 +13,6 @@ Array = NDArray[np.float64]
 BANDWIDTH_FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
 """The default ladder of RBF bandwidths, times the median squared distance."""
 
-PUBLISHED_KERNELS = 10
 _ROUNDING = 1e-12  # relative size below which a median distance is rounding
 _BLOCK = 1024  # rows of a distance matrix held at once
 _MEDIAN_CELLS = 2000  # most cells a median bandwidth is computed from
@@ -35,11 +34,6 @@ def median_bandwidths(cells: ArrayLike, factors: Sequence[float] = BANDWIDTH_FAC
     median = float(np.median(pairs)) if pairs.size else 0.0
     rounding = _ROUNDING * float(np.mean(np.sum(x**2, axis=1)))
     return np.array([factor * (median if median > rounding else 1.0) for factor in factors])
-
-
-def published_bandwidths(sigma: float = 1000.0) -> Array:
-    """The ten bandwidths sigma / 32 · 2^i of the discrepancy VAE (sigma 1000) and SENA (200)."""
-    return np.array([sigma / 32.0 * 2.0**i for i in range(PUBLISHED_KERNELS)])
 
 
 def mmd_unbiased(x: ArrayLike, y: ArrayLike, bandwidths: ArrayLike | None = None) -> float:
@@ -73,22 +67,6 @@ def mmd_unbiased(x: ArrayLike, y: ArrayLike, bandwidths: ArrayLike | None = None
     return within_x + within_y - 2.0 * _sum_over_pairs(x_, y_, ladder) / (n * m)
 
 
-def mmd_biased(x: ArrayLike, y: ArrayLike, bandwidths: ArrayLike | None = None) -> float:
-    """Squared maximum mean discrepancy as published: a V-statistic, each cell's self-pair included.
-
-    Never negative, and for n cells against n of the same distribution its mean is not 0 but
-    ``mmd_null_floor``: compare it only at equal n. ``bandwidths`` None: ``published_bandwidths()``.
-
-    Source: discrepancy VAE (Zhang et al. 2023); Gretton et al. (2012), equation 5.
-    """
-    x_, y_, ladder = _two_sets(x, y, published_bandwidths() if bandwidths is None else bandwidths)
-    n, m = len(x_), len(y_)
-    diagonal = len(ladder)  # k(x, x): one per kernel
-    within_x = (_sum_over_pairs(x_, None, ladder) + n * diagonal) / n**2
-    within_y = (_sum_over_pairs(y_, None, ladder) + m * diagonal) / m**2
-    return within_x + within_y - 2.0 * _sum_over_pairs(x_, y_, ladder) / (n * m)
-
-
 def kernel_matrix(cells: ArrayLike, bandwidths: ArrayLike | None) -> Array:
     """Kernel values (bandwidths None: Euclidean distances) of all pairs of n cells, zero diagonal, (n, n)."""
     x = _cells(cells)
@@ -100,19 +78,6 @@ def kernel_matrix(cells: ArrayLike, bandwidths: ArrayLike | None) -> Array:
     kernel = _kernel(squares, np.asarray(bandwidths, dtype=np.float64))
     np.fill_diagonal(kernel, 0.0)
     return kernel
-
-
-def mean_kernel(cells: ArrayLike, bandwidths: ArrayLike) -> float:
-    """Mean kernel value of two different cells (n, G): the k̄ of ``mmd_null_floor``; NaN for n < 2."""
-    x = _cells(cells)
-    n = len(x)
-    ladder = np.asarray(bandwidths, dtype=np.float64)
-    return _sum_over_pairs(x - x.mean(axis=0), None, ladder) / (n * (n - 1)) if n > 1 else float("nan")
-
-
-def mmd_null_floor(k_mean: float, n: int, n_kernels: int = PUBLISHED_KERNELS) -> float:
-    """Expected ``mmd_biased`` of n against n cells of one distribution: 2 (n_kernels - k̄) / n."""
-    return 2.0 * (n_kernels - k_mean) / n
 
 
 def energy_distance(x: ArrayLike, y: ArrayLike, unbiased: bool = True) -> float:

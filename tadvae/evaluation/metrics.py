@@ -115,7 +115,6 @@ HIGHER_IS_BETTER: dict[str, bool] = {
     "rank_rmse": False,
     "centroid_accuracy": True,
     "mmd_unbiased": False,
-    "mmd_biased": False,
     "energy_distance": False,
     "mmd": False,
     "interval_width": False,

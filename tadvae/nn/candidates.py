@@ -1,8 +1,7 @@
 """Which genes beyond its members a pathway could recruit: candidate edges for the soft strategies.
 
-What a model can rebuild from its vocabulary alone (:func:`candidate_edges`) is compared in whole numbers,
-so that every machine finds the same edges. What comes from data, such as :func:`by_embedding` or
-co-expression, belongs into ``Vocabulary.candidates``, which is saved with the model.
+A model rebuilds them from its vocabulary alone, so scores are compared in whole numbers: every machine then
+finds the same edges.
 """
 
 from typing import Literal
@@ -12,8 +11,6 @@ from scipy import sparse
 
 from tadvae.nn.edges import Ends
 from tadvae.pathways.membership import Membership
-
-_BLOCK = 128  # pathways compared with all genes at once
 
 
 def candidate_edges(membership: Membership, n: int | Literal["all"]) -> Ends | None:
@@ -47,31 +44,6 @@ def by_shared_pathways(membership: Membership, n: int) -> Ends:
     pathway, gene = pathway[order], gene[order]
     rank = np.arange(len(order)) - np.searchsorted(pathway, pathway)  # within the pathway
     return pathway[rank < n], gene[rank < n]
-
-
-def by_embedding(membership: Membership, rows: np.ndarray, n: int) -> Ends:
-    """The ``n`` genes nearest to the mean direction of a pathway's members, by their cosine.
-
-    Parameters
-    ----------
-    rows
-        Gene vectors, shape (G, d); a gene without one (all zeros) is nobody's candidate.
-    """
-    length = np.linalg.norm(rows, axis=1, keepdims=True)
-    unit = rows / np.where(length > 0, length, 1.0)  # (G, d)
-    mean = _mask(membership) @ unit  # (P, d)
-    starts = np.searchsorted(membership.pathway, np.arange(membership.n_pathways + 1))
-    pathways, genes = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
-    n = min(n, membership.n_genes)
-    for block in range(0, membership.n_pathways, _BLOCK):
-        for p, similar in enumerate(mean[block : block + _BLOCK] @ unit.T, start=block):  # (G,)
-            similar[length[:, 0] == 0] = -np.inf
-            similar[membership.gene[starts[p] : starts[p + 1]]] = -np.inf
-            near = np.flatnonzero(similar >= np.partition(similar, -n)[-n])  # ties of the last place too
-            best = near[np.lexsort((near, -similar[near]))][:n]
-            genes.append(best[similar[best] > -np.inf])
-            pathways.append(np.full(len(genes[-1]), p))
-    return np.concatenate(pathways), np.concatenate(genes)
 
 
 def _mask(membership: Membership) -> sparse.csr_matrix:

@@ -134,47 +134,6 @@ class Membership:
         """
         return self.size(panel) >= min_measured
 
-    def restrict(self, pathways: np.ndarray | None = None, panel: np.ndarray | None = None) -> "Membership":
-        """Keep some pathways, or only the edges to the genes of a panel, or both.
-
-        Parameters
-        ----------
-        pathways
-            Pathways to keep, renumbered: a ``(P,)`` bool mask, or positions in the order wanted.
-        panel
-            Positions of the genes whose edges stay, ``(n,)`` integers. Genes keep their positions and
-            pathways left without genes stay, with size 0.
-
-        Raises
-        ------
-        ValueError
-            If ``pathways`` repeats a position or is out of range, or ``panel`` is no vector of positions.
-        """
-        keep = np.arange(self.n_pathways) if pathways is None else np.asarray(pathways)
-        if keep.dtype == bool:
-            if keep.shape != (self.n_pathways,):
-                raise ValueError(
-                    f"pathways: expected a mask of shape ({self.n_pathways},), found {keep.shape}"
-                )
-            keep = np.flatnonzero(keep)
-        keep = _positions(keep, self.n_pathways, "pathways")
-        if np.unique(keep).size != keep.size:
-            raise ValueError("pathways: a position is repeated")
-        renumbered = np.full(self.n_pathways, -1, dtype=np.int64)
-        renumbered[keep] = np.arange(keep.size)
-        stays = renumbered[self.pathway] >= 0  # (E,)
-        if panel is not None:
-            stays &= self._measured(panel)[self.gene]
-        pathway, gene = renumbered[self.pathway[stays]], self.gene[stays]
-        order = np.lexsort((gene, pathway))
-        return Membership(
-            pathway_ids=[self.pathway_ids[i] for i in keep],
-            names=[self.names[i] for i in keep],
-            pathway=pathway[order],
-            gene=gene[order],
-            n_genes=self.n_genes,
-        )
-
     def dense(self) -> np.ndarray:
         """The mask ``M`` itself, ``(P, G)`` bool: for small cases and reference computations."""
         mask = np.zeros((self.n_pathways, self.n_genes), dtype=bool)

@@ -7,7 +7,6 @@ the plan can be made from the middle of an epoch, which is how training resumes.
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -27,9 +26,6 @@ class StreamConfig(Config):
     """Control cells kept of each (dataset, context), to be matched with perturbed bags."""
     control_bags: bool = True
     """Also encode and reconstruct the bags of control cells."""
-    decode: Literal["worker", "tasks"] = "worker"
-    """Who reads and decodes: threads of the training worker, or Ray tasks, which may run on data nodes
-    without a GPU. What the model sees is the same."""
     threads: int = Field(2, ge=1)
     """Threads of a worker that decode."""
 

@@ -2,7 +2,6 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -15,15 +14,6 @@ from tadvae.filesystem import Location
 from tadvae.genes import GeneReference
 from tadvae.store.manifest import Manifest, vocabulary_hash
 from tadvae.store.spec import StoreSpec
-
-
-@dataclass(frozen=True)
-class Group:
-    """The cells of one (dataset, context, perturbation), by store indices."""
-
-    dataset: int
-    context: int
-    perturbation: int
 
 
 class Store:

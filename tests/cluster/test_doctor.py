@@ -31,14 +31,11 @@ def test_a_sound_cluster(head, storage, shared):
 
 
 def test_too_few_cpus_and_gpus(head):
-    printed = head.driver.run("tadvae doctor --workers 4 --gpu", code=2)
+    printed = head.driver.run("tadvae doctor --workers 5 --gpu", code=2)
     found = mends(printed)
     assert set(found) == {"cpus", "gpus"}
-    assert (
-        "4 CPUs, but 4 workers and at least one reading task need 5; add nodes or lower --workers"
-        in found["cpus"]
-    )
-    assert "0 GPUs for 4 workers" in found["gpus"]
+    assert "4 CPUs, but 5 workers need 5; add nodes or lower --workers" in found["cpus"]
+    assert "0 GPUs for 5 workers" in found["gpus"]
     assert "leave out --gpu" in found["gpus"]
     assert printed.strip().splitlines()[-1] == "tadvae: 2 of these must be mended before a run."
 

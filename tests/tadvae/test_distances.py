@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from sklearn.metrics.pairwise import rbf_kernel
 
 from tadvae.evaluation import distances
-from tadvae.evaluation.distances import energy_distance, mmd_biased, mmd_unbiased
+from tadvae.evaluation.distances import energy_distance, mmd_unbiased
 
 SEEDS = st.integers(0, 2**32 - 1)
 
@@ -32,14 +32,13 @@ def loop_pairs(x, y, function, skip_self):
     return total
 
 
-def loop_mmd(x, y, bandwidths, biased):
+def loop_mmd(x, y, bandwidths):
     def kernel(squared):
         return sum(math.exp(-squared / b) for b in bandwidths)
 
     n, m = len(x), len(y)
-    less = 0 if biased else 1
-    xx = loop_pairs(x, x, kernel, not biased) / (n * (n - less))
-    yy = loop_pairs(y, y, kernel, not biased) / (m * (m - less))
+    xx = loop_pairs(x, x, kernel, True) / (n * (n - 1))
+    yy = loop_pairs(y, y, kernel, True) / (m * (m - 1))
     return xx + yy - 2.0 * loop_pairs(x, y, kernel, False) / (n * m)
 
 
@@ -48,23 +47,12 @@ def loop_mmd(x, y, bandwidths, biased):
 def test_mmd_by_triple_loop(seed):
     x, y = make_cells(seed)
     bandwidths = [0.5, 3.0, 20.0]
-    assert mmd_unbiased(x, y, bandwidths) == pytest.approx(loop_mmd(x, y, bandwidths, False), abs=1e-12)
-    assert mmd_biased(x, y, bandwidths) == pytest.approx(loop_mmd(x, y, bandwidths, True), abs=1e-12)
+    assert mmd_unbiased(x, y, bandwidths) == pytest.approx(loop_mmd(x, y, bandwidths), abs=1e-12)
     pooled = np.vstack([x, y])
     default = [f * np.median([math.dist(a, b) ** 2 for i, a in enumerate(pooled) for b in pooled[:i]])
                for f in (0.25, 0.5, 1.0, 2.0, 4.0)]  # fmt: skip
     assert distances.median_bandwidths(pooled) == pytest.approx(default)
-    assert mmd_unbiased(x, y) == pytest.approx(loop_mmd(x, y, default, False), abs=1e-12)
-    assert mmd_biased(x, y) == pytest.approx(
-        loop_mmd(x, y, distances.published_bandwidths(), True), abs=1e-12
-    )
-
-
-def test_published_constants():
-    assert distances.mmd_null_floor(3.0, 32) == pytest.approx(0.4375)  # about .44 at B = 32 (REFERENCES A1)
-    assert distances.published_bandwidths().tolist() == [31.25 * 2**i for i in range(10)]
-    assert distances.published_bandwidths()[-1] == 16000.0
-    assert distances.published_bandwidths(200.0)[0] == 6.25
+    assert mmd_unbiased(x, y) == pytest.approx(loop_mmd(x, y, default), abs=1e-12)
 
 
 @settings(deadline=None, max_examples=30)
@@ -80,7 +68,7 @@ def test_energy_distance_by_triple_loop(seed):
     assert energy_distance(x, y) == pytest.approx(unbiased, abs=1e-12)
 
 
-@pytest.mark.parametrize("distance", [mmd_unbiased, mmd_biased, energy_distance])
+@pytest.mark.parametrize("distance", [mmd_unbiased, energy_distance])
 @settings(deadline=None, max_examples=30)
 @given(seed=SEEDS)
 def test_distances_ignore_the_order_of_cells_and_genes_a_shift_and_the_direction(distance, seed):
@@ -96,9 +84,9 @@ def test_distances_ignore_the_order_of_cells_and_genes_a_shift_and_the_direction
 @pytest.mark.parametrize("bandwidths", [None, [1.0, 10.0]])
 def test_blocks_of_rows_change_nothing(monkeypatch, bandwidths):
     x, y = make_cells(4, n=23, m=31)
-    values = [mmd_unbiased(x, y, bandwidths), mmd_biased(x, y, bandwidths), energy_distance(x, y)]
+    values = [mmd_unbiased(x, y, bandwidths), energy_distance(x, y)]
     monkeypatch.setattr(distances, "_BLOCK", 5)
-    blocked = [mmd_unbiased(x, y, bandwidths), mmd_biased(x, y, bandwidths), energy_distance(x, y)]
+    blocked = [mmd_unbiased(x, y, bandwidths), energy_distance(x, y)]
     assert blocked == pytest.approx(values, abs=1e-13)
 
 
@@ -117,23 +105,6 @@ def test_unbiased_distances_average_zero_for_equal_distributions(distance, n, m)
     assert values.min() < 0.0 < values.max()
 
 
-def test_the_biased_mmd_averages_its_null_floor():
-    n, bandwidths = 16, distances.published_bandwidths(20.0)
-    rng = np.random.default_rng(5)
-    floor = distances.mmd_null_floor(distances.mean_kernel(rng.normal(0, 1, (1500, 8)), bandwidths), n)
-    values = repeated(mmd_biased, n, n, bandwidths=bandwidths)
-    assert values.mean() == pytest.approx(floor, abs=3.5 * values.std(ddof=1) / math.sqrt(len(values)))
-    assert values.min() > 0.0
-
-
-def test_the_biased_mmd_is_the_unbiased_one_plus_the_self_pairs():
-    x, y = make_cells(8, n=12, m=12)
-    bandwidths = distances.published_bandwidths(30.0)
-    k_mean = (distances.mean_kernel(x, bandwidths) + distances.mean_kernel(y, bandwidths)) / 2
-    difference = mmd_biased(x, y, bandwidths) - mmd_unbiased(x, y, bandwidths)
-    assert difference == pytest.approx(distances.mmd_null_floor(k_mean, 12))
-
-
 @pytest.mark.parametrize("distance", [mmd_unbiased, energy_distance])
 def test_one_cell_has_no_unbiased_distance(distance):
     x, y = make_cells(0)
@@ -146,7 +117,6 @@ def test_identical_cells_do_not_break_the_bandwidth():
     assert distances.median_bandwidths(x, factors=[1.0]).tolist() == [1.0]
     assert distances.median_bandwidths(x[:1], factors=[2.0]).tolist() == [2.0]
     assert mmd_unbiased(x, x) == pytest.approx(0.0, abs=1e-12)
-    assert math.isnan(distances.mean_kernel(x[:1], [1.0]))
 
 
 def test_median_bandwidth_of_many_cells_is_deterministic_and_close():
@@ -183,8 +153,6 @@ def test_mmd_from_the_kernel_matrices_of_scikit_learn():
     x, y = make_cells(7, n=29, m=37, genes=6)
     ladder = distances.median_bandwidths(y)
     xx, yy, xy = (sum(rbf_kernel(a, b, gamma=1 / w) for w in ladder) for a, b in ((x, x), (y, y), (x, y)))
-    biased = xx.mean() + yy.mean() - 2 * xy.mean()
     n, m = len(x), len(y)
     within = (xx.sum() - np.trace(xx)) / (n * (n - 1)) + (yy.sum() - np.trace(yy)) / (m * (m - 1))
-    assert mmd_biased(x, y, ladder) == pytest.approx(biased, rel=1e-10)
     assert mmd_unbiased(x, y, ladder) == pytest.approx(within - 2 * xy.mean(), rel=1e-10)

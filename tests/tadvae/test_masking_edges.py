@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ragged import CORNERS, problems
 
-from tadvae.nn.candidates import by_embedding, by_shared_pathways, candidate_edges
+from tadvae.nn.candidates import by_shared_pathways, candidate_edges
 from tadvae.nn.edges import EdgeTable
 
 SEEDED = settings(max_examples=40, deadline=None, derandomize=True)
@@ -79,19 +79,6 @@ def test_candidates_share_pathways_with_the_members(problem, n):
         }
         expected = sorted(score, key=lambda g: (-score[g], g))[:n]
         assert gene[pathway == p].tolist() == expected
-
-
-def test_candidates_by_embedding():
-    problem = CORNERS
-    rng = np.random.default_rng(0)
-    rows = rng.normal(size=(6, 4))
-    rows[2] = 0.0  # no vector: nobody's candidate, though a member of pathway 0
-    pathway, gene = by_embedding(problem.membership, rows, 2)
-    unit = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
-    for p, mask in enumerate(problem.mask):
-        similar = unit @ unit[mask].sum(0)
-        others = [g for g in range(6) if not mask[g] and g != 2]
-        assert gene[pathway == p].tolist() == sorted(others, key=lambda g: (-similar[g], g))[:2]
 
 
 @pytest.mark.parametrize(

@@ -11,13 +11,11 @@ import torch
 from tadvae.batch import Batch
 from tadvae.errors import UserError
 from tadvae.experiment import ExperimentConfig
-from tadvae.filesystem import Location
 from tadvae.model import TADVAE
 from tadvae.module import ModelConfig, TADVAEModule
 from tadvae.nn.causal import CausalConfig
 from tadvae.nn.decoder import DecoderConfig
 from tadvae.nn.losses import LossConfig
-from tadvae.vocabulary import Vocabulary
 
 PATHWAY = {"d_embed": 8, "n_heads": 2, "pathway_init": "learned"}
 SETTINGS = {
@@ -187,28 +185,6 @@ def test_given_pathway_vectors(small_vocabulary, small_batch, pack_small, tmp_pa
     adata = screen(small_vocabulary, [0, 1, 4, 5, 7])
     again = TADVAE.from_pretrained(tmp_path / "model")
     pd.testing.assert_frame_equal(again.activities(adata), model.activities(adata))
-
-
-def test_candidates_of_the_vocabulary_go_first(small_vocabulary, tmp_path):
-    """Those chosen from data are saved with the model, and W keeps its place."""
-    chosen = np.array([0, 3, 3]), np.array([9, 0, 1])
-    model = door(replace(small_vocabulary, candidates=chosen), {"masking": "soft_log", "candidates": 2})
-    edges = model.module.pathway.edges
-    others = sorted(
-        zip(edges.pathway[~edges.is_member].tolist(), edges.gene[~edges.is_member].tolist(), strict=True)
-    )
-    assert others == [(0, 9), (3, 0), (3, 1)]
-    model.save_pretrained(tmp_path / "model")
-    again = TADVAE.from_pretrained(tmp_path / "model")
-    assert torch.equal(again.module.pathway.mask, model.module.pathway.mask)
-    assert [ends.tolist() for ends in again.vocabulary.candidates] == [ends.tolist() for ends in chosen]
-    hard = build(replace(small_vocabulary, candidates=chosen), {})
-    assert hard.pathway.edges.is_member.all()
-
-    broken = pd.DataFrame({"pathway": [0], "gene": [99]})
-    broken.to_parquet(tmp_path / "model/candidates.parquet")
-    with pytest.raises(UserError, match="edges outside the vocabulary"):
-        Vocabulary.load(Location.of(tmp_path / "model"))
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # dynamo's own

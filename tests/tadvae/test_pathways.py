@@ -189,7 +189,7 @@ def of_mask(mask):
 
 @given(masks(), st.data())
 def test_membership_equals_the_dense_mask(mask, data):
-    n_pathways, n_genes = mask.shape
+    n_genes = mask.shape[1]
     edges = of_mask(mask)
     panel = np.array(data.draw(st.lists(st.integers(0, n_genes - 1), max_size=15)), dtype=np.int64)
     measured = np.isin(np.arange(n_genes), panel)
@@ -200,14 +200,6 @@ def test_membership_equals_the_dense_mask(mask, data):
         available = edges.availability(panel, least)
         assert available.dtype == bool
         np.testing.assert_array_equal(available, (mask & measured).sum(axis=1) >= least)
-
-    keep = np.array(data.draw(st.permutations(range(n_pathways))))[: data.draw(st.integers(0, n_pathways))]
-    part = edges.restrict(keep, panel)
-    np.testing.assert_array_equal(part.dense(), (mask & measured)[keep])
-    assert part.pathway_ids == [f"P{p}" for p in keep]
-    flags = np.isin(np.arange(n_pathways), keep)
-    np.testing.assert_array_equal(edges.restrict(flags).dense(), mask[flags])
-    np.testing.assert_array_equal(edges.restrict(panel=panel).dense(), mask & measured)
 
 
 @given(masks(), st.integers(1, 4), st.data())
@@ -280,9 +272,6 @@ def test_programming_errors():
     ):
         with pytest.raises(ValueError, match="panel"):
             edges.availability(panel, 1)
-    for pathways in (np.array([2]), np.array([0, 0]), np.array([True])):
-        with pytest.raises(ValueError, match="pathways"):
-            edges.restrict(pathways)
     sets = PathwaySets(["P"], [""], [["A"]])
     with pytest.raises(ValueError, match="repeats"):
         membership(sets, ["A", "A"], lambda names: list(names))

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import pandas as pd
 import torch
 from torch import Tensor, nn
 
@@ -37,7 +36,6 @@ class Pairs:
     Attributes
     ----------
     cell, gene, pathway : (N,) int64
-    member : (N,) bool
     weight : (N, h)
         Attention weights; they add up to one over the tokens of a cell.
     value : (N, h)
@@ -47,7 +45,6 @@ class Pairs:
     cell: Tensor
     gene: Tensor
     pathway: Tensor
-    member: Tensor
     weight: Tensor
     value: Tensor
 
@@ -180,7 +177,6 @@ class AttentionLayer(PathwayLayer):
             cell=cells.cell[pairs.token],
             gene=cells.gene_ids[pairs.token],
             pathway=edges.pathway[pairs.edge],
-            member=self.edges.is_member[edges.edge[pairs.edge]],
             weight=softmax_by_slot(logits, pairs),
             value=value,
         )
@@ -189,33 +185,3 @@ class AttentionLayer(PathwayLayer):
         """α·(o·v), summed over heads."""
         pairs = self.pairs(cells, pathway)
         return Contributions(pairs.cell, pairs.gene, pairs.pathway, (pairs.weight * pairs.value).sum(-1))
-
-    # -- what was learned ---------------------------------------------------------------------------
-
-    @torch.no_grad()
-    def in_prior_mass(self, cells: PackedCells) -> pd.DataFrame:
-        """How much of its attention each pathway gives to its own members, mean over cells and heads.
-
-        Returns
-        -------
-        One row a pathway: ``pathway``, ``members``, ``cells`` (those in which it sees any token) and
-        ``in_prior_mass``, NaN where there are none.
-        """
-        P, cuts = self.edges.n_pathways, range(0, cells.n_cells, _CELLS_AT_ONCE)
-        inside, seen = self.bias.new_zeros(P), self.bias.new_zeros(P)
-        for start in cuts:
-            pairs = self.pairs(cells.part(start, start + _CELLS_AT_ONCE))
-            weight = pairs.weight.mean(1).to(inside.dtype)  # (N,)
-            inside.index_add_(0, pairs.pathway, weight * pairs.member)
-            seen.index_add_(0, pairs.pathway, weight)  # one for every cell
-        return pd.DataFrame(
-            {
-                "pathway": range(P),
-                "members": self.edges.size.cpu(),
-                "cells": seen.round().long().cpu(),
-                "in_prior_mass": (inside / seen).cpu(),
-            }
-        )
-
-
-_CELLS_AT_ONCE = 4  # of in_prior_mass: under "none" a cell has tokens times pathways pairs

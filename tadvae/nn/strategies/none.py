@@ -50,7 +50,6 @@ class NoMasking(AttentionLayer, name="none"):
             cell=cells.cell.repeat_interleave(len(chosen)),
             gene=gene.repeat_interleave(len(chosen)),
             pathway=chosen.repeat(T),
-            member=member[:, chosen].flatten(),
             weight=weight.flatten(0, 1),
             value=torch.einsum("phi,thi->tph", readout, value).flatten(0, 1),
         )
