@@ -33,11 +33,11 @@ from claims import Claims, about, parse
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from tadvae.batch import PackedCells
 from tadvae.nn.edges import EdgeTable
 from tadvae.nn.encoder import EncoderConfig, TokenEncoder
-from tadvae.nn.masking import PathwayConfig, pathway_layer
+from tadvae.nn.packed import PackedCells
 from tadvae.nn.strategies.attention import AttentionLayer
+from tadvae.nn.strategies.base import PathwayConfig, pathway_layer
 from tadvae.pathways.membership import Membership
 
 CELLS, EXPRESSED, GENES, PATHWAYS, WIDTH, HEADS = 32, 300, 2000, 1000, 128, 8

@@ -20,7 +20,7 @@ from typing import Any
 import anndata
 import numpy as np
 
-from tadvae.baselines import BASELINES, Array, Profiles, fit_all
+from tadvae.evaluation.baselines import BASELINES, Array, Profiles, fit_all
 from tadvae.evaluation.bootstrap import bootstrap_mean, paired_bootstrap_difference
 from tadvae.evaluation.metrics import METRICS, score_profiles
 

@@ -18,7 +18,7 @@ from claims import Claims, about, parse, scratch
 from measure import cpu_seconds
 from synthetic import PBMC, screen, write_spec
 
-from pipelines.cluster import ray_session
+from pipelines.cluster.connection import ray_session
 from pipelines.convert import convert
 from tadvae.store.reader import Store
 

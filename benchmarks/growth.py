@@ -19,10 +19,12 @@ from claims import Claims, about, parse, scratch
 from measure import fastest
 from synthetic import TARGETS, make_pathways, make_screen, screen, store_of
 
-from pipelines.cluster import ray_session
-from tadvae.experiment import ExperimentConfig
+from pipelines.cluster.connection import ray_session
+from tadvae.settings.experiment import ExperimentConfig
 from tadvae.store.reader import Store
-from tadvae.training import Learner, TrainingSet, build_module, prepare_training
+from tadvae.training.learner import Learner, build_module
+from tadvae.training.prepare import prepare_training
+from tadvae.training.training_set import TrainingSet
 
 SMALL = [
     "split.kind=none",

@@ -16,12 +16,12 @@ import numpy as np
 import torch
 from studies import STUDIES, make_store
 
-from pipelines.cluster import ray_session
-from tadvae.calibrate import fit_ensemble
+from pipelines.cluster.connection import ray_session
 from tadvae.evaluation.bootstrap import bootstrap_mean
 from tadvae.evaluation.evaluate import COVERAGE, METHOD, WIDTH, evaluate
-from tadvae.experiment import ExperimentConfig
+from tadvae.settings.experiment import ExperimentConfig
 from tadvae.store.reader import Store
+from tadvae.training.calibrate import fit_ensemble
 
 STUDIED = ("carpool", "simulated")
 

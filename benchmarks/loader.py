@@ -36,12 +36,13 @@ from measure import cpu_seconds
 from scipy import sparse
 from synthetic import PBMC, screen, store_of
 
-from pipelines.cluster import ray_session
-from pipelines.stream import Prefetcher, stream_reads
-from tadvae.experiment import ExperimentConfig
-from tadvae.store import varint
+from pipelines.cluster.connection import ray_session
+from pipelines.train.stream import Prefetcher, stream_reads
+from tadvae.settings.experiment import ExperimentConfig
+from tadvae.store import tokens as varint
 from tadvae.store.reader import Store
-from tadvae.training import TrainingSet, prepare_training
+from tadvae.training.prepare import prepare_training
+from tadvae.training.training_set import TrainingSet
 
 BATCH = 64
 CELLS = 200_000

@@ -19,9 +19,9 @@ from claims import Claims, about, parse, scratch
 from measure import Memory
 from synthetic import make_pathways, screen, store_of
 
-from pipelines.cluster import ray_session
-from pipelines.train import train
-from tadvae.experiment import ExperimentConfig
+from pipelines.cluster.connection import ray_session
+from pipelines.train.train import train
+from tadvae.settings.experiment import ExperimentConfig
 
 GIB = 2**30
 SETTINGS = [

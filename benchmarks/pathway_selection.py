@@ -24,11 +24,13 @@ import pandas as pd
 from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.spatial.distance import pdist
 
-from tadvae.pathways.annotations import gene_sets, read_gaf
-from tadvae.pathways.gmt import PathwaySets, read_pathways
-from tadvae.pathways.ontology import read_obo, relations
-from tadvae.pathways.redundancy import clusters
-from tadvae.pathways.selection import PRESETS, Measured, SelectionConfig, member_matrix, select
+from tadvae.pathway_selection.annotations import gene_sets, read_gaf
+from tadvae.pathway_selection.ontology import read_obo, relations
+from tadvae.pathway_selection.redundancy import clusters
+from tadvae.pathway_selection.selection import PRESETS, SelectionConfig, member_matrix, select
+from tadvae.pathways.measured import Measured
+from tadvae.pathways.read import read_pathways
+from tadvae.pathways.sets import PathwaySets
 
 PLAIN = 2000
 """Sets that the plain way clusters; it needs the square of it."""

@@ -15,10 +15,10 @@ import torch
 from claims import Claims, about, parse, scratch
 from synthetic import make_pathways, make_screen, store_of
 
-from pipelines.cluster import ray_session
-from tadvae.experiment import ExperimentConfig
+from pipelines.cluster.connection import ray_session
+from tadvae.settings.experiment import ExperimentConfig
 from tadvae.store.reader import Store
-from tadvae.training import fit
+from tadvae.training.fit import fit
 
 
 def main() -> None:

@@ -17,12 +17,12 @@ import pandas as pd
 import torch
 from studies import STUDIES, make_store
 
-from pipelines.cluster import ray_session
+from pipelines.cluster.connection import ray_session
 from tadvae.evaluation.bootstrap import bootstrap_mean, paired_bootstrap_difference
 from tadvae.evaluation.evaluate import METHOD, evaluate
-from tadvae.experiment import ExperimentConfig
+from tadvae.settings.experiment import ExperimentConfig
 from tadvae.store.reader import Store
-from tadvae.training import fit
+from tadvae.training.fit import fit
 
 STUDIED = ("simulated", "carpool")
 METRICS = ("pearson_delta", "l2", "cosine_logfc", "mmd")

@@ -18,16 +18,16 @@ import pandas as pd
 from results_page import write_page
 from studies import DATA, STUDIES, Split, Study, make_store
 
-from pipelines.cluster import ray_map, ray_session
-from pipelines.ensemble import fold_runs, load_run, train_models
-from tadvae.calibrate import calibrate, plan_calibration
-from tadvae.ensemble import Ensemble
+from pipelines.cluster.connection import ray_map, ray_session
+from pipelines.train.ensemble import fold_runs, load_run, train_models
+from tadvae.base.filesystem import Location
+from tadvae.data.splits import TEST, split_groups
 from tadvae.evaluation.evaluate import evaluate
-from tadvae.evaluation.splits import TEST, split_groups
-from tadvae.experiment import ExperimentConfig
-from tadvae.filesystem import Location
-from tadvae.presets import PRESETS
+from tadvae.model.ensemble import Ensemble
+from tadvae.settings.experiment import ExperimentConfig
+from tadvae.settings.presets import PRESETS
 from tadvae.store.reader import Store
+from tadvae.training.calibrate import calibrate, plan_calibration
 
 HERE = Path(__file__).parent
 PUBLISHED = ("dvae", "sena")

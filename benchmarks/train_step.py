@@ -15,11 +15,11 @@ from dataclasses import asdict
 from claims import Claims, about, parse, scratch
 from synthetic import make_pathways, screen, store_of
 
-from pipelines.cluster import ray_session
-from pipelines.phases import Phases, phases
-from pipelines.train import train
-from tadvae.experiment import ExperimentConfig
-from tadvae.filesystem import Location
+from pipelines.cluster.connection import ray_session
+from pipelines.train.phases import Phases, phases
+from pipelines.train.train import train
+from tadvae.base.filesystem import Location
+from tadvae.settings.experiment import ExperimentConfig
 
 SETTINGS = [
     "split.kind=none",

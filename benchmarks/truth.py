@@ -19,14 +19,14 @@ import pandas as pd
 import torch
 from scipy.optimize import linear_sum_assignment
 
-from pipelines.cluster import ray_session
+from pipelines.cluster.connection import ray_session
 from pipelines.convert import convert
-from tadvae.experiment import ExperimentConfig
-from tadvae.model import TADVAE
-from tadvae.simulate import Simulation, SimulationConfig, simulate
-from tadvae.simulation_files import write_simulation
+from tadvae.model.tadvae import TADVAE
+from tadvae.settings.experiment import ExperimentConfig
+from tadvae.simulation.files import write_simulation
+from tadvae.simulation.simulate import Simulation, SimulationConfig, simulate
 from tadvae.store.reader import Store
-from tadvae.training import fit
+from tadvae.training.fit import fit
 
 STRATEGIES = ("linear", "hard", "soft_log", "soft", "none")
 

@@ -6,17 +6,16 @@ the store, which takes the store's place at the end; on an object store it is bu
 manifest, written last, makes it a store. An interrupted conversion of the same spec goes on where it was.
 """
 
-import sys
 from contextlib import suppress
 from typing import Any
 
 import ray
 
-from pipelines.cluster import ray_session
-from pipelines.tasks import run_tasks
-from tadvae.errors import UserError
-from tadvae.filesystem import Location
-from tadvae.preprocess import Moments
+from pipelines.cluster.connection import ray_session
+from pipelines.cluster.tasks import run_tasks
+from tadvae.base.errors import UserError
+from tadvae.base.filesystem import Location
+from tadvae.cells.moments import Moments
 from tadvae.store.conversion import StorePlan, finish_store, plan_store
 from tadvae.store.manifest import MANIFEST, Manifest
 from tadvae.store.spec import load_spec
@@ -132,9 +131,3 @@ def _publish(partial: Location, store: Location) -> None:
     if partial != store:
         with store.reachable():
             store.filesystem.move(partial.path, store.path)
-
-
-if __name__ == "__main__":  # `python -m pipelines.convert` in a Ray job is `tadvae convert`
-    from pipelines.cli import main
-
-    main(["convert", *sys.argv[1:]])

@@ -2,19 +2,18 @@
 
 import io
 import json
-import sys
 from collections.abc import Callable, Sequence
 
 import pandas as pd
 from rich.table import Table
 
-from pipelines.cluster import ray_map, ray_session
-from tadvae.ensemble import is_ensemble, load_model, read_about
-from tadvae.errors import UserError
+from pipelines.cluster.connection import ray_map, ray_session
+from tadvae.base.errors import UserError
+from tadvae.base.filesystem import Location
 from tadvae.evaluation.answers import Predictor
 from tadvae.evaluation.evaluate import CEILING, METHOD, NULL, Scores, evaluate
 from tadvae.evaluation.metrics import HIGHER_IS_BETTER
-from tadvae.filesystem import Location
+from tadvae.model.ensemble import is_ensemble, load_model, read_about
 from tadvae.store.reader import Store
 
 SHOWN = {
@@ -149,9 +148,3 @@ def _best(summary: pd.DataFrame, methods: Sequence[str], metric: str) -> float |
     rows = summary[(summary["metric"] == metric) & summary["method"].isin(methods)]
     pick: Callable[[pd.Series], float] = pd.Series.max if HIGHER_IS_BETTER[metric] else pd.Series.min
     return pick(rows["mean"])
-
-
-if __name__ == "__main__":  # `python -m pipelines.evaluate` in a Ray job is `tadvae evaluate`
-    from pipelines.cli import main
-
-    main(["evaluate", *sys.argv[1:]])

@@ -1,6 +1,5 @@
 """``tadvae predict``: files in, a file out."""
 
-import sys
 import tempfile
 import warnings
 from pathlib import Path
@@ -8,9 +7,9 @@ from typing import Literal
 
 import anndata as ad
 
-from tadvae.ensemble import load_model
-from tadvae.errors import UserError
-from tadvae.filesystem import Location
+from tadvae.base.errors import UserError
+from tadvae.base.filesystem import Location
+from tadvae.model.ensemble import load_model
 
 
 def predict_to(
@@ -48,9 +47,3 @@ def _read(path: str) -> ad.AnnData:
         raise UserError(f"{path}: no such file; give an .h5ad of control cells with --controls.") from None
     except (OSError, KeyError, ValueError, TypeError):
         raise UserError(f"{path}: not an .h5ad file, or damaged; give a file written by anndata.") from None
-
-
-if __name__ == "__main__":  # `python -m pipelines.predict` in a Ray job is `tadvae predict`
-    from pipelines.cli import main
-
-    main(["predict", *sys.argv[1:]])

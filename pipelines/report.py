@@ -1,9 +1,9 @@
 """``tadvae report``: a run's folder in, one page out."""
 
-from pipelines.cluster import ray_map, ray_session
+from pipelines.cluster.connection import ray_map, ray_session
 from pipelines.evaluate import evaluate_run
-from tadvae.errors import UserError
-from tadvae.filesystem import Location
+from tadvae.base.errors import UserError
+from tadvae.base.filesystem import Location
 from tadvae.report.data import Report
 from tadvae.report.gather import Run, gather
 from tadvae.report.page import page

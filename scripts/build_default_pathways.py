@@ -24,11 +24,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from tadvae.genes import GeneReference
-from tadvae.pathways.annotations import Annotations, gene_sets
-from tadvae.pathways.ontology import Ontology, relations
-from tadvae.pathways.provenance import GO_LICENCE, provenance, source
-from tadvae.pathways.selection import PRESETS, select
+from tadvae.genes.reference import GeneReference
+from tadvae.pathway_selection.annotations import Annotations, gene_sets
+from tadvae.pathway_selection.ontology import Ontology, relations
+from tadvae.pathway_selection.provenance import GO_LICENCE, provenance, source
+from tadvae.pathway_selection.selection import PRESETS, select
 from tadvae.pathways.table import PathwayTable
 
 PRESET = "packaged"
@@ -64,7 +64,7 @@ def read_annotations(connection: sqlite3.Connection, name: str) -> Annotations:
         " ORDER BY go_id, entrez",
         connection,
     )
-    with resources.files("tadvae").joinpath("data", "genes_human.parquet").open("rb") as file:
+    with resources.files("tadvae").joinpath("resources", "genes_human.parquet").open("rb") as file:
         symbol = pd.read_parquet(file, columns=["entrez", "symbol"]).set_index("entrez")["symbol"]
     rows = rows[rows["entrez"].isin(symbol.index)]
     return Annotations(

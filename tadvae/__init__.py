@@ -4,7 +4,8 @@ import logging
 import sys
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from tadvae.base.version import __version__
+
 __all__ = ["TADVAE", "UserError", "__version__"]
 
 
@@ -22,18 +23,18 @@ if not _log.handlers:
     _log.propagate = False
 
 if TYPE_CHECKING:
-    from tadvae.errors import UserError
-    from tadvae.model import TADVAE
+    from tadvae.base.errors import UserError
+    from tadvae.model.tadvae import TADVAE
 
 
 def __getattr__(name: str) -> Any:
     """Import the public names when they are first used: ``import tadvae`` alone loads no torch."""
     if name == "TADVAE":
-        from tadvae.model import TADVAE
+        from tadvae.model.tadvae import TADVAE
 
         return TADVAE
     if name == "UserError":
-        from tadvae.errors import UserError
+        from tadvae.base.errors import UserError
 
         return UserError
     raise AttributeError(f"module 'tadvae' has no attribute {name!r}")

@@ -2,7 +2,7 @@
 
 import os
 
-from pipelines.cluster import LOCAL_ENVIRONMENT, start_local_ray
+from pipelines.cluster.connection import LOCAL_ENVIRONMENT, start_local_ray
 
 os.environ.update(LOCAL_ENVIRONMENT)  # Ray reads it when it is first imported
 
@@ -23,10 +23,10 @@ from leb128 import leb128
 from local_conversion import convert_locally
 from scipy import sparse
 
-from tadvae.errors import UserError
-from tadvae.filesystem import Location
-from tadvae.simulate import ScreenConfig, Simulation, SimulationConfig, simulate
-from tadvae.simulation_files import write_simulation
+from tadvae.base.errors import UserError
+from tadvae.base.filesystem import Location
+from tadvae.simulation.files import write_simulation
+from tadvae.simulation.simulate import ScreenConfig, Simulation, SimulationConfig, simulate
 from tadvae.store.reader import Store
 
 SIMULATION = SimulationConfig(

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from tadvae.filesystem import Location
-from tadvae.preprocess import Moments
+from tadvae.base.filesystem import Location
+from tadvae.cells.moments import Moments
 from tadvae.store.conversion import finish_store, plan_store
 from tadvae.store.reader import Store
 from tadvae.store.spec import load_spec

@@ -6,10 +6,10 @@ import numpy as np
 import torch
 from hypothesis import strategies as st
 
-from tadvae.batch import PackedCells
 from tadvae.nn.candidates import candidate_edges
 from tadvae.nn.edges import EdgeTable
-from tadvae.nn.masking import pathway_layer
+from tadvae.nn.packed import PackedCells
+from tadvae.nn.strategies.base import pathway_layer
 from tadvae.pathways.membership import Membership
 
 

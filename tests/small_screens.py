@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from tadvae.experiment import ExperimentConfig
-from tadvae.simulate import ScreenConfig, SimulationConfig
+from tadvae.settings.experiment import ExperimentConfig
+from tadvae.simulation.simulate import ScreenConfig, SimulationConfig
 
 SCREENS = SimulationConfig(
     seed=3,

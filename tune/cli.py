@@ -1,4 +1,4 @@
-"""The console command ``tadvae``: all of ``pipelines.cli``, and ``tadvae tune``.
+"""The console command ``tadvae``: all of ``pipelines.cli.main``, and ``tadvae tune``.
 
 It lives here and not in ``pipelines`` because imports go one way; see docs/decisions.md.
 """
@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
-import pipelines.cli
-from pipelines.cli import app
-from pipelines.show import out
-from tadvae.errors import UserError
+from pipelines.cli import main as commands
+from pipelines.cli.main import StoreArgument, app
+from pipelines.cli.show import out
+from tadvae.base.errors import UserError
 
 tune_app = typer.Typer(help="Search for better settings with Ray Tune, and look at what was found.")
 app.add_typer(tune_app, name="tune")
@@ -21,7 +21,7 @@ FORMATS = ("csv", "parquet", "markdown", "html", "yaml")
 
 @tune_app.command("run")
 def run(
-    store: pipelines.cli.StoreArgument,
+    store: StoreArgument,
     out_: Annotated[str, typer.Option("--out", metavar="SWEEP", help="The sweep's folder or URL.")],
     config: Annotated[
         str | None, typer.Option(metavar="F.yaml", help="Space and settings; default: the packaged ones.")
@@ -86,7 +86,7 @@ def table(
 
     Example: tadvae tune table sweep --out sweep-report
     """
-    from tadvae.filesystem import Location
+    from tadvae.base.filesystem import Location
     from tune.records import read_records, read_sweep
     from tune.table import as_rich, rows_of, write_report
 
@@ -108,8 +108,4 @@ def table(
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command."""
-    pipelines.cli.main(arguments)
-
-
-if __name__ == "__main__":
-    main()
+    commands.main(arguments)

@@ -5,9 +5,9 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from tadvae.config import Config
+from tadvae.base.config import Config
 from tadvae.evaluation.metrics import HIGHER_IS_BETTER
-from tadvae.experiment import ExperimentConfig
+from tadvae.settings.experiment import ExperimentConfig
 from tune.space import Space
 
 DEFAULT_SPACE = Path(__file__).parent / "configs" / "space.yaml"

@@ -7,7 +7,7 @@ from typing import Any
 
 from ray.tune import Callback
 
-from tadvae.filesystem import Location
+from tadvae.base.filesystem import Location
 from tune.config import SweepConfig
 from tune.records import CELLS_SEEN, TrialRecord, write_record
 from tune.search import Halving

@@ -9,7 +9,7 @@ from ray.util import remove_placement_group
 from ray.util.placement_group import PlacementGroup
 from ray.util.state import list_actors, list_placement_groups
 
-from pipelines.train_worker import PLACEMENT_GROUP
+from pipelines.train.worker import PLACEMENT_GROUP
 
 EVERY_SECONDS = 10.0
 GRACE_SECONDS = 20.0

@@ -14,9 +14,9 @@ Nothing else is needed to resume a sweep or to table it: Ray Tune's files are pi
 import json
 from typing import Any, Literal
 
-from tadvae.config import Config
-from tadvae.errors import UserError
-from tadvae.filesystem import Location
+from tadvae.base.config import Config
+from tadvae.base.errors import UserError
+from tadvae.base.filesystem import Location
 from tune.config import SweepConfig
 
 SWEEP, ABOUT, TRIALS = "sweep.yaml", "sweep.json", "trials"

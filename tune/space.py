@@ -1,6 +1,7 @@
 """The search space: which settings of a run vary, over what, and when.
 
-Keys are dotted settings of :class:`tadvae.experiment.ExperimentConfig`, such as ``model.pathway.d_embed``.
+Keys are dotted settings of :class:`~tadvae.settings.experiment.ExperimentConfig`, such as
+``model.pathway.d_embed``.
 """
 
 from collections.abc import Callable, Mapping
@@ -9,9 +10,9 @@ from typing import Any
 import optuna
 from pydantic import BaseModel, Field, model_validator
 
-from tadvae.config import Config
-from tadvae.errors import UserError
-from tadvae.experiment import ExperimentConfig
+from tadvae.base.config import Config
+from tadvae.base.errors import UserError
+from tadvae.settings.experiment import ExperimentConfig
 
 Scalar = bool | int | float | str | None
 Values = dict[str, Any]

@@ -1,6 +1,6 @@
 """``tadvae tune run``: many trainings, the better ones longer.
 
-Also the entry point of a job: ``python -m tune.sweep STORE --out SWEEP``.
+Also the entry point of a job: ``python -m tune run STORE --out SWEEP``.
 """
 
 import json
@@ -11,13 +11,13 @@ from collections.abc import Sequence
 import ray
 import ray.tune
 
-from pipelines.cluster import ray_map, ray_session, require_cleaning
+from pipelines.cluster.connection import ray_map, ray_session, require_cleaning
 from tadvae import __version__
-from tadvae.errors import UserError
-from tadvae.filesystem import Location, absolute
-from tadvae.prepare import training_bags
+from tadvae.base.errors import UserError
+from tadvae.base.filesystem import Location, absolute
+from tadvae.data.reader import training_bags
 from tadvae.store.reader import Store
-from tadvae.training import prepare_training
+from tadvae.training.prepare import prepare_training
 from tune.config import SweepConfig
 from tune.journal import Journal, say
 from tune.reclaim import Reclaim
@@ -169,11 +169,3 @@ def best_yaml(config: SweepConfig, best: TrialRecord) -> str:
     validation = experiment.validation.model_copy(update={"every": None})
     note = f"# trial {best.number:04d}: {config.metric} {best.value(config.metric):.4f}\n"
     return note + experiment.model_copy(update={"validation": validation}).to_yaml()
-
-
-if __name__ == "__main__":
-    import sys
-
-    from tune.cli import main
-
-    main(["tune", "run", *sys.argv[1:]])

@@ -9,7 +9,7 @@ import pandas as pd
 from rich.markup import escape
 from rich.table import Table
 
-from tadvae.filesystem import Location
+from tadvae.base.filesystem import Location
 from tune.config import SweepConfig
 from tune.journal import short
 from tune.page import page

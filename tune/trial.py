@@ -6,11 +6,11 @@ import ray.train
 import ray.tune
 from ray.tune.integration.ray_train import TuneReportCallback
 
-from pipelines.train import train
-from tadvae.checkpoint import WEIGHTS
-from tadvae.experiment import ExperimentConfig
-from tadvae.filesystem import Location
-from tadvae.step_log import read_steps
+from pipelines.train.train import train
+from tadvae.base.filesystem import Location
+from tadvae.model.weights import WEIGHTS
+from tadvae.settings.experiment import ExperimentConfig
+from tadvae.training.step_log import read_steps
 
 
 class ReportValidations(TuneReportCallback):

@@ -8,10 +8,10 @@ from typing import Any
 
 import yaml
 
-from tadvae.config import read_yaml
+from tadvae.base.config import read_yaml
+from tadvae.base.download import download
+from tadvae.base.errors import UserError
 from tadvae.datasets.registry import Entry
-from tadvae.download import download
-from tadvae.errors import UserError
 from tadvae.store.spec import StoreSpec
 
 CHECKSUMS = "checksums.json"

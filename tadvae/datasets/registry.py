@@ -12,8 +12,8 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator
 
-from tadvae.config import Config, read_yaml
-from tadvae.errors import UserError
+from tadvae.base.config import Config, read_yaml
+from tadvae.base.errors import UserError
 from tadvae.store.spec import DatasetSpec
 
 

@@ -8,11 +8,11 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+from tadvae.base.errors import UserError
+from tadvae.base.filesystem import Location
 from tadvae.effects.conditions import Conditions
 from tadvae.effects.model import EffectModel, Stage
 from tadvae.effects.regression import Fitted, Regression
-from tadvae.errors import UserError
-from tadvae.filesystem import Location
 
 EFFECTS = "effects.safetensors"
 STAGES = ("singles", "combinations")

@@ -16,7 +16,7 @@ from typing import Self
 import numpy as np
 from pydantic import Field
 
-from tadvae.config import Config
+from tadvae.base.config import Config
 from tadvae.effects.conditions import (
     Conditions,
     Floats,

@@ -5,12 +5,13 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
-from tadvae.batch import Cells
+from tadvae.cells.ragged import Cells
+from tadvae.data.build_vocabulary import context_rows, interventions
+from tadvae.data.group_means import group_means
+from tadvae.data.reader import CellReader, Mapper, loop
+from tadvae.data.vocabulary import Vocabulary
 from tadvae.effects.conditions import Conditions
 from tadvae.effects.model import EffectModel, EffectsConfig, Observed
-from tadvae.evaluation.profiles import group_means
-from tadvae.prepare import CellReader, Mapper, context_rows, interventions, loop
-from tadvae.vocabulary import Vocabulary
 
 
 def fit_effects(

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tadvae.ensemble import Ensemble, seed_spread
+from tadvae.data.build_vocabulary import context_rows, interventions
 from tadvae.evaluation.questions import Question
-from tadvae.model import TADVAE
-from tadvae.prepare import context_rows, interventions
+from tadvae.model.ensemble import Ensemble, seed_spread
+from tadvae.model.tadvae import TADVAE
 from tadvae.store.reader import Store
 
 Predictor = TADVAE | Ensemble

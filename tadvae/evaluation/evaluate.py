@@ -11,14 +11,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from tadvae.baselines import fit_all
-from tadvae.ensemble import Ensemble
-from tadvae.errors import UserError
+from tadvae.base.errors import UserError
+from tadvae.data.reader import Mapper, loop
+from tadvae.data.splits import TRAIN, SplitConfig
 from tadvae.evaluation.answers import Answer, Predictor, answer
+from tadvae.evaluation.baselines import fit_all
 from tadvae.evaluation.bootstrap import bootstrap_mean
 from tadvae.evaluation.ceiling import resampled_metrics, split_half_ceiling
-from tadvae.evaluation.conformal import Calibration
 from tadvae.evaluation.distances import energy_distance, median_bandwidths, mmd_unbiased
+from tadvae.evaluation.latent_additive import LatentAdditive
 from tadvae.evaluation.leaks import check_leaks
 from tadvae.evaluation.metrics import (
     centroid_accuracy,
@@ -28,9 +29,8 @@ from tadvae.evaluation.metrics import (
     score_profiles,
 )
 from tadvae.evaluation.questions import Question, ask, held_out_groups
-from tadvae.evaluation.splits import TRAIN, SplitConfig
-from tadvae.latent_additive import LatentAdditive
-from tadvae.prepare import Mapper, loop
+from tadvae.model.conformal import Calibration
+from tadvae.model.ensemble import Ensemble
 from tadvae.store.reader import Store
 
 METHOD = "tadvae"
@@ -83,7 +83,7 @@ def evaluate(
     Parameters
     ----------
     groups
-        The run's split, from :func:`tadvae.evaluation.splits.split_groups`.
+        The run's split, from :func:`tadvae.data.splits.split_groups`.
     rivals
         Other trained models with their splits, by the name that they get in the table: they answer the same
         questions from the same control cells.

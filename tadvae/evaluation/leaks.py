@@ -3,19 +3,12 @@
 import numpy as np
 import pandas as pd
 
-from tadvae.errors import UserError
+from tadvae.base.errors import UserError
+from tadvae.data.build_vocabulary import mean_profile
+from tadvae.data.reader import CellReader, Mapper, load_controls, loop, training_bags
+from tadvae.data.splits import TEST, VALIDATION, split_groups
+from tadvae.data.views import make_views, views_of
 from tadvae.evaluation.answers import Predictor
-from tadvae.evaluation.splits import TEST, VALIDATION, split_groups
-from tadvae.prepare import (
-    CellReader,
-    Mapper,
-    load_controls,
-    loop,
-    make_views,
-    mean_profile,
-    training_bags,
-    views_of,
-)
 from tadvae.store.reader import Store
 
 

@@ -9,23 +9,15 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from tadvae.baselines import Profiles
-from tadvae.batch import Cells
-from tadvae.errors import UserError
-from tadvae.evaluation.profiles import GroupMeans, group_means
-from tadvae.evaluation.splits import TRAIN, VALIDATION, SplitConfig
-from tadvae.prepare import (
-    CellReader,
-    Group,
-    Mapper,
-    load_controls,
-    load_groups,
-    loop,
-    training_bags,
-    views_of,
-)
+from tadvae.base.errors import UserError
+from tadvae.cells.ragged import Cells
+from tadvae.data.group_means import GroupMeans, group_means
+from tadvae.data.reader import CellReader, Group, Mapper, load_controls, load_groups, loop, training_bags
+from tadvae.data.splits import TRAIN, VALIDATION, SplitConfig
+from tadvae.data.views import views_of
+from tadvae.data.vocabulary import Vocabulary
+from tadvae.evaluation.baselines import Profiles
 from tadvae.store.reader import Store
-from tadvae.vocabulary import Vocabulary
 
 CELLS = 256
 """Most cells of a group that predictions start from and that the MMD compares."""

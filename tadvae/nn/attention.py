@@ -15,8 +15,8 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from tadvae.batch import PackedCells
 from tadvae.nn.edges import ActiveEdges, CellEdges, EdgeTable, softmax_by_slot, sum_by_slot
+from tadvae.nn.packed import PackedCells
 from tadvae.nn.tokens import Basis
 
 

@@ -11,7 +11,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from tadvae.config import Config
+from tadvae.base.config import Config
 
 
 class CausalConfig(Config):

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tadvae.batch import PackedCells
+from tadvae.nn.packed import PackedCells
 from tadvae.pathways.membership import Membership
 
 Ends = tuple[np.ndarray, np.ndarray]

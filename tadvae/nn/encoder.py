@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from tadvae.config import Config
+from tadvae.base.config import Config
 
 GPU_SLACK = 0.125
 """Share of padding that a bucket may have on a GPU, where one call costs more than some padding."""

@@ -5,7 +5,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from tadvae.config import Config
+from tadvae.base.config import Config
 
 
 class LatentConfig(Config):

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from tadvae.batch import PackedCells
+from tadvae.nn.packed import PackedCells
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,12 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from tadvae.errors import UserError
-from tadvae.filesystem import Location
-from tadvae.genes import canonical_targets
+from tadvae.base.errors import UserError
+from tadvae.base.filesystem import Location
+from tadvae.data.vocabulary import Vocabulary
+from tadvae.genes.harmonise import canonical_targets
 from tadvae.nn.embedding import GivenVectors
-from tadvae.nn.masking import PathwayConfig
-from tadvae.vocabulary import Vocabulary
+from tadvae.nn.strategies.base import PathwayConfig
 
 
 def given_vectors(config: PathwayConfig, vocabulary: Vocabulary) -> GivenVectors:

@@ -14,11 +14,12 @@ from importlib import resources
 
 import numpy as np
 
-from tadvae.genes import GeneReference, canonical_targets
-from tadvae.pathways.gmt import PathwaySets
+from tadvae.genes.harmonise import canonical_targets
+from tadvae.genes.reference import GeneReference
+from tadvae.pathways.measured import Measured
 from tadvae.pathways.membership import MIN_MEASURED
-from tadvae.pathways.selection import Measured, is_ancestor
-from tadvae.pathways.table import PathwayTable, parse_parquet
+from tadvae.pathways.sets import PathwaySets
+from tadvae.pathways.table import PathwayTable, is_ancestor, parse_parquet
 
 FILE = "pathways_human_go_bp.parquet"
 NAME = "the packaged default pathways"
@@ -27,7 +28,7 @@ NAME = "the packaged default pathways"
 @functools.cache
 def packaged() -> PathwayTable:
     """The packaged table; reads a file of the package, nothing else."""
-    data = resources.files("tadvae").joinpath("data", FILE).read_bytes()
+    data = resources.files("tadvae").joinpath("resources", FILE).read_bytes()
     return parse_parquet(data, NAME)
 
 

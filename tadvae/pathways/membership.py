@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tadvae.errors import UserError
-from tadvae.pathways.gmt import PathwaySets
+from tadvae.base.errors import UserError
+from tadvae.pathways.sets import PathwaySets
 
 MIN_MEASURED = 5
 """Measured genes a pathway needs to be available: "at least five genes" (T-AD-VAE, "Pathways")."""

@@ -18,10 +18,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from scipy import sparse
 
-from tadvae.errors import UserError
-from tadvae.filesystem import Location
-from tadvae.genes import GeneReference, canonical_targets
-from tadvae.pathways.gmt import PathwaySets
+from tadvae.base.errors import UserError
+from tadvae.base.filesystem import Location
+from tadvae.genes.harmonise import canonical_targets
+from tadvae.genes.reference import GeneReference
+from tadvae.pathways.sets import PathwaySets
 
 PROVENANCE = b"tadvae.pathways"
 """Key of the footer."""
@@ -200,3 +201,17 @@ def _names(given: str, key: str | None, reference: GeneReference) -> tuple[str |
     if _ENSEMBL.fullmatch(name):
         return symbol, name
     return symbol or name, None
+
+
+def is_ancestor(ancestry: sparse.csr_matrix, among: np.ndarray | None = None) -> np.ndarray:
+    """Which sets are ancestors of another one, bool, shape (n,).
+
+    Parameters
+    ----------
+    ancestry
+        Bool, shape (n, n), ``[t, a]``: ``a`` is above ``t``.
+    among
+        Sets that count as descendants, bool, shape (n,); None: all.
+    """
+    rows = ancestry if among is None else ancestry[np.flatnonzero(among)]
+    return np.asarray(rows.sum(axis=0)).ravel() > 0

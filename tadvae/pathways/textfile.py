@@ -4,7 +4,7 @@ import gzip
 import zlib
 from pathlib import Path
 
-from tadvae.errors import UserError
+from tadvae.base.errors import UserError
 
 
 def read_text(path: str | Path, kind: str = "pathway file", give: str = "a GMT file or a table") -> str:
@@ -55,3 +55,9 @@ def read_text(path: str | Path, kind: str = "pathway file", give: str = "a GMT f
             "file as UTF-8."
         ) from None
     return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def format_suffix(path: str | Path) -> str:
+    """The suffix that tells the format: lower case, a final ``.gz`` set aside."""
+    path = Path(path)
+    return (Path(path.stem) if path.suffix.lower() == ".gz" else path).suffix.lower()

@@ -9,20 +9,20 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from tadvae.ensemble import Ensemble, is_ensemble, load_model, read_about
-from tadvae.errors import UserError
+from tadvae.base.errors import UserError
+from tadvae.base.filesystem import Location
+from tadvae.data.reader import Mapper, loop
+from tadvae.data.splits import TRAIN, VALIDATION
+from tadvae.data.vocabulary import Vocabulary
 from tadvae.evaluation.answers import Predictor, answer
 from tadvae.evaluation.evaluate import METHOD, Scores
 from tadvae.evaluation.metrics import pearson_delta
 from tadvae.evaluation.questions import KEYS, ask
-from tadvae.evaluation.splits import TRAIN, VALIDATION
-from tadvae.filesystem import Location
-from tadvae.prepare import Mapper, loop
+from tadvae.model.ensemble import Ensemble, is_ensemble, load_model, read_about
 from tadvae.report.data import Comparison, Report
 from tadvae.report.learned import causal_graph, learned_graph, mask_change, profile_activity
-from tadvae.step_log import read_steps
 from tadvae.store.reader import Store
-from tadvae.vocabulary import Vocabulary
+from tadvae.training.step_log import read_steps
 
 SHOWN_GROUPS = 24
 """Held-out groups that are drawn, evenly from the best predicted to the worst."""

@@ -4,12 +4,12 @@ import numpy as np
 import pandas as pd
 import torch
 
-from tadvae.batch import PackedCells
-from tadvae.cells import profile_cell
-from tadvae.ensemble import Ensemble
-from tadvae.errors import UserError
+from tadvae.base.errors import UserError
 from tadvae.evaluation.answers import Predictor
-from tadvae.model import TADVAE
+from tadvae.model.controls import profile_cell
+from tadvae.model.ensemble import Ensemble
+from tadvae.model.tadvae import TADVAE
+from tadvae.nn.packed import PackedCells
 from tadvae.nn.strategies.gated import GatedAttention
 from tadvae.report.data import Graph, MaskChange
 

@@ -14,11 +14,13 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tadvae import __version__
-from tadvae.errors import UserError
-from tadvae.filesystem import Location
-from tadvae.genes import GeneReference, canonical_targets, harmonise
-from tadvae.preprocess import Moments, rank_variable_genes
+from tadvae.base.errors import UserError
+from tadvae.base.filesystem import Location
+from tadvae.base.version import __version__
+from tadvae.cells.moments import Moments
+from tadvae.cells.variable_genes import rank_variable_genes
+from tadvae.genes.harmonise import canonical_targets, harmonise
+from tadvae.genes.reference import GeneReference
 from tadvae.store.layout import plan_layout
 from tadvae.store.manifest import (
     SCHEMA_VERSION,

@@ -8,9 +8,9 @@ from collections.abc import Iterable
 
 from pydantic import ValidationError
 
-from tadvae.config import Config
-from tadvae.errors import UserError
-from tadvae.filesystem import Location
+from tadvae.base.config import Config
+from tadvae.base.errors import UserError
+from tadvae.base.filesystem import Location
 
 SCHEMA_VERSION = 2
 MANIFEST = "manifest.json"

@@ -9,9 +9,9 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tadvae.errors import UserError
-from tadvae.filesystem import Location
-from tadvae.genes import GeneReference
+from tadvae.base.errors import UserError
+from tadvae.base.filesystem import Location
+from tadvae.genes.reference import GeneReference
 from tadvae.store.manifest import Manifest, vocabulary_hash
 from tadvae.store.spec import StoreSpec
 

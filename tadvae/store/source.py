@@ -12,9 +12,9 @@ import pandas as pd
 from anndata.io import read_elem, sparse_dataset
 from scipy import sparse
 
-from tadvae.errors import UserError
+from tadvae.base.errors import UserError
 from tadvae.store.spec import DatasetSpec
-from tadvae.store.varint import LARGEST
+from tadvae.store.tokens import LARGEST
 
 SYMBOL_COLUMNS = ("symbol", "gene_symbols", "gene_symbol", "gene_name", "gene_names")
 

@@ -6,8 +6,8 @@ from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from tadvae.config import Config, read_yaml
-from tadvae.errors import UserError
+from tadvae.base.config import Config, read_yaml
+from tadvae.base.errors import UserError
 
 MODALITY_SIGN = {
     "crispra": 1,

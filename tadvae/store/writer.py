@@ -18,13 +18,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from scipy import sparse
 
-from tadvae.filesystem import Location
-from tadvae.preprocess import Moments
+from tadvae.base.filesystem import Location
+from tadvae.cells.moments import Moments
 from tadvae.store.layout import DatasetLayout
 from tadvae.store.manifest import ShardEntry
 from tadvae.store.source import CellLabels, open_source
 from tadvae.store.spec import DatasetSpec
-from tadvae.store.varint import pack_tokens, token_fields
+from tadvae.store.tokens import pack_tokens, token_fields
 
 _LABELS = [
     ("cell_id", pa.string()),

@@ -23,7 +23,7 @@ from cluster.running import (
     page_commands,
     wait_for,
 )
-from pipelines.cluster import LOCAL_ENVIRONMENT
+from pipelines.cluster.connection import LOCAL_ENVIRONMENT
 
 
 @pytest.fixture(scope="package")

@@ -17,7 +17,7 @@ import psutil
 import requests
 from moto.server import ThreadedMotoServer
 
-from tadvae.filesystem import Location
+from tadvae.base.filesystem import Location
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
@@ -120,7 +120,7 @@ class Driver:
         return done.stdout
 
     def train(self, store: str, run: str, shared: Path, *more: str) -> list[str]:
-        words = ["python", "-m", "pipelines.train", store, "--out", run, "--workers", "2"]
+        words = ["python", "-m", "pipelines", "train", store, "--out", run, "--workers", "2"]
         return [*words, "--config", str(shared / "experiment.yaml"), *more]
 
 

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from cluster.running import ROOT
-from pipelines.metrics import COUNTERS, GAUGES, TAGS
+from pipelines.train.metrics import COUNTERS, GAUGES, TAGS
 
 # fields of ray.io/v1, from the operator's API reference; those of Kubernetes' own objects from its v1
 API = {
@@ -110,10 +110,10 @@ def test_kuberay_fields(job):
 def test_the_entry_point_of_kuberay_is_a_command_of_this_program(job):
     from typer.main import get_command
 
-    from pipelines.cli import app
+    from pipelines.cli.main import app
 
-    python, dash_m, module, *words = shlex.split(job["spec"]["entrypoint"])
-    assert (python, dash_m, module) == ("python", "-m", "pipelines.train")
+    python, dash_m, module, name, *words = shlex.split(job["spec"]["entrypoint"])
+    assert (python, dash_m, module, name) == ("python", "-m", "pipelines", "train")
     command = get_command(app).commands["train"]
     context = command.make_context("train", words)
     most = int(context.params["workers"].partition(":")[2])

@@ -8,8 +8,8 @@ import pytest
 from safetensors.numpy import load
 
 from cluster.running import ROOT, log_records, losses, page_commands
-from tadvae.filesystem import Location
-from tadvae.step_log import read_steps
+from tadvae.base.filesystem import Location
+from tadvae.training.step_log import read_steps
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(1500)]
 
@@ -47,7 +47,7 @@ def in_dataset(name: str) -> tuple[str, str]:
 def test_the_page_names_every_entry_point():
     text = " ".join(page_commands())
     for name in ("convert", "train", "evaluate", "predict"):
-        assert f"-- python -m pipelines.{name} " in text
+        assert f"-- python -m pipelines {name} " in text
     assert "tadvae doctor" in text
     for line in page_commands():
         assert line.startswith(("ray ", "tadvae ", "export ")), line
@@ -65,7 +65,7 @@ def test_every_command_of_the_page_runs(ran):
 
 
 def test_the_log_of_a_job_is_plain_lines(ran):
-    (printed,) = [text for line, text in ran.items() if "pipelines.train" in line]
+    (printed,) = [text for line, text in ran.items() if "pipelines.train.train" in line]
     line = r"^training bags: \d+/\d+ epoch \d+/10 step \d+ loss [\d.]+ .*cells/s wait \d+%$"
     assert re.search(line, printed, re.M)
     after = printed[printed.index("training bags") :]
@@ -84,7 +84,7 @@ def test_a_job_over_s3_equals_the_local_run(ran, whole):
 
 def test_bad_input_fails_the_job_with_one_sentence_and_code_2(head, shared, ran):
     printed = head.driver.run(
-        "ray job submit --working-dir . -- python -m pipelines.train s3://lab/nowhere --out s3://lab/other",
+        "ray job submit --working-dir . -- python -m pipelines train s3://lab/nowhere --out s3://lab/other",
         code=1,
     )
     assert "tadvae: s3://lab/nowhere: not a cell store" in printed
@@ -111,6 +111,8 @@ def test_an_upload_is_small(tmp_path):
     create_package(str(ROOT), tmp_path / "package.zip", include_gitignore=True)
     with zipfile.ZipFile(tmp_path / "package.zip") as package:
         names = set(package.namelist())
-    assert {"pipelines/train.py", "tadvae/model.py"} <= {name.partition("/")[2] for name in names} | names
+    assert {"pipelines/train/train.py", "tadvae/model/tadvae.py"} <= {
+        name.partition("/")[2] for name in names
+    } | names
     assert not [name for name in names if "tests/" in name or "docs/" in name or "benchmarks/" in name]
     assert (tmp_path / "package.zip").stat().st_size < 10e6

@@ -135,6 +135,6 @@ def test_ray_up_brings_up_a_head_that_runs_the_program(local, driver, node, tmp_
     said = there.run(["tadvae", "doctor", "--storage", str(tmp_path), "--workers", "2"])
     assert "1 node" in said
     there.environment["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{dashboard}"
-    job = there.run("ray job submit --working-dir . -- python -m pipelines.train --help")
+    job = there.run("ray job submit --working-dir . -- python -m pipelines train --help")
     assert "succeeded" in job
     assert "--workers" in job

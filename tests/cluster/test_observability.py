@@ -9,7 +9,7 @@ import pytest
 import requests
 
 from cluster.running import ROOT, log_records, wait_for
-from pipelines.metrics import COUNTERS, GAUGES
+from pipelines.train.metrics import COUNTERS, GAUGES
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(1200)]
 RARE = {"tadvae_skipped_bags_total"}  # appears when a bag is skipped, which this store gives no cause for
@@ -33,7 +33,7 @@ def watched(head, shared, local_store, tmp_path_factory) -> Iterator[tuple[Path,
     run = tmp_path_factory.mktemp("observability") / "watched"
     job = head.driver.run(
         "ray job submit --no-wait --working-dir . -- "
-        f"python -m pipelines.train {local_store} --out {run} --workers 2 --config {shared}/experiment.yaml "
+        f"python -m pipelines train {local_store} --out {run} --workers 2 --config {shared}/experiment.yaml "
         "--set train.epochs=5000"
     )
     name = re.search(r"raysubmit_\w+", job).group()

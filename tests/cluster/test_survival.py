@@ -20,9 +20,9 @@ import requests
 from safetensors.numpy import load_file
 
 from cluster.running import Driver, copy_to_s3, end, free_port, log_records, losses, wait_for
-from tadvae.checkpoint import WEIGHTS
-from tadvae.filesystem import Location
-from tadvae.step_log import read_steps
+from tadvae.base.filesystem import Location
+from tadvae.model.weights import WEIGHTS
+from tadvae.training.step_log import read_steps
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(1500)]
 

@@ -6,9 +6,9 @@ import pytest
 import yaml
 
 from cluster.running import EXPERIMENT, copy_to_s3
-from tadvae.checkpoint import WEIGHTS
-from tadvae.filesystem import Location
-from tadvae.step_log import read_steps
+from tadvae.base.filesystem import Location
+from tadvae.model.weights import WEIGHTS
+from tadvae.training.step_log import read_steps
 from tune.records import read_records
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(900)]
@@ -28,7 +28,7 @@ def test_two_trials_on_s3(head, shared, local_store, tmp_path):
         "parameters": parameters,
     }
     (tmp_path / "space.yaml").write_text(yaml.safe_dump(space))
-    command = ["python", "-m", "tune.sweep", "s3://lab/sweep-store", "--out", "s3://lab/sweep"]
+    command = ["python", "-m", "tune", "run", "s3://lab/sweep-store", "--out", "s3://lab/sweep"]
     printed = head.driver.run([*command, "--config", str(tmp_path / "space.yaml")])
 
     sweep = Location.of("s3://lab/sweep")

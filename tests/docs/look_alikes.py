@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from tadvae.pathways.default import packaged
-from tadvae.simulate import ScreenConfig, SimulationConfig, simulate
+from tadvae.simulation.simulate import ScreenConfig, SimulationConfig, simulate
 
 SCREENS = SimulationConfig(
     seed=5,

@@ -16,7 +16,7 @@ import pytest
 import yaml
 from look_alikes import write_look_alikes
 
-from tadvae.baselines import BASELINES
+from tadvae.evaluation.baselines import BASELINES
 from tadvae.evaluation.metrics import HIGHER_IS_BETTER, METRICS
 from tadvae.nn.strategies.base import STRATEGIES
 from tune.cli import main
@@ -163,9 +163,9 @@ def test_the_site_builds(tmp_path):
     assert built.returncode == 0, built.stderr
     api = (tmp_path / "site/api/index.html").read_text(encoding="utf-8")
     for name in (
-        "tadvae.model.TADVAE.activities",
+        "tadvae.model.tadvae.TADVAE.activities",
         "tadvae.store.spec.DatasetSpec",
-        "tadvae.baselines.Additive",
+        "tadvae.evaluation.baselines.Additive",
     ):
         assert f'id="{name}"' in api
     assert "fonts.googleapis.com" not in api

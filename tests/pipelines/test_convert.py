@@ -16,8 +16,8 @@ from pyarrow import fs as pafs
 
 import pipelines.convert as module
 from pipelines.convert import convert
-from tadvae.errors import UserError
-from tadvae.filesystem import Location
+from tadvae.base.errors import UserError
+from tadvae.base.filesystem import Location
 from tadvae.store.reader import Store
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -297,7 +297,7 @@ def test_other_objects_are_not_deleted(write_spec, screen, bucket, tmp_path, ref
 
 
 def test_unreachable_storage(write_spec, screen, refused, monkeypatch):
-    monkeypatch.setattr("tadvae.filesystem._S3_ATTEMPTS", 2)  # it waits longer after each
+    monkeypatch.setattr("tadvae.base.filesystem._S3_ATTEMPTS", 2)  # it waits longer after each
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "none")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "none")
     url = "s3://bucket/store?endpoint_override=127.0.0.1:9&scheme=http&region=none"

@@ -13,10 +13,10 @@ import scanpy as sc
 
 from pipelines.evaluate import as_json, evaluate_run
 from pipelines.predict import predict_to
-from pipelines.train import train
-from tadvae.errors import UserError
-from tadvae.experiment import ExperimentConfig
-from tadvae.model import TADVAE
+from pipelines.train.train import train
+from tadvae.base.errors import UserError
+from tadvae.model.tadvae import TADVAE
+from tadvae.settings.experiment import ExperimentConfig
 
 SETTINGS = [
     "model.pathway={d_embed: 16, n_heads: 2}",
@@ -113,7 +113,7 @@ def test_every_method_and_metric_is_there_with_an_interval(run, scores):
 @pytest.mark.slow
 def test_the_held_out_groups_are_not_in_the_log_of_what_was_learned(run, store):
     """No bag of a held-out group is among the training bags."""
-    from tadvae.prepare import training_bags
+    from tadvae.data.reader import training_bags
 
     split = pd.read_parquet(run / "split.parquet")
     held = split[split["part"] == "test"]
@@ -222,7 +222,7 @@ def test_damaged_models_are_refused(run, tmp_path):
 
 
 def cli(*arguments: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "pipelines.cli", *arguments]
+    command = [sys.executable, "-m", "pipelines", *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
 
 

@@ -20,22 +20,22 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from small_screens import SCREENS, small_config
 
-from pipelines.cli import main
-from pipelines.ensemble import train_one
+from pipelines.cli.main import main
 from pipelines.report import report_run
-from tadvae.ensemble import ENSEMBLE, write_calibration
-from tadvae.errors import UserError
-from tadvae.evaluation.conformal import Calibration
+from pipelines.train.ensemble import train_one
+from tadvae.base.errors import UserError
+from tadvae.base.filesystem import Location
 from tadvae.evaluation.evaluate import evaluate
 from tadvae.evaluation.metrics import pearson_delta
-from tadvae.filesystem import Location
-from tadvae.model import TADVAE
+from tadvae.model.conformal import Calibration
+from tadvae.model.ensemble import ENSEMBLE, write_calibration
+from tadvae.model.tadvae import TADVAE
 from tadvae.report import page as page_module
 from tadvae.report.gather import Run, gather
 from tadvae.report.page import page
 from tadvae.report.svg import COLOURS, Scale, diverging
-from tadvae.simulate import simulate
-from tadvae.simulation_files import write_simulation
+from tadvae.simulation.files import write_simulation
+from tadvae.simulation.simulate import simulate
 from tadvae.store.reader import Store
 
 pytestmark = pytest.mark.slow

@@ -7,8 +7,10 @@ import scanpy as sc
 import yaml
 
 from pipelines.convert import convert
-from tadvae.preprocess import Moments, PreprocessConfig, choose_genes
-from tadvae.store.decode import COLUMNS, DatasetView, decode
+from tadvae.cells.moments import Moments
+from tadvae.cells.normalize import PreprocessConfig
+from tadvae.cells.variable_genes import choose_genes
+from tadvae.data.decode import COLUMNS, DatasetView, decode
 from tadvae.store.reader import Store
 
 pytestmark = pytest.mark.slow

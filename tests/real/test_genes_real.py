@@ -7,7 +7,8 @@ from pathlib import Path
 import anndata as ad
 import pytest
 
-from tadvae.genes import GeneReference, canonical_targets, harmonise
+from tadvae.genes.harmonise import canonical_targets, harmonise
+from tadvae.genes.reference import GeneReference
 
 DATA = Path(os.environ.get("TADVAE_DATA") or Path(__file__).parents[2].parent / "shared" / "data")
 

@@ -13,10 +13,10 @@ from reference_baselines import by_definition, linear_by_definition, ridge_by_de
 from pipelines.convert import convert
 from pipelines.evaluate import evaluate_run, tables
 from pipelines.predict import predict_to
-from pipelines.train import train
-from tadvae.baselines import Profiles
-from tadvae.experiment import ExperimentConfig
-from tadvae.model import TADVAE
+from pipelines.train.train import train
+from tadvae.evaluation.baselines import Profiles
+from tadvae.model.tadvae import TADVAE
+from tadvae.settings.experiment import ExperimentConfig
 from tadvae.store.reader import Store
 
 pytestmark = pytest.mark.slow
@@ -162,7 +162,7 @@ def canonical(name, names, keys, store) -> str:
     """The store's name of a target as the source spells it."""
     if name in names:
         return name
-    from tadvae.genes import canonical_targets
+    from tadvae.genes.harmonise import canonical_targets
 
     (key,) = canonical_targets([name], store.gene_reference)
     return next(t.name for t in names.values() if t.gene >= 0 and keys[t.gene] == key)

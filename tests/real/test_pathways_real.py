@@ -10,17 +10,22 @@ import pytest
 import torch
 from scipy import sparse
 
-from tadvae.batch import Cells, PackedCells
-from tadvae.genes import GeneReference, canonical_targets, harmonise
+from tadvae.cells.normalize import normalize
+from tadvae.cells.ragged import Cells
+from tadvae.genes.harmonise import canonical_targets, harmonise
+from tadvae.genes.reference import GeneReference
 from tadvae.nn.edges import EdgeTable
-from tadvae.nn.masking import PathwayConfig, pathway_layer
-from tadvae.pathways.annotations import Annotations, gene_sets
+from tadvae.nn.packed import PackedCells
+from tadvae.nn.strategies.base import PathwayConfig, pathway_layer
+from tadvae.pathway_selection.annotations import Annotations, gene_sets
+from tadvae.pathway_selection.ontology import Ontology, relations
+from tadvae.pathway_selection.selection import PRESETS, SelectionConfig, select
 from tadvae.pathways.default import default_pathways, packaged
-from tadvae.pathways.gmt import PathwaySets, read_pathways
+from tadvae.pathways.measured import Measured
 from tadvae.pathways.membership import membership
-from tadvae.pathways.ontology import Ontology, relations
-from tadvae.pathways.selection import PRESETS, Measured, SelectionConfig, is_ancestor, select
-from tadvae.preprocess import normalize
+from tadvae.pathways.read import read_pathways
+from tadvae.pathways.sets import PathwaySets
+from tadvae.pathways.table import is_ancestor
 
 CLOSURE = "go_bp_human_2022-07-01_closure.tsv.gz"
 WEIGHTS = "netactivity_selected_1518_genesets_weights.tsv.gz"

@@ -8,10 +8,11 @@ import pandas as pd
 import pytest
 import torch
 
-from tadvae.batch import Bag, Batch, Cells
-from tadvae.module import ModelBatch, pack
+from tadvae.cells.ragged import Cells
+from tadvae.data.batches import Bag, Batch
+from tadvae.data.vocabulary import ContextEntry, DatasetEntry, TargetEntry, Vocabulary
+from tadvae.nn.packed import ModelBatch, pack
 from tadvae.pathways.membership import Membership
-from tadvae.vocabulary import ContextEntry, DatasetEntry, TargetEntry, Vocabulary
 
 N_GENES = 12
 """Gene 3 is in no pathway; gene 11 is measured nowhere."""

@@ -6,7 +6,7 @@ import pytest
 from placement import actor_class, group_of, kill, state
 
 import tune.reclaim as reclaim_module
-from pipelines.train_worker import PLACEMENT_GROUP
+from pipelines.train.worker import PLACEMENT_GROUP
 from tune.reclaim import Reclaim
 
 

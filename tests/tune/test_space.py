@@ -4,7 +4,7 @@ import optuna
 import pytest
 import yaml
 
-from tadvae.errors import UserError
+from tadvae.base.errors import UserError
 from tune.config import DEFAULT_SPACE, SweepConfig
 from tune.search import Define
 

@@ -17,12 +17,12 @@ import psutil
 import pytest
 import yaml
 
-from pipelines.train import train
-from tadvae.errors import UserError
-from tadvae.evaluation.validation import Validator
-from tadvae.experiment import ExperimentConfig
-from tadvae.filesystem import Location
-from tadvae.model import TADVAE
+from pipelines.train.train import train
+from tadvae.base.errors import UserError
+from tadvae.base.filesystem import Location
+from tadvae.model.tadvae import TADVAE
+from tadvae.settings.experiment import ExperimentConfig
+from tadvae.training.validation import Validator
 from tune.cli import main
 from tune.config import SweepConfig
 from tune.records import best_of, read_records, read_sweep
@@ -246,7 +246,7 @@ def test_train_takes_the_best_settings(store, swept, tmp_path):
 def test_a_killed_sweep_goes_on_without_repeating(store, space_file, tmp_path):
     """SIGKILL ends a driver with a Ray of its own in the middle; another goes on."""
     out = tmp_path / "sweep"
-    command = [sys.executable, "-m", "tune.sweep", str(store.folder), "--out", str(out)]
+    command = [sys.executable, "-m", "tune", "run", str(store.folder), "--out", str(out)]
     settings = ["--config", str(space_file), "--trials", "3", "--max-concurrent", "1"]
     settings += ["--set", "scheduler.grace_epochs=2", "--set", "experiment.train.epochs=6"]
     with (tmp_path / "first.log").open("wb") as text:
@@ -374,7 +374,7 @@ def test_the_command_ends_with_a_sentence_and_2(tmp_path, capsys, arguments, sen
 
 
 def test_the_job_entry_point_has_exit_codes(tmp_path):
-    command = [sys.executable, "-m", "tune.sweep", "/nowhere", "--out", str(tmp_path / "out")]
+    command = [sys.executable, "-m", "tune", "run", "/nowhere", "--out", str(tmp_path / "out")]
     done = subprocess.run(
         command, capture_output=True, text=True, cwd=ROOT, env=WITHOUT_A_CLUSTER, timeout=300
     )
@@ -397,7 +397,7 @@ def test_a_ray_without_its_dashboard_is_refused():
     """There, stopped trials would keep their CPUs for ever."""
     code = (
         "import pipelines, ray\n"
-        "from pipelines.cluster import require_cleaning\n"
+        "from pipelines.cluster.connection import require_cleaning\n"
         "ray.init(address='local', num_cpus=1, include_dashboard=False)\n"
         "try:\n    require_cleaning()\nexcept Exception as error:\n    print(type(error).__name__, error)\n"
     )
@@ -419,7 +419,12 @@ def test_the_wheel_carries_the_space(tmp_path):
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
         scripts = archive.read(next(n for n in names if n.endswith("entry_points.txt"))).decode()
-    assert {"tune/cli.py", "tune/configs/space.yaml", "pipelines/cli.py", "tadvae/model.py"} <= names
+    assert {
+        "tune/cli.py",
+        "tune/configs/space.yaml",
+        "pipelines/cli/main.py",
+        "tadvae/model/tadvae.py",
+    } <= names
     assert "tadvae = tune.cli:main" in scripts
 
 

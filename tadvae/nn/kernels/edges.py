@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from tadvae.nn.kernels.jit import exponential, kernel
+from tadvae.base.numba_jit import kernel
+from tadvae.nn.kernels.exponential import exponential
 
 
 @kernel

@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from tadvae.batch import PackedCells
 from tadvae.nn.edges import ActiveEdges, EdgeTable
 from tadvae.nn.kernels import edges as edge_kernels
 from tadvae.nn.kernels import sums, tokens
-from tadvae.nn.kernels.jit import group
+from tadvae.nn.kernels.sums import group
 from tadvae.nn.kernels.threads import cut, run
+from tadvae.nn.packed import PackedCells
 
 Gradients = tuple[Tensor | None, ...]
 

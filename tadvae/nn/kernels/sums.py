@@ -2,7 +2,9 @@
 
 from typing import Any
 
-from tadvae.nn.kernels.jit import kernel
+import numpy as np
+
+from tadvae.base.numba_jit import kernel
 
 
 @kernel
@@ -74,3 +76,19 @@ def sum_rows(
             source = rows[row[at]]
             for j in range(len(total)):
                 total[j] += source[j]
+
+
+@kernel
+def group(keys: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Stable counting sort: where each key's items start (n + 1,), and the items by key."""
+    starts = np.zeros(n + 1, np.int64)
+    for key in keys:
+        starts[key + 1] += 1
+    for i in range(n):
+        starts[i + 1] += starts[i]
+    at = starts[:-1].copy()
+    order = np.empty(len(keys), np.int64)
+    for i in range(len(keys)):
+        order[at[keys[i]]] = i
+        at[keys[i]] += 1
+    return starts, order

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from tadvae.batch import PackedCells
 from tadvae.nn.attention import (
     edge_attention,
     edge_dot,
@@ -19,11 +18,12 @@ from tadvae.nn.attention import (
 from tadvae.nn.edges import ActiveEdges, EdgeTable, softmax_by_slot
 from tadvae.nn.embedding import GivenVectors, embedding_table
 from tadvae.nn.encoder import EncoderConfig, TokenEncoder
+from tadvae.nn.packed import PackedCells
 from tadvae.nn.strategies.base import Contributions, PathwayLayer
 from tadvae.nn.tokens import TokenValues
 
 if TYPE_CHECKING:
-    from tadvae.nn.masking import PathwayConfig
+    from tadvae.nn.strategies.base import PathwayConfig
 
 Gates = tuple[Tensor | None, Tensor | None]
 """Factor and summand of the logits of each active edge, (E,) each; None: one, and zero."""

@@ -13,7 +13,7 @@ from tadvae.nn.encoder import EncoderConfig
 from tadvae.nn.strategies.attention import AttentionLayer
 
 if TYPE_CHECKING:
-    from tadvae.nn.masking import PathwayConfig
+    from tadvae.nn.strategies.base import PathwayConfig
 
 
 class GatedAttention(AttentionLayer):

@@ -5,15 +5,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from tadvae.batch import PackedCells
 from tadvae.nn.attention import edge_sum, edge_values
 from tadvae.nn.edges import EdgeTable
 from tadvae.nn.embedding import GivenVectors
 from tadvae.nn.encoder import EncoderConfig
+from tadvae.nn.packed import PackedCells
 from tadvae.nn.strategies.base import Contributions, PathwayLayer
 
 if TYPE_CHECKING:
-    from tadvae.nn.masking import PathwayConfig
+    from tadvae.nn.strategies.base import PathwayConfig
 
 
 class LinearMasking(PathwayLayer, name="linear"):

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from tadvae.batch import PackedCells
+from tadvae.nn.packed import PackedCells
 from tadvae.nn.strategies.attention import AttentionLayer, Pairs
 
 
@@ -42,13 +42,9 @@ class NoMasking(AttentionLayer, name="none"):
         logits = torch.einsum("phi,thi->tph", query, key)
         parts = [torch.softmax(part, dim=0) for part in logits.split(torch.diff(cells.offsets).tolist())]
         weight = torch.cat(parts) if parts else logits
-        gene, member = cells.gene_ids, torch.zeros(T, P, dtype=torch.bool, device=self.bias.device)
-        edges = self.edges.active(cells)
-        inside = edges.expand(cells)
-        member[inside.token, edges.pathway[inside.edge]] = self.edges.is_member[edges.edge[inside.edge]]
         return Pairs(
             cell=cells.cell.repeat_interleave(len(chosen)),
-            gene=gene.repeat_interleave(len(chosen)),
+            gene=cells.gene_ids.repeat_interleave(len(chosen)),
             pathway=chosen.repeat(T),
             weight=weight.flatten(0, 1),
             value=torch.einsum("phi,thi->tph", readout, value).flatten(0, 1),

@@ -1,0 +1,1 @@
+"""Connection to Ray, tasks on it, and what a cluster must have."""

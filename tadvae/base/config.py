@@ -1,0 +1,149 @@
+"""Configuration: pydantic models in, YAML in and out, dotted overrides.
+
+Each component owns its config class, next to the code that reads it; this module only holds what
+they share. A resolved config is saved with every run.
+"""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from tadvae.base.errors import UserError
+
+
+class Config(BaseModel):
+    """Base of every config: immutable, and an unknown key is an error, not a silent default."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    removed: ClassVar[tuple[str, ...]] = ()
+    """Dotted names of settings that earlier versions wrote into saved configs and that no longer exist."""
+
+    @classmethod
+    def parse(cls, data: Any, source: str) -> Self:
+        """Validate ``data``; on failure raise a UserError that names ``source`` and the key."""
+        try:
+            return cls.model_validate(data)
+        except ValidationError as error:
+            raise UserError(f"{source}: {_first_problem(error)}.") from None
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path | None,
+        overrides: Iterable[str] = (),
+        base: Mapping[str, Any] | None = None,
+    ) -> Self:
+        """Read a YAML file (``None``: the defaults) and apply ``key.sub=value`` overrides.
+
+        Parameters
+        ----------
+        base
+            Settings that the file's are laid over, such as a preset's.
+        """
+        data = read_yaml(path) if path is not None else {}
+        if not isinstance(data, dict):
+            raise UserError(f"{path}: expected a mapping of settings, found {type(data).__name__}.")
+        source = str(path) if path is not None else "--set"
+        return cls.parse(override(_over(base or {}, data), overrides), source)
+
+    @classmethod
+    def load_text(cls, text: str, source: str) -> Self:
+        """Validate a YAML text, such as the config saved with a run.
+
+        Settings in :attr:`removed` are left out, so that runs of earlier versions can still be read.
+        """
+        data = _from_yaml(text, source)
+        for key in cls.removed:
+            *parents, leaf = key.split(".")
+            node = data
+            for name in parents:
+                node = node.get(name) if isinstance(node, dict) else None
+            if isinstance(node, dict):
+                node.pop(leaf, None)
+        return cls.parse(data, source)
+
+    def to_yaml(self) -> str:
+        """The resolved config as YAML, every default written out."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+def read_yaml(path: str | Path) -> Any:
+    """Read one YAML document; a missing or malformed file is a UserError."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; give the path of an existing YAML file.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read as UTF-8 text ({error}).") from None
+    return _from_yaml(text, str(path)) or {}
+
+
+def _from_yaml(text: str, source: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{source}, line {mark.line + 1}" if mark else source
+        reason = str(getattr(error, "problem", None) or error).splitlines()[0]
+        raise UserError(f"{where}: not valid YAML ({reason}); mend it.") from None
+
+
+def override(data: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+    """Return a copy of ``data`` with ``a.b=value`` settings applied; values are parsed as YAML.
+
+    Examples
+    --------
+    >>> override({"train": {"epochs": 5}}, ["train.epochs=1", "seed=3"])
+    {'train': {'epochs': 1}, 'seed': 3}
+    """
+    result = _copy(data)
+    for item in overrides:
+        key, sign, text = item.partition("=")
+        if not sign or not key.strip():
+            raise UserError(f"--set {item}: expected key=value, for example --set train.epochs=1.")
+        node = result
+        *parents, leaf = key.strip().split(".")
+        for name in parents:
+            node = node.setdefault(name, {})
+            if not isinstance(node, dict):
+                raise UserError(f"--set {item}: '{name}' is a value, not a group of settings.")
+        try:
+            node[leaf] = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise UserError(f"--set {item}: the value is not valid YAML.") from None
+    return result
+
+
+def _copy(data: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: _copy(value) if isinstance(value, Mapping) else value for key, value in data.items()}
+
+
+def _over(base: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, Any]:
+    """``data`` over ``base``, group by group."""
+    result = _copy(base)
+    for key, value in data.items():
+        below = result.get(key)
+        result[key] = _over(below, value) if isinstance(below, dict) and isinstance(value, Mapping) else value
+    return result
+
+
+def _first_problem(error: ValidationError) -> str:
+    """One clause for the first of pydantic's complaints, with the number of others."""
+    problem, *others = error.errors()
+    where = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        text = f"unknown setting '{where}'; remove it or mend its spelling"
+    elif problem["type"] == "missing":
+        text = f"'{where}' is missing"
+    else:
+        message = problem["msg"].removeprefix("Value error, ")
+        if problem["type"] == "model_type":
+            message = "expected a mapping of settings"
+        text = (f"'{where}': " if where else "") + message[:1].lower() + message[1:]
+        if not isinstance(problem["input"], Mapping):  # a whole group of settings says nothing
+            shown = repr(problem["input"])
+            text += f" (got {shown if len(shown) <= 80 else shown[:79] + '…'})"
+    return text + (f" (and {len(others)} more problems)" if others else "")

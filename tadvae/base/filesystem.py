@@ -1,0 +1,178 @@
+"""Paths and URLs: one pyarrow filesystem for local disks, S3 and GCS."""
+
+import copyreg
+import errno
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pyarrow import fs as pafs
+
+from tadvae.base.errors import UserError
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_S3_ATTEMPTS = 11
+"""The waits between them double, from 25 ms, and come to about 50 seconds."""
+
+
+def _patient_s3(options: dict[str, Any]) -> pafs.S3FileSystem:
+    retry = pafs.AwsDefaultS3RetryStrategy(max_attempts=_S3_ATTEMPTS)
+    return pafs.S3FileSystem(**options, retry_strategy=retry)
+
+
+def _pickle_s3(filesystem: pafs.S3FileSystem) -> tuple[Any, ...]:
+    _, (options,) = filesystem.__reduce__()
+    return _patient_s3, (options,)
+
+
+# pyarrow's own way of pickling forgets how often to try again, and every process of a run gets a copy
+copyreg.pickle(pafs.S3FileSystem, _pickle_s3)
+
+
+def absolute(place: str | os.PathLike[str]) -> str:
+    """A path that holds in any folder, or a URL as it was given: for handing to other processes."""
+    text = os.fspath(place)
+    return text if "://" in text else Location.of(text).path
+
+
+@dataclass(frozen=True)
+class Location:
+    """A folder or file on some filesystem: ``Location.of("s3://bucket/run") / "model"``."""
+
+    filesystem: pafs.FileSystem
+    path: str
+
+    @classmethod
+    def of(cls, place: "str | os.PathLike[str] | Location") -> "Location":
+        """Resolve a local path or a ``scheme://`` URL; an unusable URL is a UserError."""
+        if isinstance(place, Location):
+            return place
+        text = os.fspath(place)
+        if "://" not in text:
+            return cls(pafs.LocalFileSystem(), str(Path(text).expanduser().absolute()))
+        try:
+            filesystem, path = pafs.FileSystem.from_uri(text)
+        except (ValueError, OSError) as error:
+            raise UserError(
+                f"{text}: not a usable storage URL ({error}); expected a path, s3://… or gs://…."
+            ) from None
+        if isinstance(filesystem, pafs.S3FileSystem):
+            make, arguments = _pickle_s3(filesystem)
+            filesystem = make(*arguments)
+        if not path:
+            raise UserError(f"{text}: names no bucket; expected a path, s3://BUCKET/… or gs://BUCKET/….")
+        return cls(filesystem, path)
+
+    def __truediv__(self, name: str) -> "Location":
+        return Location(self.filesystem, f"{self.path.rstrip('/')}/{name}")
+
+    def __str__(self) -> str:
+        return self.path if self.is_local else f"{self.filesystem.type_name}://{self.path}"
+
+    @property
+    def is_local(self) -> bool:
+        """Whether this is a path on this machine."""
+        return isinstance(self.filesystem, pafs.LocalFileSystem)
+
+    @property
+    def name(self) -> str:
+        """The last part of the path."""
+        return self.path.rstrip("/").rsplit("/", 1)[-1]
+
+    def sibling(self, suffix: str) -> "Location":
+        """The location beside this one, ``suffix`` added to its name."""
+        return Location(self.filesystem, self.path.rstrip("/") + suffix)
+
+    def exists(self) -> bool:
+        """Whether a file or folder is there; storage that does not answer is a UserError."""
+        with self.reachable():
+            result: bool = self.filesystem.get_file_info(self.path).type != pafs.FileType.NotFound
+            return result
+
+    def size(self) -> int | None:
+        """The file's size in bytes, None where there is no such file."""
+        with self.reachable():
+            info = self.filesystem.get_file_info(self.path)
+        return info.size if info.type == pafs.FileType.File else None
+
+    def names(self) -> list[str]:
+        """Sorted names in this folder; an absent folder has none."""
+        return sorted(info.base_name for info in self.listing())
+
+    def listing(self) -> list[pafs.FileInfo]:
+        """What is in this folder, with sizes and times; an absent folder holds nothing."""
+        with self.reachable():
+            result: list[pafs.FileInfo] = self.filesystem.get_file_info(
+                pafs.FileSelector(self.path, allow_not_found=True)
+            )
+            return result
+
+    def make_folder(self) -> None:
+        """Create the folder and its parents."""
+        with self.reachable():
+            self.filesystem.create_dir(self.path, recursive=True)
+
+    def read_bytes(self) -> bytes:
+        """The file's whole content."""
+        with self.filesystem.open_input_stream(self.path) as stream:
+            result: bytes = stream.read()
+            return result
+
+    def read_text(self) -> str:
+        """The file's whole content as UTF-8 text."""
+        return self.read_bytes().decode("utf-8")
+
+    def write_bytes(self, data: bytes) -> None:
+        """Write the file whole or not at all."""
+        with self.replacing() as partial, partial.filesystem.open_output_stream(partial.path) as stream:
+            stream.write(data)
+
+    def write_text(self, text: str) -> None:
+        """Write the UTF-8 file whole or not at all."""
+        self.write_bytes(text.encode("utf-8"))
+
+    @contextmanager
+    def replacing(self) -> Iterator["Location"]:
+        """Yield a temporary location; it takes this one's place when the block ends well.
+
+        An object store shows an object only once it is complete, so there the block writes in place.
+        """
+        with self.reachable():
+            if not self.is_local:
+                yield self
+                return
+            partial = self.sibling(f".{uuid.uuid4().hex[:8]}.tmp")
+            Path(self.path).parent.mkdir(parents=True, exist_ok=True)
+            try:
+                yield partial
+                os.replace(partial.path, self.path)
+            finally:
+                Path(partial.path).unlink(missing_ok=True)
+
+    def delete(self) -> None:
+        """Remove the file, or the folder with all in it; an absent one is no error."""
+        with self.reachable():
+            kind = self.filesystem.get_file_info(self.path).type
+            if kind == pafs.FileType.Directory:
+                self.filesystem.delete_dir(self.path)
+            elif kind == pafs.FileType.File:
+                self.filesystem.delete_file(self.path)
+
+    @contextmanager
+    def reachable(self) -> Iterator[None]:
+        """Turn a storage failure inside the block into one clear sentence."""
+        try:
+            yield
+        except OSError as error:
+            reason = os.strerror(error.errno) if error.errno else str(error).splitlines()[0][:200]
+            if error.errno in _FULL:
+                raise UserError(
+                    f"{self}: cannot be written, the disk is full ({reason}); free some space or name "
+                    "another place."
+                ) from None
+            mend = "path and its permissions" if self.is_local else "URL, the credentials and the network"
+            raise UserError(f"{self}: the storage cannot be used ({reason}); check the {mend}.") from None

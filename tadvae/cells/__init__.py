@@ -1,0 +1,1 @@
+"""Ragged cells, their normalisation, and the compiled loops over them."""

@@ -1,0 +1,87 @@
+"""Mean and variance of every gene from streaming sums over cells."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import sparse
+
+from tadvae.cells.kernels import add_moments
+from tadvae.cells.normalize import SCALE
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Sums over cells, by gene of the vocabulary, of linear normalised values (CP10K scale).
+
+    Attributes
+    ----------
+    n
+        Number of cells.
+    total, square
+        Sums of values and of their squares, float64, shape (n_genes,).
+    detected
+        Number of cells with a value above zero, shape (n_genes,).
+    """
+
+    n: int
+    total: np.ndarray
+    square: np.ndarray
+    detected: np.ndarray
+
+    @classmethod
+    def of(cls, values: sparse.csr_matrix, library: np.ndarray, *, log1p: bool) -> "Moments":
+        """Moments of some cells.
+
+        Parameters
+        ----------
+        values
+            Raw counts, or log1p values where ``log1p``; shape (n, n_genes).
+        library
+            Total counts of each cell, shape (n,); unused where ``log1p``.
+        """
+        per_cell = np.divide(SCALE["cp10k"], library, out=np.zeros(len(library)), where=library > 0)
+        sums = [np.zeros(values.shape[1]) for _ in range(3)]
+        add_moments(values.data, values.indices, values.indptr, per_cell, log1p, *sums)
+        return cls(values.shape[0], *sums)
+
+    def __add__(self, other: "Moments") -> "Moments":
+        return Moments(
+            self.n + other.n,
+            self.total + other.total,
+            self.square + other.square,
+            self.detected + other.detected,
+        )
+
+    @classmethod
+    def sum(cls, parts: Iterable["Moments"], n_genes: int) -> "Moments":
+        """Merge in the order given, so that the last bit does not depend on who finished first."""
+        result = cls(0, np.zeros(n_genes), np.zeros(n_genes), np.zeros(n_genes))
+        for part in parts:
+            result = result + part
+        return result
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """For an ``.npz`` file."""
+        return {"n": np.array(self.n), "total": self.total, "square": self.square, "detected": self.detected}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> "Moments":
+        """Inverse of :meth:`arrays`."""
+        return cls(int(arrays["n"]), arrays["total"], arrays["square"], arrays["detected"])
+
+    @property
+    def mean(self) -> np.ndarray:
+        """Mean by gene, shape (n_genes,)."""
+        return self.total / max(self.n, 1)
+
+    @property
+    def variance(self) -> np.ndarray:
+        """Unbiased variance by gene, shape (n_genes,)."""
+        if self.n < 2:
+            return np.zeros_like(self.total)
+        return np.maximum(self.square - self.total**2 / self.n, 0.0) / (self.n - 1)
+
+    def scaled(self, factor: float) -> "Moments":
+        """Moments of the same values times ``factor``."""
+        return Moments(self.n, self.total * factor, self.square * factor**2, self.detected)

@@ -1,0 +1,112 @@
+"""From a store and its split to the names behind a model's indices."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pandas as pd
+
+from tadvae.cells.ragged import Cells
+from tadvae.data.decode import DatasetView
+from tadvae.data.splits import TEST, VALIDATION
+from tadvae.data.vocabulary import ContextEntry, DatasetEntry, TargetEntry, Vocabulary
+from tadvae.genes.harmonise import canonical_targets
+from tadvae.pathways.membership import MIN_MEASURED, Membership
+from tadvae.store.reader import Store
+
+
+def build_vocabulary(
+    store: Store,
+    groups: pd.DataFrame,
+    views: list[DatasetView],
+    controls: dict[tuple[int, int], Cells],
+    membership: Membership,
+    min_measured: int = MIN_MEASURED,
+) -> Vocabulary:
+    """Name every index of the model."""
+    perturbations = store.perturbations
+    train = set(groups.loc[~groups["part"].isin([VALIDATION, TEST]), "perturbation"])
+    gene_of: dict[str, int] = {}
+    seen: set[str] = set()
+    modalities: dict[str, int] = {}
+    for row in perturbations.itertuples():
+        for target, gene, modality, sign in zip(
+            row.targets, row.target_genes, row.modalities, row.signs, strict=True
+        ):
+            gene_of[target] = int(gene)
+            modalities[modality] = int(sign)
+            if row.perturbation_index in train:
+                seen.add(target)
+    targets = [TargetEntry(name, gene_of[name], name in seen) for name in sorted(gene_of)]
+    names = sorted(modalities) or ["unspecified"]
+    datasets = []
+    for i, (entry, view) in enumerate(zip(store.manifest.datasets, views, strict=True)):
+        used = _modalities_of(store, groups, i)
+        common = max(sorted(set(used.values())), key=list(used.values()).count) if used else names[0]
+        datasets.append(
+            DatasetEntry(
+                name=entry.name,
+                genes=view.genes,
+                method=view.method,
+                kind=entry.kind,
+                modality=names.index(common),
+                target_modality={
+                    j: names.index(used[t.name]) for j, t in enumerate(targets) if t.name in used
+                },
+            )
+        )
+    contexts = [
+        ContextEntry(d, store.manifest.contexts[c], mean_profile(cells, views[d].genes), len(cells))
+        for (d, c), cells in controls.items()
+    ]
+    return Vocabulary(
+        genes=store.genes[["gene", "ensembl_id", "symbol"]],
+        membership=membership,
+        min_measured=min_measured,
+        datasets=datasets,
+        contexts=contexts,
+        targets=targets,
+        modalities=names,
+        signs=[modalities.get(name, 0) for name in names],
+        reference=store.reference,
+    )
+
+
+def mean_profile(cells: Cells, genes: np.ndarray) -> np.ndarray:
+    """Mean log-normalised expression over cells on a sorted gene list, float32, shape (G,)."""
+    total = np.bincount(
+        np.searchsorted(genes, cells.gene_ids), weights=cells.values.astype(np.float64), minlength=len(genes)
+    )
+    return (total / max(len(cells), 1)).astype(np.float32)
+
+
+def interventions(store: Store, vocabulary: Vocabulary) -> list[list[tuple[int, int]]]:
+    """(target, modality) model indices of every perturbation of the store."""
+    return [
+        [
+            (vocabulary.target_index[t], vocabulary.modalities.index(m))
+            for t, m in zip(row.targets, row.modalities, strict=True)
+        ]
+        for row in store.perturbations.itertuples()
+    ]
+
+
+def context_rows(store: Store, vocabulary: Vocabulary) -> dict[tuple[int, int], int]:
+    """Row of the vocabulary's contexts by the store's (dataset, context)."""
+    number = {name: c for c, name in enumerate(store.manifest.contexts)}
+    return {(entry.dataset, number[entry.name]): i for i, entry in enumerate(vocabulary.contexts)}
+
+
+def resolver(store: Store) -> Callable[[list[str]], list[str | None]]:
+    """How identifiers of pathway files become gene keys of this store."""
+    reference = store.gene_reference
+    return lambda names: canonical_targets(names, reference)
+
+
+def _modalities_of(store: Store, groups: pd.DataFrame, dataset: int) -> dict[str, str]:
+    used = set(groups.loc[groups["dataset"] == dataset, "perturbation"])
+    return {
+        target: modality
+        for row in store.perturbations.itertuples()
+        if row.perturbation_index in used
+        for target, modality in zip(row.targets, row.modalities, strict=True)
+    }

@@ -1,0 +1,56 @@
+"""Stored rows → normalised tokens of the genes that the model sees."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from tadvae.cells.normalize import SCALE, normalize
+from tadvae.cells.ragged import Cells
+from tadvae.store import tokens as varint
+
+COLUMNS = (*varint.COLUMNS, "total_counts")
+"""Stored columns that decoding reads."""
+
+
+@dataclass(frozen=True)
+class DatasetView:
+    """What a model sees of a dataset.
+
+    Attributes
+    ----------
+    genes
+        Sorted vocabulary indices of the chosen genes, shape (G,).
+    method
+        Normalisation (``cpm``, ``cp10k``, ``tpm``), or ``none`` where stored values are log1p already.
+    lengths
+        Transcript lengths by vocabulary index, shape (n_genes,), for ``tpm``.
+    """
+
+    genes: np.ndarray
+    method: str
+    lengths: np.ndarray | None = None
+
+
+def decode(table: pa.Table, view: DatasetView) -> Cells:
+    """Normalise stored cells (over all their genes) and keep the tokens of the view's genes.
+
+    Parameters
+    ----------
+    table
+        Rows with at least :data:`COLUMNS`, of one dataset.
+    """
+    total = table["total_counts"].to_numpy().astype(np.float64)
+    if view.method in ("cpm", "cp10k") and varint.holds_whole(table):
+        per_cell = np.divide(SCALE[view.method], total, out=np.zeros(len(total)), where=total > 0)
+        kept = np.zeros(int(view.genes.max(initial=-1)) + 1, bool)
+        kept[view.genes] = True
+        return Cells(*varint.unpack_normalized(table, per_cell, kept), total)
+    gene_ids, counts, offsets = varint.unpack_tokens(table)
+    if view.method == "none":
+        values = counts.astype(np.float32)
+    else:
+        values = normalize(counts, gene_ids, offsets, total, view.method, view.lengths)
+    keep = np.isin(gene_ids, view.genes)
+    below = np.concatenate([[0], np.cumsum(keep)])
+    return Cells(gene_ids[keep].astype(np.int32), values[keep], below[offsets], total)

@@ -1,0 +1,58 @@
+"""Which genes of a store may be tokens at all: all, the protein-coding ones, or a list."""
+
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tadvae.base.errors import UserError
+from tadvae.genes.harmonise import canonical_targets
+from tadvae.store.reader import Store
+
+ALL, PROTEIN_CODING = "all", "protein_coding"
+
+
+def selected_genes(store: Store, which: str) -> np.ndarray:
+    """Genes of the store's vocabulary that are wanted, bool, shape (n_genes,).
+
+    Parameters
+    ----------
+    which
+        ``all``, ``protein_coding``, or a text file with one gene a line (Ensembl id, symbol or alias).
+
+    Raises
+    ------
+    UserError
+        If nothing is known of gene types, the file cannot be read, or none of its genes is in the store.
+    """
+    genes = store.genes["gene"].to_numpy()
+    if which == ALL:
+        return np.ones(len(genes), bool)
+    if which == PROTEIN_CODING:
+        if store.reference != "human":
+            raise UserError(
+                "preprocess.genes: protein_coding needs the human gene reference, and this store was "
+                f"converted with '{store.reference}'; give a file of genes."
+            )
+        return np.isin(genes, _protein_coding())
+    try:
+        names = [line.strip() for line in Path(which).read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"preprocess.genes: {which} cannot be read ({type(error).__name__}); give all, protein_coding, "
+            "or a text file with one gene a line."
+        ) from None
+    wanted = canonical_targets([name for name in names if name], store.gene_reference)
+    chosen = np.isin(genes, [key for key in wanted if key is not None])
+    if not chosen.any():
+        raise UserError(f"preprocess.genes: no gene of {which} is in the store; see `tadvae inspect STORE`.")
+    return chosen
+
+
+def _protein_coding() -> list[str]:
+    data = resources.files("tadvae").joinpath("resources", "genes_human.parquet").read_bytes()
+    table = pq.read_table(pa.BufferReader(data), columns=["symbol", "ensembl_id", "gene_type"]).to_pandas()
+    coding = table[table["gene_type"] == "protein-coding"]
+    return [*coding["ensembl_id"].dropna(), *coding["symbol"]]

@@ -1,0 +1,183 @@
+"""The order of an epoch: which rank sees which bag when.
+
+A pure function of ``(seed, epoch, rank, world_size)`` and the store's bag table. Nothing is read here;
+the plan can be made from the middle of an epoch, which is how training resumes.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from pydantic import Field
+
+from tadvae.base.config import Config
+
+
+class StreamConfig(Config):
+    """How bags are put into batches."""
+
+    bags_per_batch: int = Field(8, ge=1)
+    """Bags of one step on one rank."""
+    shuffle_window: int = Field(8, ge=1)
+    """Row groups whose bags are shuffled together; more mixes better and holds more in memory."""
+    max_controls: int = Field(2048, ge=1)
+    """Control cells kept of each (dataset, context), to be matched with perturbed bags."""
+    control_bags: bool = True
+    """Also encode and reconstruct the bags of control cells."""
+    threads: int = Field(2, ge=1)
+    """Threads of a worker that decode."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """Some row groups read together.
+
+    Attributes
+    ----------
+    reads
+        (shard, row group, bag ids) to read, in this order.
+    order
+        The same bags in the order in which the model sees them.
+    """
+
+    reads: list[tuple[int, int, np.ndarray]]
+    order: np.ndarray
+
+
+def rank_bags(
+    bags: pd.DataFrame, seed: int, epoch: int, rank: int, world_size: int
+) -> tuple[list[tuple[int, int, np.ndarray]], int]:
+    """Row groups and bags of one rank in one epoch.
+
+    Row groups are shuffled and laid end to end, the bags of each in a new order, so that ranks which share
+    a row group swap its bags between epochs. The line of bags is cut into equal spans, one a rank. So every
+    rank has the same number of bags, bags stay whole, and at most ``world_size - 1`` row groups are read
+    twice. Where the number of bags does not divide, the last ranks repeat bags of the line's start.
+
+    Returns
+    -------
+    [(shard, row group, bag ids), …] in reading order, and how many bags the epoch repeats over all ranks.
+    """
+    groups = [
+        (int(shard), int(group), frame.index.to_numpy())
+        for (shard, group), frame in bags.groupby(["shard", "row_group"], sort=True)
+    ]
+    rng = np.random.default_rng([seed, epoch, 0])
+    order = rng.permutation(len(groups))
+    groups = [(shard, group, rng.permutation(ids)) for shard, group, ids in (groups[i] for i in order)]
+    n_bags = len(bags)
+    per_rank = math.ceil(n_bags / world_size)
+    starts = np.concatenate([[0], np.cumsum([len(ids) for _, _, ids in groups])])
+    reads = []
+    for first, last in _spans(rank * per_rank, (rank + 1) * per_rank, n_bags):
+        for (shard, group, ids), start in zip(groups, starts[:-1], strict=True):
+            part = ids[max(first - start, 0) : max(last - start, 0)]
+            if len(part):
+                reads.append((shard, group, np.sort(part)))
+    return reads, per_rank * world_size - n_bags
+
+
+def epoch_windows(
+    bags: pd.DataFrame,
+    config: StreamConfig,
+    *,
+    seed: int,
+    epoch: int,
+    rank: int,
+    world_size: int,
+    skip: int = 0,
+) -> list[Window]:
+    """Windows of one rank and epoch, without the first ``skip`` bags.
+
+    Ranks wait for each other at every step, so they have their batches of many tokens at the same steps.
+
+    Parameters
+    ----------
+    bags
+        The training bags: rows of ``Store.bags`` with their ids as index.
+    skip
+        Bags of this epoch that this rank has already seen.
+    """
+    reads, _ = rank_bags(bags, seed, epoch, rank, world_size)
+    n_steps = steps_per_epoch(len(bags), config, world_size)
+    heft = np.random.default_rng([seed, epoch, 3]).random(n_steps)  # the same on all ranks
+    windows, done = [], 0
+    for number, start in enumerate(range(0, len(reads), config.shuffle_window)):
+        part = reads[start : start + config.shuffle_window]
+        order = np.concatenate([ids for _, _, ids in part])
+        order = np.random.default_rng([seed, epoch, 1, rank, number]).permutation(order)
+        if world_size > 1:
+            order = _in_step(order, bags.loc[order, "n_tokens"].to_numpy(), done, config.bags_per_batch, heft)
+        done += len(order)
+        if skip >= len(order):
+            skip -= len(order)
+            continue
+        if skip:
+            left = np.sort(order[skip:])
+            part = [(s, g, kept) for s, g, ids in part if len(kept := ids[np.isin(ids, left)])]
+            order, skip = order[skip:], 0
+        windows.append(Window(part, order))
+    return windows
+
+
+def bags_left(
+    bags: pd.DataFrame, config: StreamConfig, *, seed: int, epoch: int, earlier: Sequence[Sequence[int]]
+) -> pd.DataFrame:
+    """The bags of an epoch that nobody has seen yet, after workers came or went in the middle of it.
+
+    Parameters
+    ----------
+    earlier
+        (world size, bags that each rank saw) of every stretch of the epoch before this one. A stretch is
+        planned over what the ones before left, so this is all there is to know of them.
+    """
+    for world_size, each in earlier:
+        seen = []
+        for rank in range(world_size):
+            windows = epoch_windows(bags, config, seed=seed, epoch=epoch, rank=rank, world_size=world_size)
+            seen.append(np.concatenate([window.order for window in windows])[:each])
+        bags = bags.drop(index=np.unique(np.concatenate(seen)))
+    return bags
+
+
+def steps_per_epoch(n_bags: int, config: StreamConfig, world_size: int) -> int:
+    """Steps of every rank in one epoch."""
+    return math.ceil(math.ceil(n_bags / world_size) / config.bags_per_batch)
+
+
+def _in_step(
+    order: np.ndarray, n_tokens: np.ndarray, done: int, per_batch: int, heft: np.ndarray
+) -> np.ndarray:
+    """The same batches of a window in another order: the more tokens, the more ``heft`` its step has.
+
+    Parameters
+    ----------
+    order, n_tokens : (n,)
+        Bags of the window and their tokens.
+    done
+        Bags before the window: some of the window may complete a batch of those.
+    heft : (n_steps,)
+        A number for every step of the epoch.
+    """
+    first = -done % per_batch
+    n_batches = max(len(order) - first, 0) // per_batch
+    span = slice(first, first + n_batches * per_batch)
+    batches = order[span].reshape(n_batches, per_batch)
+    by_size = np.argsort(n_tokens[span].reshape(n_batches, per_batch).sum(axis=1), kind="stable")
+    step = (done + first) // per_batch
+    by_heft = np.argsort(heft[step : step + n_batches], kind="stable")
+    result, moved = order.copy(), np.empty_like(batches)
+    moved[by_heft] = batches[by_size]
+    result[span] = moved.ravel()
+    return result
+
+
+def _spans(first: int, last: int, n: int) -> Iterator[tuple[int, int]]:
+    """``first:last`` on a line of ``n`` that starts again at its end."""
+    while first < last and n:
+        start = first % n
+        stop = min(start + last - first, n)
+        yield start, stop
+        first += stop - start

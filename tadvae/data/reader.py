@@ -1,0 +1,138 @@
+"""From a store and a split to what training needs: views, vocabulary, control cells.
+
+The passes over cells are independent calls on parts of the store, run by a ``Mapper``: a plain loop here,
+Ray tasks in ``pipelines``. Their results are merged in a fixed order.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from tadvae.base.errors import UserError
+from tadvae.cells.ragged import Cells, runs
+from tadvae.data.decode import COLUMNS, DatasetView, decode
+from tadvae.data.splits import TEST, VALIDATION, SplitConfig, held_out_rows
+from tadvae.store.reader import Store
+
+Read = tuple[int, int, np.ndarray]
+"""(shard, row group, bag ids)"""
+Group = tuple[int, int, int]
+"""(dataset, context, perturbation), store indices"""
+Mapper = Callable[[Callable[..., Any], Sequence[tuple[Any, ...]]], list[Any]]
+"""Calls a function on many argument tuples; results in their order."""
+
+
+def loop(function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
+    """The plain :data:`Mapper`."""
+    return [function(*each) for each in arguments]
+
+
+@dataclass(frozen=True)
+class CellReader:
+    """Reads normalised cells of some bags, of the training or of the held-out side.
+
+    Attributes
+    ----------
+    store
+    views
+        By dataset.
+    split
+        Decides single cells where its kind is ``cells``.
+    held_out
+        Read the held-out cells instead of the training cells.
+    """
+
+    store: Store
+    views: list[DatasetView]
+    split: SplitConfig
+    held_out: bool = False
+
+    def read(self, shard: int, row_group: int, bag_ids: np.ndarray) -> tuple[np.ndarray, Cells]:
+        """Bag id of every cell that is left, and the cells."""
+        table, bag_of_row = self.store.read_bags(shard, row_group, bag_ids, COLUMNS)
+        entry = self.store.manifest.shards[shard]
+        try:
+            cells = decode(table, self.views[entry.dataset])
+        except UserError as error:
+            raise UserError(
+                f"{self.store.folder}: shard {entry.path}, row group {row_group}: {error}"
+            ) from None
+        keep = self.kept(shard, row_group, bag_of_row)
+        return (bag_of_row, cells) if keep is None else (bag_of_row[keep], cells.take(np.flatnonzero(keep)))
+
+    def bags_with_cells(self, shard: int, row_group: int, bag_ids: np.ndarray) -> list[int]:
+        """Which of the bags have any cell on this side of the split; reads nothing."""
+        bag_of_row = np.repeat(bag_ids, self.store.bags["n_cells"].to_numpy()[bag_ids])
+        keep = self.kept(shard, row_group, bag_of_row)
+        result: list[int] = np.unique(bag_of_row if keep is None else bag_of_row[keep]).tolist()
+        return result
+
+    def kept(self, shard: int, row_group: int, bag_of_row: np.ndarray) -> np.ndarray | None:
+        """Which rows are on this side of the split, bool, shape (n,); None: all."""
+        if self.split.kind != "cells":
+            return None
+        name = self.store.manifest.datasets[self.store.manifest.shards[shard].dataset].name
+        if self.split.datasets is not None and name not in self.split.datasets:
+            return None
+        first = self.store.bags["first_row"].to_numpy()[bag_of_row]
+        within = np.concatenate([np.arange(b - a) for a, b in runs(bag_of_row)] or [np.empty(0, int)])
+        row = first + within
+        held = held_out_rows(int(row.max(initial=-1)) + 1, shard, row_group, self.split)[row]
+        result: np.ndarray | None = held if self.held_out else ~held
+        return result
+
+
+def training_bags(
+    store: Store, groups: pd.DataFrame, split: SplitConfig, control_bags: bool = True
+) -> pd.DataFrame:
+    """Bags with training cells; the index is the bag's id.
+
+    Parameters
+    ----------
+    groups
+        From :func:`tadvae.data.splits.split_groups`.
+    control_bags
+        Keep the bags of control cells too.
+    """
+    keys = ["dataset", "context", "perturbation"]
+    held = groups[groups["part"].isin([VALIDATION, TEST])][keys]
+    merged = store.bags.reset_index(names="bag").merge(held, on=keys, how="left", indicator=True)
+    bags = store.bags.loc[merged.loc[merged["_merge"] == "left_only", "bag"]]
+    if not control_bags:
+        bags = bags[bags["perturbation"] != store.control]
+    if split.kind == "cells":
+        reader = CellReader(store, [], split)
+        left = [bag for read in store.row_groups(bags) for bag in reader.bags_with_cells(*read)]
+        bags = bags.loc[bags.index.isin(left)]
+    return bags
+
+
+def load_groups(
+    reader: CellReader, bags: pd.DataFrame, max_cells: int, mapper: Mapper = loop
+) -> dict[Group, Cells]:
+    """Cells of every group among some bags, at most ``max_cells`` of each.
+
+    The bags of a store are shuffled, so the first bags of a group are a random sample.
+    """
+    keys = ["dataset", "context", "perturbation"]
+    before = bags.groupby(keys)["n_cells"].cumsum() - bags["n_cells"]
+    chosen = bags[before < max_cells]
+    group_of = dict(zip(chosen.index, chosen[keys].itertuples(index=False, name=None), strict=True))
+    found: dict[Group, list[Cells]] = {}
+    reads = [(reader, *read) for read in reader.store.row_groups(chosen)]
+    for bag_of_row, cells in mapper(CellReader.read, reads):
+        for a, b in runs(bag_of_row):
+            found.setdefault(group_of[bag_of_row[a]], []).append(cells[a:b])
+    return {key: Cells.concat(parts)[:max_cells] for key, parts in sorted(found.items())}
+
+
+def load_controls(
+    reader: CellReader, bags: pd.DataFrame, max_cells: int, mapper: Mapper = loop
+) -> dict[tuple[int, int], Cells]:
+    """Control cells of every (dataset, context) among some bags, at most ``max_cells`` of each."""
+    controls = bags[bags["perturbation"] == reader.store.control]
+    found = load_groups(reader, controls, max_cells, mapper)
+    return {(dataset, context): cells for (dataset, context, _), cells in found.items()}

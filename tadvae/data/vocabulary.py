@@ -1,0 +1,257 @@
+"""What the indices of a model mean: genes, pathways, datasets, contexts, targets, modalities.
+
+Saved beside the weights; with it a model folder needs neither its store nor its screens.
+"""
+
+import io
+import json
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from tadvae.base.errors import UserError
+from tadvae.base.filesystem import Location
+from tadvae.genes.reference import GeneReference
+from tadvae.pathways.membership import Membership
+from tadvae.store.manifest import vocabulary_hash
+
+
+@dataclass(frozen=True)
+class DatasetEntry:
+    """A training dataset.
+
+    Attributes
+    ----------
+    name
+    genes
+        Sorted vocabulary indices of the genes that the model sees, shape (G,).
+    method
+        Normalisation; ``none`` where values came log-transformed.
+    kind
+        ``cells`` or ``profiles``.
+    modality
+        Index of the modality used most.
+    target_modality
+        Modality index by target index, for the targets tested in this dataset.
+    """
+
+    name: str
+    genes: np.ndarray
+    method: str
+    kind: str
+    modality: int
+    target_modality: dict[int, int]
+
+
+@dataclass(frozen=True)
+class ContextEntry:
+    """A context of one dataset, with its mean control profile on the dataset's genes, shape (G,)."""
+
+    dataset: int
+    name: str
+    profile: np.ndarray
+    n_controls: int
+
+
+@dataclass(frozen=True)
+class TargetEntry:
+    """What can be perturbed.
+
+    Attributes
+    ----------
+    name
+    gene
+        Vocabulary index, -1 where it is not a gene (a ligand, a stimulus).
+    seen
+        Whether training cells were perturbed with it.
+    """
+
+    name: str
+    gene: int
+    seen: bool
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """All of it, in the order of the model's indices."""
+
+    genes: pd.DataFrame
+    membership: Membership
+    min_measured: int
+    datasets: list[DatasetEntry]
+    contexts: list[ContextEntry]
+    targets: list[TargetEntry]
+    modalities: list[str]
+    signs: list[int]
+    reference: str = "human"
+    """What brings identifiers of other files to these gene keys: ``human``, ``none``, or ``own`` (the genes
+    of this vocabulary and no other)."""
+
+    @property
+    def n_genes(self) -> int:
+        """Size of the gene vocabulary."""
+        return len(self.genes)
+
+    @cached_property
+    def hash(self) -> str:
+        """Fingerprint of the genes' order; equal to the store's."""
+        return vocabulary_hash(self.genes["gene"])
+
+    @cached_property
+    def available(self) -> np.ndarray:
+        """Which pathways each dataset can see, bool, shape (D, P)."""
+        rows = [self.membership.availability(dataset.genes, self.min_measured) for dataset in self.datasets]
+        return np.stack(rows) if rows else np.empty((0, self.membership.n_pathways), bool)
+
+    @cached_property
+    def gene_index(self) -> dict[str, int]:
+        """Vocabulary index by gene key."""
+        return {gene: i for i, gene in enumerate(self.genes["gene"])}
+
+    @cached_property
+    def target_index(self) -> dict[str, int]:
+        """Target index by name."""
+        return {target.name: i for i, target in enumerate(self.targets)}
+
+    @cached_property
+    def gene_reference(self) -> GeneReference:
+        """The :class:`GeneReference` that :attr:`reference` names."""
+        if self.reference == "own":
+            return GeneReference("the model's genes", self.genes)
+        return GeneReference.load(self.reference)
+
+    def symbols(self, genes: np.ndarray) -> list[str]:
+        """Readable names of vocabulary indices: the symbol where there is one, else the key."""
+        rows = self.genes.iloc[genes]
+        result: list[str] = rows["symbol"].where(rows["symbol"].notna(), rows["gene"]).tolist()
+        return result
+
+    def context(self, name: str, dataset: str | None = None) -> int:
+        """Index of a context by its name, and its dataset's where several have it; else a UserError."""
+        named = [i for i, c in enumerate(self.contexts) if c.name == name]
+        if not named:
+            known = ", ".join(sorted({c.name for c in self.contexts}))
+            raise UserError(
+                f"context '{name}' was not in training (known: {known}); give one of these, or "
+                "control cells of the new context with --controls."
+            )
+        found = [i for i in named if dataset in (None, self.datasets[self.contexts[i].dataset].name)]
+        holders = ", ".join(self.datasets[self.contexts[i].dataset].name for i in named)
+        if not found:
+            raise UserError(f"dataset '{dataset}' has no context '{name}' (it is in {holders}).")
+        if len(found) > 1:
+            raise UserError(f"context '{name}' is in several datasets ({holders}); name one with --dataset.")
+        return found[0]
+
+    def save(self, folder: Location) -> None:
+        """Write genes.parquet, pathways.parquet, vocabulary.json and profiles.safetensors."""
+        _write_table(self.genes, folder / "genes.parquet")
+        edges = pd.DataFrame({"pathway": self.membership.pathway, "gene": self.membership.gene})
+        _write_table(edges, folder / "pathways.parquet")
+        arrays = {}
+        for i, dataset in enumerate(self.datasets):
+            arrays[f"dataset.{i}"] = dataset.genes.astype(np.int64)
+        for i, context in enumerate(self.contexts):
+            arrays[f"context.{i}"] = context.profile.astype(np.float32)
+        (folder / "profiles.safetensors").write_bytes(save(arrays))
+        text: dict[str, Any] = {
+            "hash": self.hash,
+            "min_measured": self.min_measured,
+            "pathways": [
+                {"id": i, "name": name}
+                for i, name in zip(self.membership.pathway_ids, self.membership.names, strict=True)
+            ],
+            "datasets": [_without(asdict(dataset), "genes") for dataset in self.datasets],
+            "contexts": [_without(asdict(context), "profile") for context in self.contexts],
+            "targets": [asdict(target) for target in self.targets],
+            "modalities": self.modalities,
+            "signs": self.signs,
+            "reference": self.reference,
+        }
+        (folder / "vocabulary.json").write_text(json.dumps(text, indent=1))
+
+    @classmethod
+    def load(cls, folder: Location) -> "Vocabulary":
+        """Read what :meth:`save` wrote; a folder that is no model is a UserError."""
+        if not (folder / "vocabulary.json").exists():
+            raise UserError(
+                f"{folder}: not a model folder (it has no vocabulary.json); give the folder of a "
+                "finished run or of save_pretrained."
+            )
+        try:
+            text = json.loads((folder / "vocabulary.json").read_text())
+            genes = pq.read_table(io.BytesIO((folder / "genes.parquet").read_bytes())).to_pandas()
+            edges = pq.read_table(io.BytesIO((folder / "pathways.parquet").read_bytes())).to_pandas()
+            arrays = load((folder / "profiles.safetensors").read_bytes())
+            membership = Membership(
+                pathway_ids=[p["id"] for p in text["pathways"]],
+                names=[p["name"] for p in text["pathways"]],
+                pathway=edges["pathway"].to_numpy(np.int64),
+                gene=edges["gene"].to_numpy(np.int64),
+                n_genes=len(genes),
+            )
+            datasets = []
+            for i, entry in enumerate(text["datasets"]):
+                entry["target_modality"] = {int(t): m for t, m in entry["target_modality"].items()}
+                datasets.append(DatasetEntry(genes=arrays[f"dataset.{i}"], **entry))
+            result = cls(
+                genes=genes,
+                membership=membership,
+                min_measured=text["min_measured"],
+                datasets=datasets,
+                contexts=[
+                    ContextEntry(profile=arrays[f"context.{i}"], **entry)
+                    for i, entry in enumerate(text["contexts"])
+                ],
+                targets=[TargetEntry(**entry) for entry in text["targets"]],
+                modalities=text["modalities"],
+                signs=text["signs"],
+                reference=text["reference"],
+            )
+            result._check_shapes()
+            found, expected = result.hash, text["hash"]
+        except (
+            LookupError,
+            TypeError,
+            ValueError,
+            AttributeError,
+            OSError,
+            pa.ArrowException,
+            SafetensorError,
+        ) as error:
+            raise UserError(
+                f"{folder}: damaged model folder ({type(error).__name__}: {str(error)[:120]}); "
+                "copy it again from its run."
+            ) from None
+        if found != expected:
+            raise UserError(
+                f"{folder}: genes.parquet does not belong to this model (vocabulary {found}, "
+                f"expected {expected}); copy the folder again from its run."
+            )
+        return result
+
+    def _check_shapes(self) -> None:
+        """Raise a ValueError where arrays of a folder do not belong together."""
+        for dataset in self.datasets:
+            if dataset.genes.size and not 0 <= dataset.genes.min() <= dataset.genes.max() < self.n_genes:
+                raise ValueError(f"dataset '{dataset.name}' has genes outside the vocabulary")
+        for context in self.contexts:
+            if context.profile.shape != self.datasets[context.dataset].genes.shape:
+                raise ValueError(f"the profile of context '{context.name}' is not over its dataset's genes")
+
+
+def _without(entry: dict[str, Any], key: str) -> dict[str, Any]:
+    return {name: value for name, value in entry.items() if name != key}
+
+
+def _write_table(frame: pd.DataFrame, place: Location) -> None:
+    buffer = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pandas(frame, preserve_index=False), buffer, compression="zstd")
+    place.write_bytes(buffer.getvalue())

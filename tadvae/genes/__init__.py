@@ -1,0 +1,1 @@
+"""Gene identifiers brought to one vocabulary."""

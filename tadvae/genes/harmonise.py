@@ -1,0 +1,193 @@
+"""Gene names of one panel, and names of perturbation targets, brought to the keys of a reference."""
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from tadvae.base.errors import UserError
+from tadvae.genes.reference import (
+    _DIRECT,
+    _ENSEMBL,
+    _OTHER_CASE,
+    _VAR_SYMBOL,
+    GeneReference,
+    _Match,
+    _own_key,
+    _text,
+)
+
+_BLANK = frozenset({"", "nan", "NaN", "None", "<NA>", "NA"})  # what casts and text files leave of nothing
+
+# Stimuli, reporters and constructs that screens name as perturbations, and that were once an alias of
+# an unrelated gene (LPS of IRF6, TCR of a T-cell receptor pseudogene).
+_NOT_TARGETS = frozenset({"BFP", "IFN", "KO", "LPS", "NA", "NT", "PBS", "PHA", "RFP", "SEB", "TCR", "TPA"})
+
+_MIN_FOREIGN = 20  # the spelling of fewer names says nothing about the organism
+
+
+def harmonise(
+    names: Sequence[str],
+    reference: GeneReference,
+    *,
+    where: str,
+    symbols: Sequence[str] | None = None,
+    max_unknown: float = 0.5,
+) -> pd.DataFrame:
+    """Bring one panel's gene names to the reference's keys.
+
+    Parameters
+    ----------
+    names
+        The panel's gene names, such as ``adata.var_names``.
+    reference
+        What is known of the organism's genes.
+    where
+        The file or column that the names come from, for messages.
+    symbols
+        A second column of names (``adata.var["gene_symbols"]``), read where the first says nothing.
+    max_unknown
+        The greatest share of unknown names to accept.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row per name, in order. ``source``: the name as given. ``gene``: the key, unique in the table:
+        the primary Ensembl id, for a gene without one its official symbol, for an unknown name the name
+        (an Ensembl id without its version). ``ensembl_id`` and ``symbol``: a string or None. ``how``:
+        ``ensembl``, ``ensembl_alternate``, ``symbol``, ``alias``, ``var_symbol``, ``unknown``, or, under
+        the reference "none", ``as_given``.
+
+    Raises
+    ------
+    UserError
+        On an empty name, on a gene that occurs twice, and if too many names are unknown.
+
+    Notes
+    -----
+    Ensembl ids and official symbols are direct matches. An indirect match (an alternate id, another case,
+    an alias, a name without scanpy's suffix, the second column) never makes a duplicate: where its gene is
+    in the panel already, or two of them meet, the weaker (both, if equally strong) keeps its own name and
+    is unknown. The order of the names has no influence on the result.
+    """
+    if symbols is not None and len(symbols) != len(names):
+        raise ValueError(f"{len(names)} names, but {len(symbols)} symbols")
+    texts = [_text(name) for name in names]
+    if "" in texts:
+        raise UserError(f"{where}: gene number {texts.index('') + 1} has no name; name or drop that column.")
+    second = [_text(symbol) for symbol in symbols] if symbols is not None else [""] * len(texts)
+    second = ["" if text in _BLANK else text for text in second]
+
+    own = texts if reference.as_given else [_own_key(text) for text in texts]
+    matches: list[_Match | None] = [None] * len(texts)
+    if not reference.as_given:
+        matches = _without_collisions(_find_all(reference, texts, own, second), own)
+        _check_known(matches, texts, reference, where, max_unknown)
+    keys = [match.key if match else key for match, key in zip(matches, own, strict=True)]
+    _check_duplicates(keys, texts, where)
+
+    unknown = "as_given" if reference.as_given else "unknown"
+    return pd.DataFrame(
+        {
+            "source": list(names),
+            "gene": keys,
+            "ensembl_id": [_ensembl_id(reference, *pair) for pair in zip(matches, keys, strict=True)],
+            "symbol": [_symbol(reference, *pair) for pair in zip(matches, second, strict=True)],
+            "how": [match.how if match else unknown for match in matches],
+        },
+        dtype=object,
+    )
+
+
+def canonical_targets(names: Sequence[str], reference: GeneReference) -> list[str | None]:
+    """Return the gene key of each perturbation target, None for what is no gene (a drug, a stimulus).
+
+    Only an Ensembl id, an official symbol in its own case or an unambiguous alias is a gene here. Under
+    the reference "none" every name is.
+    """
+    if reference.as_given:
+        return [_text(name) or None for name in names]
+    matches = [
+        reference._find_exact(name) or (reference._find_alias(name) if name not in _NOT_TARGETS else None)
+        for name in map(_text, names)
+    ]
+    return [match.key if match else None for match in matches]
+
+
+def _find_all(
+    reference: GeneReference, texts: list[str], own: list[str], second: list[str]
+) -> list[_Match | None]:
+    """Find every name by itself, else without its suffix, else by the second column."""
+    panel = set(own)
+    matches: list[_Match | None] = []
+    for text, symbol in zip(texts, second, strict=True):
+        match = reference._find(text) or reference._find_suffixed(text, panel)
+        if match is None and symbol and (found := reference._find(symbol)):
+            match = found._replace(how="var_symbol", rank=_VAR_SYMBOL)
+        matches.append(match)
+    return matches
+
+
+def _without_collisions(matches: list[_Match | None], own: list[str]) -> list[_Match | None]:
+    """Return the matches without the indirect ones whose gene a stronger one has taken."""
+    # A name is taken even where it is itself indirect: it may come to stand for itself.
+    taken = set(own) | {match.key for match in matches if match and match.rank == _DIRECT}
+    ranks: dict[str, list[int]] = {}
+    for match in matches:
+        if match and match.rank != _DIRECT:
+            ranks.setdefault(match.key, []).append(match.rank)
+    # Two of equal strength say nothing about which of them the gene is.
+    winner = {
+        key: min(found) for key, found in ranks.items() if key not in taken and found.count(min(found)) == 1
+    }
+    return [match if match and match.rank in (_DIRECT, winner.get(match.key)) else None for match in matches]
+
+
+def _check_known(
+    matches: list[_Match | None], texts: list[str], reference: GeneReference, where: str, max_unknown: float
+) -> None:
+    """Refuse a panel of another organism, or a column that holds no gene names."""
+    mend = (
+        f"expected Ensembl ids or symbols of the gene reference {reference.name}; give the right column of"
+        " var in the dataset's spec, or `genes: {reference: none}` to take names as they are."
+    )
+    pairs = list(zip(matches, texts, strict=True))
+    # Most mouse symbols are the human ones in title case, so the match by case would map a mouse panel.
+    other_case = [text for match, text in pairs if match and match.rank == _OTHER_CASE]
+    foreign = [text for text in other_case if text == text.capitalize()]
+    direct = sum(match is not None and match.rank == _DIRECT for match in matches)
+    if len(foreign) >= max(_MIN_FOREIGN, direct):
+        raise UserError(
+            f"{where}: {len(foreign)} of {len(texts)} gene names are spelt as in mouse or rat (for example"
+            f" {', '.join(foreign[:3])}); put the names into upper case if they are human; {mend}"
+        )
+    unknown = [text for match, text in pairs if match is None]
+    if len(unknown) > max_unknown * len(texts):
+        raise UserError(
+            f"{where}: {len(unknown) / len(texts):.0%} of {len(texts)} gene names are unknown (for example"
+            f" {', '.join(unknown[:3])}), more than {max_unknown:.0%}; {mend}"
+        )
+
+
+def _check_duplicates(keys: list[str], texts: list[str], where: str) -> None:
+    """Refuse a gene that occurs twice."""
+    groups: dict[str, list[str]] = {}
+    for key, text in zip(keys, texts, strict=True):
+        groups.setdefault(key, []).append(text)
+    if repeated := sorted((key, sorted(group)) for key, group in groups.items() if len(group) > 1):
+        shown = "; ".join(f"{key} as {' and '.join(group[:3])}" for key, group in repeated[:5])
+        raise UserError(
+            f"{where}: duplicate genes after harmonisation, {len(repeated)} in all ({shown}); sum or drop the"
+            " duplicated columns, e.g. adata = adata[:, ~adata.var_names.duplicated()]."
+        )
+
+
+def _ensembl_id(reference: GeneReference, match: _Match | None, key: str) -> str | None:
+    if match and match.gene is not None:
+        return reference._ids[match.gene] or None
+    found = _ENSEMBL.fullmatch(key)
+    return found[1] if found and not found[2] else None
+
+
+def _symbol(reference: GeneReference, match: _Match | None, second: str) -> str | None:
+    official = reference._symbols[match.gene] if match and match.gene is not None else ""
+    return official or (second if match or reference.as_given else None) or None

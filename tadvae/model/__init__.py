@@ -1,0 +1,1 @@
+"""A trained model and what one asks of it: activities, predictions, uncertainty, graphs."""

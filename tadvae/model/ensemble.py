@@ -1,0 +1,242 @@
+"""Several models of one store that differ by their seed: one prediction, how far they agree, and intervals.
+
+On disk::
+
+    ENSEMBLE/ensemble.json                           members, and what the intervals were calibrated on
+    ENSEMBLE/members/seed-0 …                        a run's folder each
+    ENSEMBLE/calibration/fold-0-seed-0 …             runs without a fold of the training perturbations
+    ENSEMBLE/calibration.json calibration.safetensors
+"""
+
+import json
+import os
+from collections.abc import Sequence
+from typing import Any, Literal, Self
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from tadvae.base.errors import UserError
+from tadvae.base.filesystem import Location
+from tadvae.cells.ragged import Cells
+from tadvae.data.vocabulary import Vocabulary
+from tadvae.model.conformal import Calibration
+from tadvae.model.factor_graph import edge_stability
+from tadvae.model.tadvae import TADVAE
+from tadvae.settings.experiment import ExperimentConfig
+
+ENSEMBLE = "ensemble.json"
+CALIBRATION, SCALES = "calibration.json", "calibration.safetensors"
+
+
+class Ensemble:
+    """Models of one store, split and config; only their seeds differ.
+
+    Attributes
+    ----------
+    members
+    calibration
+        What turns their spread into intervals; None: no intervals.
+    """
+
+    def __init__(self, members: Sequence[TADVAE], calibration: Calibration | None = None) -> None:
+        if not members:
+            raise ValueError("an ensemble needs a member.")
+        self.members = list(members)
+        self.calibration = calibration
+
+    @classmethod
+    def from_pretrained(cls, place: str | os.PathLike[str]) -> Self:
+        """Load an ensemble's folder; one that is damaged or unfinished is a UserError."""
+        folder = Location.of(place)
+        about = read_about(folder)
+        members = [TADVAE.from_pretrained(str(folder / name)) for name in about["members"]]
+        return cls(members, read_calibration(folder))
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """The names, the same for all members."""
+        return self.members[0].vocabulary
+
+    @property
+    def config(self) -> ExperimentConfig:
+        """The config of the first member; the others differ by their seed."""
+        return self.members[0].config
+
+    def unknown(self, target: int) -> str | None:
+        """Why the ensemble cannot answer for a target, None if it can; see :meth:`TADVAE.unknown`."""
+        return self.members[0].unknown(target)
+
+    def counterfactual(
+        self,
+        cells: Cells,
+        genes: np.ndarray,
+        profile: np.ndarray,
+        dataset: int,
+        perturbations: Sequence[Sequence[tuple[int, int]]],
+        context: int = -1,
+    ) -> np.ndarray:
+        """Mean over members of the cells under each of M perturbations, float32, shape (M, n, G).
+
+        See :meth:`TADVAE.counterfactual`.
+        """
+        parts = [
+            member.counterfactual(cells, genes, profile, dataset, perturbations, context)
+            for member in self.members
+        ]
+        mean: np.ndarray = np.stack(parts).mean(axis=0, dtype=np.float64)
+        return mean.astype(np.float32)
+
+    def predict(
+        self,
+        target: str | Sequence[str],
+        *,
+        context: str,
+        dataset: str | None = None,
+        controls: ad.AnnData | None = None,
+        values: Literal["counts", "log1p"] = "counts",
+    ) -> ad.AnnData:
+        """Predict cells under a perturbation, with the uncertainty of their mean; see :meth:`TADVAE.predict`.
+
+        Returns
+        -------
+        ``X``: mean of the members' cells, and ``layers["seed_spread"]`` their standard deviation.
+        ``var["predicted_mean"]``; ``var["seed_spread"]``, the standard deviation of the members' means;
+        ``varm["interval"]``, shape (G, 2): a conformal interval of the mean profile of such cells, NaN where
+        none can be promised. ``uns["tadvae"]`` says at which level, or why there is none.
+
+        Raises
+        ------
+        UserError
+            Where the members do not know: an unknown target or context.
+        """
+        parts = [
+            member.predict(target, context=context, dataset=dataset, controls=controls, values=values)
+            for member in self.members
+        ]
+        result = parts[0]
+        cells = np.stack([part.X for part in parts])  # (S, n, G)
+        means = np.stack([part.var["predicted_mean"].to_numpy(np.float64) for part in parts])  # (S, G)
+        spread = seed_spread(means)
+        result.X = cells.mean(axis=0, dtype=np.float64).astype(np.float32)
+        result.layers["seed_spread"] = seed_spread(cells).astype(np.float32)
+        result.var["predicted_mean"] = means.mean(axis=0)
+        result.var["seed_spread"] = spread
+        about = result.uns["tadvae"]
+        about["members"] = len(self.members)
+        reason = self._no_interval(about["dataset"], context)
+        interval = np.full((result.n_vars, 2), np.nan)
+        if reason is None and self.calibration is not None:
+            centre = means.mean(axis=0)
+            if controls is None:  # around the mean of all controls of the context, not of those kept
+                row = self.vocabulary.context(context, dataset)
+                centre = (
+                    centre + self.vocabulary.contexts[row].profile - result.var["control_mean"].to_numpy()
+                )
+            genes = result.var["gene"]
+            known = self.vocabulary.genes["gene"].to_numpy()[
+                next(d.genes for d in self.vocabulary.datasets if d.name == about["dataset"])
+            ]
+            at = pd.Index(known).get_indexer(genes)  # own controls may lack genes, and have others
+            every = np.full(len(known), 0.0)
+            every[at[at >= 0]] = spread[at >= 0]
+            width = self.calibration.half_width(about["dataset"], every)
+            half = np.where(at >= 0, width[at], np.nan)
+            interval = np.column_stack([centre - half, centre + half])
+            about["interval_level"] = self.calibration.level
+        else:
+            about["no_interval"] = reason or "this ensemble was not calibrated"
+        result.varm["interval"] = interval
+        return result
+
+    def _no_interval(self, dataset: str, context: str) -> str | None:
+        calibration = self.calibration
+        if calibration is None:
+            return "this ensemble was not calibrated"
+        if not np.isfinite(calibration.factor):
+            return f"{calibration.n} calibration perturbations are too few for {calibration.level:.0%}"
+        if dataset not in calibration.scale:
+            return f"dataset '{dataset}' has no calibration perturbations"
+        if context not in {entry.name for entry in self.vocabulary.contexts}:
+            return f"context '{context}' was not in training"
+        return None
+
+    def graph(self, threshold: float = 0.05) -> pd.DataFrame:
+        """Edges between the first's factors, one row each, with the share of members that have them.
+
+        See :func:`tadvae.model.factor_graph.edge_stability`; besides, ``source_name`` and
+        ``target_name``, the pathway that each factor reads most.
+        """
+        loadings = [m.module.factors.loadings.detach().numpy() for m in self.members]
+        edges = edge_stability([m.graph() for m in self.members], loadings, threshold)
+        name = self.members[0].factors(top=1).set_index("factor")["name"]
+        return edges.assign(source_name=edges["source"].map(name), target_name=edges["target"].map(name))
+
+
+def is_ensemble(place: str | os.PathLike[str]) -> bool:
+    """Whether a folder is that of an ensemble."""
+    return (Location.of(place) / ENSEMBLE).exists()
+
+
+def load_model(place: str | os.PathLike[str]) -> TADVAE | Ensemble:
+    """Load a run or an ensemble."""
+    return Ensemble.from_pretrained(place) if is_ensemble(place) else TADVAE.from_pretrained(place)
+
+
+def read_about(folder: Location) -> dict[str, Any]:
+    """What ``ensemble.json`` says."""
+    try:
+        about = json.loads((folder / ENSEMBLE).read_text())
+        if not all(isinstance(name, str) for name in about["members"]) or not about["members"]:
+            raise ValueError("no members")
+    except (ValueError, LookupError, TypeError, OSError) as error:
+        raise UserError(
+            f"{folder}: damaged ensemble ({ENSEMBLE}: {type(error).__name__}); copy it again, or train "
+            "it again."
+        ) from None
+    result: dict[str, Any] = about
+    return result
+
+
+def write_calibration(folder: Location, calibration: Calibration) -> None:
+    """Keep a calibration with its ensemble."""
+    arrays = {name: np.asarray(scale) for name, scale in calibration.scale.items()}
+    (folder / SCALES).write_bytes(save(arrays))
+    factor = calibration.factor if np.isfinite(calibration.factor) else None
+    about = {"level": calibration.level, "factor": factor, "n": calibration.n, "kind": calibration.kind}
+    about["with_spread"] = calibration.with_spread
+    (folder / CALIBRATION).write_text(json.dumps(about, indent=1))
+
+
+def read_calibration(folder: Location) -> Calibration | None:
+    """Inverse of :func:`write_calibration`; None where there is none."""
+    if not (folder / CALIBRATION).exists():
+        return None
+    try:
+        about = json.loads((folder / CALIBRATION).read_text())
+        scale = load((folder / SCALES).read_bytes())
+        factor = float("inf") if about["factor"] is None else float(about["factor"])
+        return Calibration(
+            float(about["level"]),
+            factor,
+            scale,
+            int(about["n"]),
+            str(about["kind"]),
+            bool(about["with_spread"]),
+        )
+    except (ValueError, LookupError, TypeError, OSError, SafetensorError) as error:
+        raise UserError(
+            f"{folder}: damaged ensemble ({CALIBRATION}: {type(error).__name__}); copy it again, or train it "
+            "again."
+        ) from None
+
+
+def seed_spread(values: np.ndarray) -> np.ndarray:
+    """Standard deviation over members (first axis); zero for a single one."""
+    if len(values) < 2:
+        return np.zeros(values.shape[1:])
+    result: np.ndarray = values.std(axis=0, ddof=1, dtype=np.float64)
+    return result

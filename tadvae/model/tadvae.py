@@ -1,0 +1,455 @@
+"""The door for users: a trained model and what one asks it.
+
+>>> model = TADVAE.from_pretrained("RUN")            # doctest: +SKIP
+>>> model.activities(adata)                          # adata.obsm["X_tadvae_activity"]
+>>> model.predict("KLF1+MAP2K6", context="k562")     # AnnData of predicted cells
+"""
+
+import os
+import tempfile
+from collections.abc import Sequence
+from typing import Any, Literal, Self
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+from safetensors.torch import save_file
+
+from tadvae.base.errors import UserError
+from tadvae.base.filesystem import Location
+from tadvae.cells.ragged import Cells
+from tadvae.data.build_vocabulary import mean_profile
+from tadvae.data.vocabulary import Vocabulary
+from tadvae.effects.file import load_effects, save_effects
+from tadvae.effects.model import EffectModel, EffectsConfig
+from tadvae.model.card import write_card
+from tadvae.model.causal_graph import CausalGraph, pathway_effects, read_graph
+from tadvae.model.controls import profile_cell, read_controls
+from tadvae.model.encode import contributions, encode
+from tadvae.model.hub import HUB, download, upload
+from tadvae.model.many import predicted_means
+from tadvae.model.move import move_cells
+from tadvae.model.new_cells import cells_of, unique_names
+from tadvae.model.targets import dataset_like, find_target, why_unknown
+from tadvae.model.weights import WEIGHTS, load_weights, state_tensors
+from tadvae.nn.network import TADVAEModule
+from tadvae.settings.experiment import ExperimentConfig
+
+CONFIG = "config.yaml"
+
+
+class TADVAE:
+    """A trained model.
+
+    Attributes
+    ----------
+    vocabulary
+        Names of genes, pathways, datasets, contexts and targets.
+    config
+        The resolved config of its run.
+    controls
+        Some control cells of each context, where the model was loaded from a run; predictions start from
+        them. By row of ``vocabulary.contexts``.
+    effects
+        The regression of mean effects; None: predictions are the network's alone.
+    """
+
+    def __init__(
+        self,
+        module: TADVAEModule,
+        vocabulary: Vocabulary,
+        config: ExperimentConfig,
+        controls: dict[int, Cells] | None = None,
+        effects: EffectModel | None = None,
+    ) -> None:
+        self.module = module.eval()
+        self.vocabulary = vocabulary
+        self.config = config
+        self.controls = controls or {}
+        self.effects = effects
+
+    @classmethod
+    def from_pretrained(cls, place: str | os.PathLike[str]) -> Self:
+        """Load a run's folder, a folder of :meth:`save_pretrained`, or ``hf://NAME/MODEL`` from the Hub.
+
+        Raises
+        ------
+        UserError
+            If there is no finished model, or it is damaged.
+        """
+        if str(place).startswith(HUB):
+            place = download(str(place).removeprefix(HUB))
+        folder = Location.of(place)
+        run = folder if (folder / "model").exists() else None
+        folder = folder / "model" if run is not None else folder
+        vocabulary = Vocabulary.load(folder)
+        if not (folder / WEIGHTS).exists():
+            raise UserError(
+                f"{folder}: no {WEIGHTS}: the run has not finished; go on with it by "
+                "`tadvae train … --resume`."
+            )
+        try:
+            config = ExperimentConfig.load_text((folder / CONFIG).read_text(), str(folder / CONFIG))
+        except (OSError, UnicodeDecodeError):
+            raise UserError(
+                f"{folder}: damaged model folder ({CONFIG} cannot be read); copy it again from its run."
+            ) from None
+        module = TADVAEModule(config.model, config.loss, vocabulary, files=False)
+        load_weights((folder / WEIGHTS), module)
+        genes = {i: dataset.genes for i, dataset in enumerate(vocabulary.datasets)}
+        effects = load_effects(folder, genes) if config.effects.weight else None
+        return cls(module, vocabulary, config, read_controls(run) if run is not None else None, effects)
+
+    def save_pretrained(self, place: str | os.PathLike[str]) -> None:
+        """Write weights, config, vocabulary, mean effects and a model card (``README.md``).
+
+        Control cells stay behind, they are data.
+        """
+        folder = Location.of(place)
+        folder.make_folder()
+        self.vocabulary.save(folder)
+        config = self.config
+        if self.effects is not None:
+            save_effects(self.effects, folder)
+        else:  # a config that asks for them would look for their file
+            config = config.model_copy(update={"effects": EffectsConfig(weight=0.0)})
+        (folder / CONFIG).write_text(config.to_yaml())
+        write_card(folder, self.vocabulary, config)
+        with (folder / WEIGHTS).replacing() as partial:
+            save_file(state_tensors(self.module), partial.path)
+
+    def push_to_hub(
+        self,
+        repo: str,
+        *,
+        private: bool = True,
+        token: str | None = None,
+        message: str = "Upload a tadvae model",
+    ) -> str:
+        """Put the model on the Hugging Face Hub; it is private unless you say otherwise.
+
+        Parameters
+        ----------
+        repo
+            ``NAME/MODEL``; made where it does not exist.
+        token
+            None: that of ``hf auth login``, or ``HF_TOKEN``.
+
+        Returns
+        -------
+        Address of the commit; load the model with ``TADVAE.from_pretrained("hf://NAME/MODEL")``.
+
+        Raises
+        ------
+        UserError
+            If ``huggingface_hub`` is not installed, or the Hub refuses.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            return upload(folder, repo, private=private, token=token, message=message)
+
+    # -- what cells do ------------------------------------------------------------------------------
+
+    def activities(
+        self, adata: ad.AnnData, *, layer: str | None = None, values: Literal["counts", "log1p"] = "counts"
+    ) -> pd.DataFrame:
+        """Activity of every pathway in every cell.
+
+        Parameters
+        ----------
+        adata
+            Cells with any panel; genes are matched by identifier.
+        layer
+            Layer with the values; None: ``X``.
+        values
+            Raw counts, or log1p values normalised as in training.
+
+        Returns
+        -------
+        Activities, shape (n_cells, P), by pathway id; NaN where the panel has fewer measured genes of a
+        pathway than the model asks for. Also put into ``adata.obsm["X_tadvae_activity"]``, with the
+        pathways' names and availability in ``adata.uns["tadvae"]``. How many genes matched is said by the
+        logger ``tadvae`` and in ``adata.uns["tadvae"]``.
+
+        Raises
+        ------
+        UserError
+            If the panel sees no pathway, or the values are not what they are said to be.
+        """
+        cells = cells_of(adata, self.vocabulary, self.config.preprocess, layer=layer, values=values)
+        activity, _ = encode(self.module, cells)
+        activity[:, ~cells.available] = np.nan
+        membership = self.vocabulary.membership
+        adata.obsm["X_tadvae_activity"] = activity
+        adata.uns["tadvae"] = {
+            "pathways": membership.pathway_ids,
+            "pathway_names": membership.names,
+            "available": cells.available,
+            "genes_matched": len(cells.genes),
+            "genes_given": adata.n_vars,
+            "genes_of_model": cells.n_trained,
+        }
+        return pd.DataFrame(activity, index=adata.obs_names, columns=membership.pathway_ids)
+
+    def latent(
+        self, adata: ad.AnnData, *, layer: str | None = None, values: Literal["counts", "log1p"] = "counts"
+    ) -> np.ndarray:
+        """Latent means μ before any perturbation's shift; see :meth:`activities` for the parameters.
+
+        Returns
+        -------
+        Shape (n_cells, K), without NaN; also put into ``adata.obsm["X_tadvae"]``, so that
+        ``sc.pp.neighbors(adata, use_rep="X_tadvae")`` finds it.
+
+        Raises
+        ------
+        UserError
+            As :meth:`activities`.
+        """
+        cells = cells_of(adata, self.vocabulary, self.config.preprocess, layer=layer, values=values)
+        _, latent = encode(self.module, cells)
+        adata.obsm["X_tadvae"] = latent
+        return latent
+
+    def contributions(
+        self,
+        adata: ad.AnnData,
+        pathway: str,
+        *,
+        layer: str | None = None,
+        values: Literal["counts", "log1p"] = "counts",
+    ) -> pd.DataFrame:
+        """What each gene adds to one pathway's activity, shape (n_cells, genes that can).
+
+        Genes are the measured members of the pathway, and others where the model lets them contribute
+        (candidates of a soft mask, a leak). Rows sum to the activity less the pathway's bias.
+
+        Raises
+        ------
+        UserError
+            If the pathway (by id) is not in the model, and as :meth:`activities`.
+        """
+        membership = self.vocabulary.membership
+        if pathway not in membership.pathway_ids:
+            raise UserError(f"pathway '{pathway}' is not in the model; see model.vocabulary.membership.")
+        p = membership.pathway_ids.index(pathway)
+        cells = cells_of(adata, self.vocabulary, self.config.preprocess, layer=layer, values=values)
+        genes = np.intersect1d(self.module.pathway.reads(p).numpy(), cells.genes)
+        result = contributions(self.module, cells, p, genes)
+        return pd.DataFrame(result, index=adata.obs_names, columns=self.vocabulary.symbols(genes))
+
+    # -- what perturbations do ----------------------------------------------------------------------
+
+    def predict(
+        self,
+        target: str | Sequence[str],
+        *,
+        context: str,
+        dataset: str | None = None,
+        controls: ad.AnnData | None = None,
+        values: Literal["counts", "log1p"] = "counts",
+    ) -> ad.AnnData:
+        """Predict cells under a perturbation.
+
+        Parameters
+        ----------
+        target
+            One target, or several as ``"A+B"`` or a sequence.
+        context, dataset
+            Name of a training context, and of its dataset where several have it. With ``controls`` the
+            context may be new; the dataset then says which screen's way of perturbing is meant.
+        controls
+            Control cells to start from; None: those kept with the run, or else the context's mean profile.
+
+        Returns
+        -------
+        Predicted cells: ``X`` in log-normalised units, one row a control cell; ``var["predicted_mean"]``,
+        ``var["control_mean"]``; ``uns["tadvae"]`` says from what.
+
+        Raises
+        ------
+        UserError
+            Where the model does not know: an unknown target or context.
+        """
+        names = _names(target)
+        if controls is not None:
+            new = cells_of(controls, self.vocabulary, self.config.preprocess, layer=None, values=values)
+            cells, genes, start, row = new.cells, new.genes, "given control cells", -1
+            d = dataset_like(names, dataset, self.vocabulary)
+            profile = mean_profile(cells, genes)
+            index = controls.obs_names.astype(str).tolist()
+        else:
+            row = self.vocabulary.context(context, dataset)
+            d, genes, profile, cells, start = self._start(row)
+            index = [f"control_{i}" for i in range(len(cells))]
+        pairs = [self._target(name, d) for name in names]
+        predicted = self.counterfactual(cells, genes, profile, d, [pairs], row)[0]
+        symbols = self.vocabulary.symbols(genes)
+        var = pd.DataFrame(
+            {
+                "gene": self.vocabulary.genes["gene"].to_numpy()[genes],
+                "predicted_mean": predicted.mean(axis=0),
+                "control_mean": cells.dense(genes).mean(axis=0),
+            },
+            index=pd.Index(unique_names(symbols)),
+        )
+        label = "+".join(sorted(names))
+        obs = pd.DataFrame({"perturbation": label, "context": context}, index=pd.Index(index))
+        about: dict[str, Any] = {
+            "perturbation": label,
+            "context": context,
+            "dataset": self.vocabulary.datasets[d].name,
+            "started_from": start,
+            "normalisation": self.vocabulary.datasets[d].method,
+        }
+        return ad.AnnData(predicted, obs=obs, var=var, uns={"tadvae": about})
+
+    def predict_means(
+        self, targets: Sequence[str | Sequence[str]], *, context: str, dataset: str | None = None
+    ) -> pd.DataFrame:
+        """Mean profiles under many perturbations at once, log-normalised, shape (M, G).
+
+        Parameters
+        ----------
+        targets
+            As for :meth:`predict`, one entry a perturbation.
+        context, dataset
+            Of training; predictions start from the same cells as those of :meth:`predict`, and row i is the
+            ``predicted_mean`` of perturbation i.
+
+        Returns
+        -------
+        By label (``A+B``) and gene symbol.
+
+        Raises
+        ------
+        UserError
+            Where the model does not know a target or the context.
+        """
+        row = self.vocabulary.context(context, dataset)
+        d, genes, profile, cells, _ = self._start(row)
+        names = [_names(target) for target in targets]
+        found = {name: self._target(name, d) for name in sorted({name for each in names for name in each})}
+        perturbations = [[found[name] for name in each] for each in names]
+        means = predicted_means(self, cells, genes, profile, d, perturbations, row)
+        labels = ["+".join(sorted(each)) for each in names]
+        return pd.DataFrame(means, index=labels, columns=unique_names(self.vocabulary.symbols(genes)))
+
+    def _start(self, row: int) -> tuple[int, np.ndarray, np.ndarray, Cells, str]:
+        """Dataset, genes, control profile and cells to start from in a context, and what those cells are."""
+        entry = self.vocabulary.contexts[row]
+        genes = self.vocabulary.datasets[entry.dataset].genes
+        if row in self.controls:
+            return entry.dataset, genes, entry.profile, self.controls[row], "control cells of the run"
+        cells = profile_cell(entry.profile, genes)
+        return entry.dataset, genes, entry.profile, cells, "mean control profile"
+
+    def counterfactual(
+        self,
+        cells: Cells,
+        genes: np.ndarray,
+        profile: np.ndarray,
+        dataset: int,
+        perturbations: Sequence[Sequence[tuple[int, int]]],
+        context: int = -1,
+    ) -> np.ndarray:
+        """The cells under each of M perturbations, float32, shape (M, n, G).
+
+        The network moves each cell; the mean of the moves is then mixed with the regression's mean effect
+        (``effects.weight``). The regression has the whole say of a target that the network does not know; of
+        a condition of training, whose mean it observed; and in a context where no effect was seen, where
+        it holds back and the network does not.
+
+        Parameters
+        ----------
+        cells
+            n control cells.
+        genes
+            Sorted vocabulary indices, shape (G,).
+        profile
+            Their context's mean control profile, shape (G,).
+        dataset
+            Model index of the dataset.
+        perturbations
+            (target, modality) model indices of each perturbation.
+        context
+            Row of the vocabulary's contexts; −1: a new one.
+        """
+        known = self.known(perturbations)
+        temperature = self.config.loss.temperature.high
+        predicted = move_cells(
+            self.module, self.vocabulary, temperature, cells, genes, profile, dataset, known
+        )  # (M, n, G)
+        if self.effects is None:
+            return predicted
+        effect = self.effects.predict(dataset, context, perturbations, genes)  # (M, G)
+        moved = predicted.mean(axis=1, dtype=np.float64) - cells.dense(genes).mean(axis=0, dtype=np.float64)
+        weight = self.regression_weight(dataset, context, perturbations)[:, None]  # (M, 1)
+        result: np.ndarray = predicted + (weight * (effect - moved))[:, None].astype(np.float32)
+        return result
+
+    def known(self, perturbations: Sequence[Sequence[tuple[int, int]]]) -> list[list[tuple[int, int]]]:
+        """The perturbations without the targets that the network does not know."""
+        return [[(t, m) for t, m in pairs if self.unknown(t) is None] for pairs in perturbations]
+
+    def regression_weight(
+        self, dataset: int, context: int, perturbations: Sequence[Sequence[tuple[int, int]]]
+    ) -> np.ndarray:
+        """Share of the regression in each mean, shape (M,); see :meth:`counterfactual`."""
+        if self.effects is None:
+            return np.zeros(len(perturbations))
+        mixed = self.effects.is_between(dataset, context, perturbations)
+        pairs = zip(self.known(perturbations), perturbations, strict=True)
+        mixed &= [len(kept) == len(asked) for kept, asked in pairs]
+        return np.where(mixed, self.config.effects.weight, 1.0)
+
+    def _target(self, name: str, dataset: int) -> tuple[int, int]:
+        return find_target(name, dataset, self.vocabulary, self.config.model.causal.targets)
+
+    def factors(self, top: int = 10) -> pd.DataFrame:
+        """The pathways that make each factor: the ``top`` largest |δ|, one row a (factor, pathway)."""
+        delta = self.module.factors.loadings.detach().numpy()  # (K, P)
+        membership = self.vocabulary.membership
+        rows = []
+        for k, loadings in enumerate(delta):
+            for p in np.argsort(-np.abs(loadings), kind="stable")[:top]:
+                rows.append((k, membership.pathway_ids[p], membership.names[p], float(loadings[p])))
+        return pd.DataFrame(rows, columns=["factor", "pathway", "name", "loading"])
+
+    def graph(self) -> np.ndarray:
+        """Effects of factors on each other, shape (K, K), strictly upper triangular: (i, j) is i's on j.
+
+        How the network composes its predictions, not what causes what: see docs/model.md, and
+        :meth:`causal_graph`. Source: Zhang et al. 2023.
+        """
+        return self.module.causal.adjacency().detach().numpy()
+
+    def causal_graph(self, n_factors: int | None = None, threshold: float = 0.2) -> CausalGraph:
+        """The graph that effects of single targets on pathways show; see :mod:`tadvae.model.causal_graph`.
+
+        Only pathways that every dataset can see take part, and the targets seen in training, in the
+        vocabulary's order. Effects are those of the regression, averaged over contexts, with the sign that
+        they would have were all targets activated.
+
+        Raises
+        ------
+        UserError
+            If the model has no regression of effects, or too few targets or pathways.
+        """
+        if self.effects is None:
+            raise UserError("causal graph: this model was trained with effects.weight 0; train with effects.")
+        effects, pathways = pathway_effects(self.effects, self.vocabulary)
+        K = n_factors or min(self.config.model.causal.n_factors, *effects.shape)
+        return read_graph(effects, K, threshold, pathways)
+
+    def unknown(self, target: int) -> str | None:
+        """Why the model cannot answer for a target, None if it can.
+
+        Indices of ``len(vocabulary.targets)`` and above stand for genes of the vocabulary.
+        """
+        return why_unknown(target, self.vocabulary, self.config.model.causal.targets)
+
+
+def _names(target: str | Sequence[str]) -> list[str]:
+    """Targets of one perturbation."""
+    return [name.strip() for name in (target.split("+") if isinstance(target, str) else target)]

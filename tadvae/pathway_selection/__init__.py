@@ -1,0 +1,1 @@
+"""From an ontology and annotations to a selected set of pathways."""

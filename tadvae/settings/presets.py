@@ -1,0 +1,142 @@
+"""Published models, and ours, as whole configurations of the same parts.
+
+A preset is a function that returns a config; :data:`PRESETS` names them. Constants are from REFERENCES A1
+to A3 of the publications' code. ``docs/model.md`` says what each departs in.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from tadvae.base.errors import UserError
+from tadvae.cells.normalize import PreprocessConfig
+from tadvae.data.plan import StreamConfig
+from tadvae.effects.model import EffectsConfig
+from tadvae.nn.causal import CausalConfig
+from tadvae.nn.decoder import DecoderConfig
+from tadvae.nn.encoder import EncoderConfig
+from tadvae.nn.latent import LatentConfig
+from tadvae.nn.losses import LossConfig, Schedule
+from tadvae.nn.network import ModelConfig
+from tadvae.nn.strategies.base import PathwayConfig
+from tadvae.settings.experiment import ExperimentConfig, PathwaysConfig, TrainConfig
+
+EPOCHS = 100
+"""Of the discrepancy VAE and of SENA; their schedules count in these."""
+
+
+def tadvae() -> ExperimentConfig:
+    """What we recommend: the defaults."""
+    return ExperimentConfig()
+
+
+def dvae() -> ExperimentConfig:
+    """Discrepancy VAE (Zhang et al. 2023): a hidden layer of 128 units, 105 factors."""
+    return ExperimentConfig(
+        pathways=PathwaysConfig(units=128),
+        stream=StreamConfig(bags_per_batch=1, control_bags=False),
+        model=ModelConfig(
+            pathway=PathwayConfig(masking="linear"),
+            latent=LatentConfig(variance="softplus"),
+            causal=_published_causal(),
+            decoder=DecoderConfig(kind="mlp", d_gene=128, decode="direct", counterfactual="mean"),
+            init="normal",
+        ),
+        loss=_published_loss(alpha=10.0, beta=2.0, temperature=5.0, sigma=1000.0),
+        effects=EffectsConfig(weight=0.0),
+        train=_published_training(),
+    )
+
+
+def sena(leak: float = 0.0) -> ExperimentConfig:
+    """SENA (de la Fuente et al. 2025): a unit a pathway, whose other genes weigh ``leak`` (λ)."""
+    config = dvae()
+    return config.model_copy(
+        update={
+            "pathways": PathwaysConfig(),
+            "model": config.model.model_copy(
+                update={
+                    "pathway": PathwayConfig(masking="linear", leak=leak, weight_init="genes"),
+                    "init": "scaled",
+                }
+            ),
+            "loss": _published_loss(alpha=1.0, beta=1.0, temperature=100.0, sigma=200.0).model_copy(
+                update={"kl": "mean", "l1": "mean", "sparsity": 0.1}
+            ),
+        }
+    )
+
+
+def netactivity() -> ExperimentConfig:
+    """NetActivity (Ruiz-Arenas et al. 2024): pathways are the code of an autoencoder, decoded linearly.
+
+    Its shifts, which the publication does not have, act on pathways. The three steps of its training
+    (sets alone, decoder alone, all) are one here.
+    """
+    return ExperimentConfig(
+        stream=StreamConfig(bags_per_batch=2),
+        model=ModelConfig(
+            pathway=PathwayConfig(masking="linear"),
+            latent=LatentConfig(kind="identity", activation="elu"),
+            causal=CausalConfig(graph=False, shift="free", scales=False, sign_prior="none"),
+            decoder=DecoderConfig(kind="linear", decode="direct", counterfactual="mean"),
+        ),
+        loss=LossConfig(beta=Schedule(high=0.0), sparsity=0.0),
+        effects=EffectsConfig(weight=0.0),
+        train=TrainConfig(epochs=EPOCHS, learning_rate=1e-3, weight_average=None),
+    )
+
+
+def tadvae_paper() -> ExperimentConfig:
+    """T-AD-VAE as its draft has it; where the draft is silent, the discrepancy VAE's choices."""
+    return ExperimentConfig(
+        preprocess=PreprocessConfig(normalize="cpm", n_top_genes=5000),
+        stream=StreamConfig(bags_per_batch=1, control_bags=False),
+        model=ModelConfig(
+            pathway=PathwayConfig(masking="soft", tokens="all", candidates="all", d_embed=128, n_heads=8),
+            encoder=EncoderConfig(kind="full"),
+            latent=LatentConfig(variance="softplus"),
+            causal=_published_causal(),
+            decoder=DecoderConfig(kind="mlp", d_gene=128, decode="direct", counterfactual="mean"),
+        ),
+        loss=_published_loss(alpha=10.0, beta=2.0, temperature=5.0, sigma=1000.0),
+        effects=EffectsConfig(weight=0.0),
+        train=_published_training(),
+    )
+
+
+PRESETS: Mapping[str, Callable[[], ExperimentConfig]] = {
+    "tadvae": tadvae,
+    "tadvae-paper": tadvae_paper,
+    "dvae": dvae,
+    "sena": sena,
+    "sena-1e-3": lambda: sena(1e-3),
+    "sena-1e-2": lambda: sena(1e-2),
+    "netactivity": netactivity,
+}
+
+
+def settings_of(name: str) -> dict[str, Any]:
+    """What a preset sets otherwise than the defaults, as nested settings for a config file."""
+    if name not in PRESETS:
+        raise UserError(f"preset '{name}': no such preset; take one of {', '.join(PRESETS)}.")
+    return PRESETS[name]().model_dump(mode="json", exclude_defaults=True)
+
+
+def _published_causal() -> CausalConfig:
+    return CausalConfig(n_factors=105, hidden=128, shift="assigned", sign_prior="none", scales=False)
+
+
+def _published_loss(alpha: float, beta: float, temperature: float, sigma: float) -> LossConfig:
+    return LossConfig(
+        alpha=Schedule(high=alpha, start=5, end=EPOCHS // 2 - 1),
+        beta=Schedule(high=beta, start=10, end=EPOCHS - 1),
+        temperature=Schedule(low=1.0, high=temperature, start=5, end=EPOCHS - 1),
+        sparsity=1e-3,
+        mean_match=0.0,
+        mmd="biased",
+        sigma=sigma,
+    )
+
+
+def _published_training() -> TrainConfig:
+    return TrainConfig(epochs=EPOCHS, learning_rate=1e-3, weight_average=None, clip_norm=None)

@@ -1,0 +1,1 @@
+"""Simulated screens with a known causal truth."""

@@ -1,0 +1,394 @@
+"""Screens with a known causal truth: to see whether a model finds what is there.
+
+The process is the model's own (discrepancy VAE, Zhang 2023; T-AD-VAE), run forwards. For a cell of
+context c and batch h with targets b ∈ {0,1}^T, over K factors, P pathways and G genes::
+
+    z ~ N(m_c, I_K)                                     exogenous
+    s_t = sign(modality) · |s_t| · onehot(k(t))         a target acts on exactly one factor
+    e = Σ_t b_t s_t + Σ_{t<t'} b_t b_t' c_tt'           c: epistasis, zero for most pairs
+    u = (z + e) (I − G*)⁻¹                              G* sparse, strictly upper triangular
+    a_p = l_p · u_k(p) + ε,  ε ~ N(0, activity_noise²)  one main factor drives a pathway
+    η_g = β_g + γ_cg + δ_hg + Σ_p w_pg a_p + b_g · sign(modality) · own_effect
+    r = softmax(η over the screen's panel),  d ~ LogNormal(log depth, depth_sd²)
+    x_g ~ Poisson(d r_g Γ_g),  Γ_g ~ Gamma(mean 1, variance dispersion)
+
+b_g is 1 if gene g itself is perturbed. CRISPRa has sign +1, CRISPRi −1. The epistasis of a pair is a
+shift of one factor beyond what its targets do alone; where it is zero, doubles are additive in latent
+space. Factors are numbered in causal order: ``graph[i, j]``, i < j, is what factor i does to factor j.
+Every target belongs to a pathway that its own factor drives with a positive loading, so pathways know
+something of targets that were never perturbed. All of it, names too, is synthetic.
+"""
+
+from dataclasses import dataclass
+from itertools import combinations
+from math import comb
+from typing import Any, Literal
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+from pydantic import Field, ValidationInfo, field_validator
+from scipy import sparse
+from scipy.linalg import solve_triangular
+
+from tadvae.base.config import Config
+from tadvae.pathways.sets import PathwaySets
+
+CONTROL = "control"
+SIGN = {"CRISPRa": 1.0, "CRISPRi": -1.0}
+TARGET_SUM = 1e4
+"""True profiles are means of ``log1p(counts / total counts of the cell * TARGET_SUM)``."""
+
+_CHUNK = 2048  # cells whose rates are dense in memory at once
+_COLOURS = ("amber", "azure", "coral", "ivory", "jade", "lilac", "ochre", "olive", "pearl", "scarlet", "teal")
+_NOUNS = ("response", "synthesis", "transport", "repair", "signalling", "turnover", "assembly")
+
+
+class ScreenConfig(Config):
+    """One simulated screen."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", description="Name of dataset and file.")
+    modality: Literal["CRISPRa", "CRISPRi"] = Field(default="CRISPRa", description="Shifts up or down.")
+    contexts: tuple[str, ...] = Field(default=("SIMLINE1",), min_length=1, description="Cell lines.")
+    n_genes: int = Field(default=600, ge=1, description="Measured genes.")
+    n_singles: int = Field(default=12, ge=1, description="Targets perturbed alone.")
+    n_doubles: int = Field(default=16, ge=0, description="Pairs of them perturbed together, drawn at random.")
+    doubles: tuple[tuple[int, int], ...] | None = Field(
+        default=None, description="The pairs, as positions among this screen's singles; replaces n_doubles."
+    )
+    control_cells: int = Field(default=300, ge=1, description="Control cells per context.")
+    cells_per_condition: int = Field(default=75, ge=1, description="Cells per context of other conditions.")
+    depth: float = Field(default=3000.0, gt=0, description="Median total counts of a cell.")
+    depth_sd: float = Field(default=0.35, ge=0, description="Standard deviation of the log depth.")
+    n_batches: int = Field(default=2, ge=1, description="Batches that the cells are spread over.")
+
+
+_SCREENS = (
+    ScreenConfig(name="screen_a"),
+    ScreenConfig(
+        name="screen_b",
+        modality="CRISPRi",
+        contexts=("SIMLINE1", "SIMLINE2"),
+        n_singles=8,
+        n_doubles=6,
+        depth=2000.0,
+    ),
+)
+
+
+class SimulationConfig(Config):
+    """All that a simulation depends on; "spread" is a standard deviation of log rates."""
+
+    seed: int = Field(default=0, ge=0, description="The only source of randomness.")
+    n_genes: int = Field(default=800, ge=2, description="Genes that the panels are drawn from.")
+    n_factors: int = Field(default=6, ge=1, description="Latent factors K.")
+    n_pathways: int = Field(default=24, ge=1, validate_default=True, description="Pathways P.")
+    genes_per_pathway: tuple[int, int] = Field(
+        default=(15, 30), validate_default=True, description="Smallest and largest size of a pathway."
+    )
+    n_targets: int = Field(default=15, ge=1, validate_default=True, description="Targets T of all screens.")
+    screens: tuple[ScreenConfig, ...] = Field(
+        default=_SCREENS, min_length=1, validate_default=True, description="Screens; they share targets."
+    )
+    edge_fraction: float = Field(default=0.35, ge=0, le=1, description="Share of possible edges that exist.")
+    edge_range: tuple[float, float] = Field(default=(0.4, 0.8), description="Absolute weight of an edge.")
+    shift_range: tuple[float, float] = Field(default=(1.5, 3.0), description="Absolute shift, in SDs of z.")
+    loading_range: tuple[float, float] = Field(default=(0.3, 0.6), description="Absolute loading.")
+    negative_loadings: float = Field(default=0.25, ge=0, le=1, description="Share of loadings below 0.")
+    own_effect: float = Field(default=1.5, ge=0, description="Change of a target's own log rate.")
+    epistasis: float = Field(default=1.0, ge=0, description="Absolute extra shift by a non-additive double.")
+    epistasis_fraction: float = Field(default=0.25, ge=0, le=1, description="Share of doubles that have it.")
+    activity_noise: float = Field(default=0.1, ge=0, description="SD of an activity given its factor.")
+    baseline_sd: float = Field(default=1.0, ge=0, description="Spread of the genes.")
+    context_sd: float = Field(default=0.3, ge=0, description="Spread of contexts, also of factor means.")
+    batch_sd: float = Field(default=0.1, ge=0, description="Spread of the batches.")
+    dispersion: float = Field(default=0.1, ge=0, description="Negative binomial dispersion; 0: Poisson.")
+    truth_cells: int = Field(default=500, ge=1, description="Fresh cells behind each true mean profile.")
+
+    @field_validator("edge_range", "shift_range", "loading_range")
+    @classmethod
+    def _ordered(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if not 0 <= value[0] <= value[1]:
+            raise ValueError("expected a smallest and a largest value, not negative")
+        return value
+
+    @field_validator("n_pathways", "genes_per_pathway", "n_targets", "screens")
+    @classmethod
+    def _fits(cls, value: Any, info: ValidationInfo) -> Any:
+        if not {"n_genes", "n_factors"} <= info.data.keys():
+            return value  # they are the first problem
+        G, K = info.data["n_genes"], info.data["n_factors"]
+        if info.field_name == "n_pathways" and value < K:
+            raise ValueError(f"expected one pathway or more for each of {K} factors")
+        if info.field_name == "genes_per_pathway" and not 1 <= value[0] <= value[1] <= G:
+            raise ValueError(f"expected a smallest and a largest size between 1 and n_genes = {G}")
+        # The targets of a factor are members of one pathway, so they have to fit into it.
+        most = min(G, K * info.data.get("genes_per_pathway", (G,))[0])
+        if info.field_name == "n_targets" and value > most:
+            raise ValueError(f"expected at most {most}, what the smallest pathways of {K} factors hold")
+        for screen in value if info.field_name == "screens" else ():
+            n, T, name = screen.n_singles, info.data.get("n_targets", G), screen.name
+            if not n <= min(T, screen.n_genes) <= screen.n_genes <= G:
+                raise ValueError(f"{name}: expected n_singles <= n_targets and n_singles <= n_genes <= {G}")
+            if screen.doubles is None and screen.n_doubles > comb(n, 2):
+                raise ValueError(f"{name}: expected n_doubles up to {comb(n, 2)} for {n} singles")
+            pairs = {(min(pair), max(pair)) for pair in screen.doubles or ()}
+            if len(pairs) < len(screen.doubles or ()) or not pairs <= set(combinations(range(n), 2)):
+                raise ValueError(f"{name}: expected doubles to be different pairs of positions below {n}")
+            if [other.name for other in value].count(name) > 1:
+                raise ValueError(f"expected unique names, found '{name}' again")
+            if len(set(screen.contexts)) < len(screen.contexts):
+                raise ValueError(f"{name}: expected every context once")
+        return value
+
+
+@dataclass(frozen=True, eq=False)
+class ScreenTruth:
+    """What is true of one screen: C cells, n measured genes, S conditions, L contexts."""
+
+    name: str
+    conditions: list[str]  # control, singles, doubles
+    contexts: list[str]
+    panel: np.ndarray  # (n,) positions of the measured genes, ascending
+    design: np.ndarray  # (S, T) 1 where a condition perturbs a target
+    shift: np.ndarray  # (T,) signed by the modality
+    batch_effect: np.ndarray  # (batches, n) log rate
+    z: np.ndarray  # (C, K) exogenous, before any shift
+    u: np.ndarray  # (C, K)
+    activity: np.ndarray  # (C, P)
+    mean_u: np.ndarray  # (L, S, K) exact expectation
+    profile: np.ndarray  # (L, S, n) mean log1p of counts per TARGET_SUM, over truth_cells fresh cells
+
+
+@dataclass(frozen=True, eq=False)
+class Truth:
+    """What is true of all screens; positions refer to the lists of names."""
+
+    genes: list[str]  # G
+    pathways: list[str]  # P
+    targets: list[str]  # T
+    contexts: list[str]
+    graph: np.ndarray  # (K, K) strictly upper triangular, G* above
+    pathway_factor: np.ndarray  # (P,)
+    loading: np.ndarray  # (P,)
+    weight: np.ndarray  # (P, G) log rate per unit of activity, 0 outside the pathway
+    target_gene: np.ndarray  # (T,) positions among the genes
+    target_factor: np.ndarray  # (T,)
+    magnitude: np.ndarray  # (T,) absolute shift
+    epistasis: np.ndarray  # (T, T, K) symmetric in the targets, c above
+    baseline: np.ndarray  # (G,) log rate
+    context_mean: np.ndarray  # (contexts, K)
+    context_effect: np.ndarray  # (contexts, G) log rate
+    screens: list[ScreenTruth]
+
+
+@dataclass(frozen=True, eq=False)
+class Simulation:
+    """Screens, their pathways, and the truth behind them."""
+
+    config: SimulationConfig
+    screens: list[ad.AnnData]
+    sets: PathwaySets
+    truth: Truth
+
+
+def latent(exogenous: np.ndarray, graph: np.ndarray) -> np.ndarray:
+    """Solve ``u = exogenous (I − graph)⁻¹`` for rows ``(C, K)``; ``graph`` is strictly upper triangular."""
+    lower = np.eye(graph.shape[0]) - graph.T
+    result: np.ndarray = solve_triangular(lower, exogenous.T, lower=True, unit_diagonal=True).T
+    return result
+
+
+def latent_shift(design: np.ndarray, shift: np.ndarray, truth: Truth) -> np.ndarray:
+    """Shift of the factors ``(C, K)`` by the targets in each row of ``design`` ``(C, T)``."""
+    by_factor = np.zeros((shift.size, truth.graph.shape[0]))
+    by_factor[np.arange(shift.size), truth.target_factor] = shift
+    partners = np.tensordot(design, truth.epistasis, axes=1)  # (C, T, K)
+    result: np.ndarray = design @ by_factor + np.einsum("ct,ctk->ck", design, partners) / 2
+    return result
+
+
+def simulate(config: SimulationConfig) -> Simulation:
+    """Draw screens with a known truth; the same config gives the same numbers.
+
+    ``X`` holds int32 counts (CSR); ``obs`` the categories ``condition`` (``control``, ``A``, ``A+B``),
+    ``cell_type`` (the context) and ``batch``. Row c of a :class:`ScreenTruth` is cell c of its screen.
+    """
+    designs = [_design(config, index) for index in range(len(config.screens))]
+    truth = _world(config, designs)
+    screens = []
+    for index, panel in enumerate(_panels(config, truth, designs)):
+        screen, screen_truth = _screen(config, index, truth, designs[index], panel)
+        screens.append(screen)
+        truth.screens.append(screen_truth)
+    words = [f"simulated {colour} {noun}" for noun in _NOUNS for colour in _COLOURS]
+    names = [f"{words[p % len(words)]} {p + 1}" for p in range(config.n_pathways)]
+    genes = [[truth.genes[g] for g in np.flatnonzero(row)] for row in truth.weight]
+    return Simulation(config, screens, PathwaySets(truth.pathways, names, genes, "simulation"), truth)
+
+
+def _rng(config: SimulationConfig, *stream: int) -> np.random.Generator:
+    """A generator for each part, so that, say, more cells do not change the truth."""
+    return np.random.default_rng(np.random.SeedSequence(config.seed, spawn_key=stream))
+
+
+def _design(config: SimulationConfig, index: int) -> np.ndarray:
+    """Targets of each condition of a screen, ``(S, T)``: none, one, two.
+
+    The singles are a window of neighbouring targets: it covers the factors evenly and overlaps the
+    windows of the other screens.
+    """
+    screen, n, T = config.screens[index], config.screens[index].n_singles, config.n_targets
+    window = (index * T // len(config.screens) + np.arange(n)) % T
+    pairs = list(screen.doubles or ())
+    if screen.doubles is None:
+        every = list(combinations(range(n), 2))
+        chosen = _rng(config, 1, index).choice(len(every), screen.n_doubles, replace=False)
+        pairs = [every[i] for i in np.sort(chosen)]
+    design = np.zeros((1 + n + len(pairs), T))
+    design[1 + np.arange(n), window] = 1
+    for row, pair in enumerate(pairs, start=1 + n):
+        design[row, window[list(pair)]] = 1
+    return design
+
+
+def _world(config: SimulationConfig, designs: list[np.ndarray]) -> Truth:
+    """Draw what all screens share."""
+    rng = _rng(config, 0)
+    G, K, P, T = config.n_genes, config.n_factors, config.n_pathways, config.n_targets
+    rows, columns = np.triu_indices(K, k=1)
+    edges = rng.permutation(rows.size)[: round(config.edge_fraction * rows.size)]
+    graph = np.zeros((K, K))
+    weights = rng.choice([-1, 1], edges.size) * rng.uniform(*config.edge_range, edges.size)
+    graph[rows[edges], columns[edges]] = weights
+
+    pathway_factor = rng.permutation(np.arange(P) % K)
+    first = np.unique(pathway_factor, return_index=True)[1]  # (K,) the first pathway of each factor
+    loading = rng.uniform(*config.loading_range, P)
+    suppressed = rng.permutation(np.setdiff1d(np.arange(P), first))
+    loading[suppressed[: round(config.negative_loadings * P)]] *= -1
+
+    target_gene = rng.choice(G, T, replace=False)
+    target_factor = rng.permutation(K)[np.arange(T) % K]
+    keys = rng.random((P, G))  # the genes of lowest key are members, targets before all others
+    keys[first[target_factor], target_gene] = -1
+    sizes = rng.integers(*config.genes_per_pathway, P, endpoint=True)
+    member = keys.argsort(axis=1).argsort(axis=1) < sizes[:, None]  # (P, G)
+
+    doubles = np.unique(np.concatenate([d[d.sum(axis=1) == 2] for d in designs]), axis=0)
+    order = rng.permutation(len(doubles))[: round(config.epistasis_fraction * len(doubles))]
+    epistasis = np.zeros((T, T, K))
+    for pair in doubles[order]:
+        t, other = np.flatnonzero(pair)
+        factor, extra = rng.integers(K), rng.choice([-1, 1]) * config.epistasis
+        epistasis[t, other, factor] = epistasis[other, t, factor] = extra
+    contexts = list(dict.fromkeys(name for screen in config.screens for name in screen.contexts))
+    genes = [f"SIM{g + 1:04d}" for g in range(G)]
+    return Truth(
+        genes=genes,
+        pathways=[f"SIMPATH:{p + 1:04d}" for p in range(P)],
+        targets=[genes[g] for g in target_gene],
+        contexts=contexts,
+        graph=graph,
+        pathway_factor=pathway_factor,
+        loading=loading,
+        weight=np.where(member, rng.uniform(0.5, 1.5, (P, G)), 0.0),
+        target_gene=target_gene,
+        target_factor=target_factor,
+        magnitude=rng.uniform(*config.shift_range, T),
+        epistasis=epistasis,
+        baseline=config.baseline_sd * rng.standard_normal(G),
+        context_mean=config.context_sd * rng.standard_normal((len(contexts), K)),
+        context_effect=config.context_sd * rng.standard_normal((len(contexts), G)),
+        screens=[],
+    )
+
+
+def _panels(config: SimulationConfig, truth: Truth, designs: list[np.ndarray]) -> list[np.ndarray]:
+    """Draw the measured genes of each screen.
+
+    A screen measures its targets, then genes at home in it (every gene has one home, so that together
+    the panels cover as many genes as they can), then others.
+    """
+    home = _rng(config, 2).permutation(np.arange(config.n_genes) % len(config.screens))
+    panels = []
+    for index, (screen, design) in enumerate(zip(config.screens, designs, strict=True)):
+        keys = _rng(config, 3, index).random(config.n_genes) - (home == index)
+        keys[truth.target_gene[design.any(axis=0)]] = -2
+        panels.append(np.sort(keys.argsort()[: screen.n_genes]))
+    return panels
+
+
+def _screen(
+    config: SimulationConfig, index: int, truth: Truth, design: np.ndarray, panel: np.ndarray
+) -> tuple[ad.AnnData, ScreenTruth]:
+    """Draw the cells of one screen."""
+    screen, rng = config.screens[index], _rng(config, 4, index)
+    sign, n_batches, n_conditions = SIGN[screen.modality], screen.n_batches, len(design)
+    lines = np.array([truth.contexts.index(name) for name in screen.contexts])  # (L,)
+    shift = sign * truth.magnitude  # (T,)
+    batch_effect = config.batch_sd * rng.standard_normal((n_batches, panel.size))
+    own = sign * config.own_effect * (panel == truth.target_gene[:, None])  # (T, n)
+    fixed = truth.baseline[panel] + truth.context_effect[:, panel]  # (contexts, n)
+
+    def draw(rng: np.random.Generator, condition: np.ndarray, line: np.ndarray, batch: np.ndarray) -> Any:
+        """Draw z, u, activities and counts of cells, given the condition, context and batch of each."""
+        targets, cells = design[condition], condition.size
+        z = truth.context_mean[line] + rng.standard_normal((cells, config.n_factors))  # (C, K)
+        u = latent(z + latent_shift(targets, shift, truth), truth.graph)  # (C, K)
+        noise = config.activity_noise * rng.standard_normal((cells, config.n_pathways))
+        activity = truth.loading * u[:, truth.pathway_factor] + noise  # (C, P)
+        log_rate = fixed[line] + batch_effect[batch] + activity @ truth.weight[:, panel] + targets @ own
+        rate = np.exp(log_rate - log_rate.max(axis=1, keepdims=True))  # (C, n)
+        depth = screen.depth * np.exp(screen.depth_sd * rng.standard_normal(cells))
+        rate *= (depth / rate.sum(axis=1))[:, None]
+        if config.dispersion:
+            rate *= rng.gamma(1 / config.dispersion, config.dispersion, rate.shape)
+        return z, u, activity, rng.poisson(rate).astype(np.int32)
+
+    def profile(line: int, condition: int) -> np.ndarray:
+        """Average fresh cells, ``(n,)``; conditions share their randomness, so differences are sharp."""
+        cells = np.arange(config.truth_cells)
+        same = np.zeros_like(cells)
+        counts = draw(_rng(config, 5, index, line), same + condition, same + line, cells % n_batches)[-1]
+        total = np.maximum(counts.sum(axis=1, keepdims=True), 1)
+        result: np.ndarray = np.log1p(counts * (TARGET_SUM / total)).mean(axis=0)
+        return result
+
+    repeats = np.where(np.arange(n_conditions) == 0, screen.control_cells, screen.cells_per_condition)
+    # Shuffled, since the files of real screens are not sorted by condition either.
+    cells = rng.permutation(repeats.sum() * lines.size)
+    condition = np.tile(np.repeat(np.arange(n_conditions), repeats), lines.size)[cells]  # (C,)
+    line = np.repeat(lines, repeats.sum())[cells]  # (C,)
+    batch = rng.integers(n_batches, size=cells.size)  # (C,)
+    chunks = [slice(start, start + _CHUNK) for start in range(0, cells.size, _CHUNK)]
+    drawn = [draw(rng, condition[c], line[c], batch[c]) for c in chunks]
+    z, u, activity = (np.concatenate(parts) for parts in list(zip(*drawn, strict=True))[:3])
+
+    names = ["+".join(sorted(truth.targets[t] for t in np.flatnonzero(row))) or CONTROL for row in design]
+    batches = [f"{screen.name}-batch{b + 1}" for b in range(n_batches)]
+    obs = pd.DataFrame(
+        {
+            "condition": pd.Categorical.from_codes(condition, pd.Index(names)),
+            "cell_type": pd.Categorical.from_codes(line, pd.Index(truth.contexts)).remove_unused_categories(),
+            "batch": pd.Categorical.from_codes(batch, pd.Index(batches)),
+        },
+        index=[f"{screen.name}-{cell + 1:06d}" for cell in range(cells.size)],
+    )
+    X = sparse.vstack([sparse.csr_matrix(parts[-1]) for parts in drawn], format="csr")
+    var = pd.DataFrame(index=[truth.genes[g] for g in panel])
+    mean = truth.context_mean[lines][:, None] + latent_shift(design, shift, truth)  # (L, S, K)
+    return ad.AnnData(X=X, obs=obs, var=var), ScreenTruth(
+        name=screen.name,
+        conditions=names,
+        contexts=list(screen.contexts),
+        panel=panel,
+        design=design,
+        shift=shift,
+        batch_effect=batch_effect,
+        z=z,
+        u=u,
+        activity=activity,
+        mean_u=latent(mean.reshape(-1, config.n_factors), truth.graph).reshape(mean.shape),
+        profile=np.stack([[profile(i, s) for s in range(n_conditions)] for i in lines]),
+    )

@@ -1,0 +1,156 @@
+"""Expressed genes of cells as bytes, and back.
+
+A shard has two binary columns of them, a value a cell:
+
+- ``gene_ids``: gaps between the sorted vocabulary indices (the first: the index itself) as LEB128 varints;
+- ``counts``: the counts as LEB128 varints, or, where the column's metadata says ``float32``, as such
+  numbers, little-endian.
+
+Parquet's own lists cost five times as much to read (docs/decisions.md): each token then has a level, and
+lists are put together from those.
+"""
+
+import numpy as np
+import pyarrow as pa
+
+from tadvae.base.errors import UserError
+from tadvae.store.kernels import log_normalize, pack_varints, unpack_varints
+
+COLUMNS = ("gene_ids", "counts", "n_tokens")
+ENCODING = b"encoding"
+VARINT, FLOAT32 = b"varint", b"float32"
+LARGEST, LARGEST_BYTES = 2**31 - 1, 5
+"""Number that can be stored, and the bytes that it takes."""
+
+
+def token_fields(whole: bool) -> list[pa.Field]:
+    """Fields of a shard's schema; ``whole``: counts, none above :data:`LARGEST`."""
+    counts = VARINT if whole else FLOAT32
+    return [
+        pa.field("gene_ids", pa.binary(), nullable=False, metadata={ENCODING: b"varint gaps"}),
+        pa.field("counts", pa.binary(), nullable=False, metadata={ENCODING: counts}),
+    ]
+
+
+def pack_tokens(
+    gene_ids: np.ndarray, counts: np.ndarray, offsets: np.ndarray, whole: bool
+) -> list[pa.BinaryArray]:
+    """The columns ``gene_ids`` and ``counts`` of n cells.
+
+    Parameters
+    ----------
+    gene_ids, counts : (T,)
+        Ids sorted within each cell.
+    offsets : (n + 1,)
+        Where each cell starts.
+    """
+    result = [_packed(gene_ids, offsets, gaps=True)]
+    if whole:
+        return [*result, _packed(counts, offsets, gaps=False)]
+    return [*result, _binary(counts.astype("<f4").view(np.uint8), 4 * offsets)]
+
+
+def unpack_tokens(table: pa.Table) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Inverse of :func:`pack_tokens`.
+
+    Parameters
+    ----------
+    table
+        With at least :data:`COLUMNS`, as read from a shard.
+
+    Returns
+    -------
+    ids (T,) int32; counts (T,), int32 or float32; offsets (n + 1,) int64.
+
+    Raises
+    ------
+    UserError
+        If the bytes are not those of so many tokens.
+    """
+    offsets = _offsets(table)
+    ids = _unpacked(table["gene_ids"], offsets, gaps=True)
+    if holds_whole(table):
+        return ids, _unpacked(table["counts"], offsets, gaps=False), offsets
+    data, starts = _bytes(table["counts"])
+    if not np.array_equal(starts - starts[0], 4 * offsets):
+        raise _damaged("counts")
+    return ids, data[starts[0] : starts[-1]].view("<f4").astype(np.float32, copy=False), offsets
+
+
+def unpack_normalized(
+    table: pa.Table, per_cell: np.ndarray, kept: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """``log1p(count * per_cell)`` of the tokens whose gene is kept, of counts stored whole.
+
+    Parameters
+    ----------
+    per_cell : (n,)
+        Factor of each cell.
+    kept
+        By gene, bool; genes above its end are not.
+
+    Returns
+    -------
+    ids int32, values float32, offsets (n + 1,) int64.
+    """
+    offsets = _offsets(table)
+    gaps, counts = _bytes(table["gene_ids"]), _bytes(table["counts"])
+    # by numpy, which asks for huge pages: half of the time of the kernel would go in page faults
+    ids, values = np.empty(offsets[-1], np.int32), np.empty(offsets[-1], np.float32)
+    starts = np.empty(len(offsets), np.int64)
+    n = log_normalize(*gaps, *counts, offsets, per_cell, kept, ids, values, starts)
+    if n < 0:
+        raise _damaged("gene_ids or counts")
+    return ids[:n], values[:n], starts
+
+
+def holds_whole(table: pa.Table) -> bool:
+    """Whether the counts are whole numbers, so stored as varints."""
+    return bool(table.schema.field("counts").metadata[ENCODING] == VARINT)
+
+
+def one_array(column: pa.ChunkedArray) -> pa.Array:
+    """A column's values, without a copy where they are one chunk."""
+    chunks = column.combine_chunks()
+    return chunks.chunk(0) if isinstance(chunks, pa.ChunkedArray) else chunks
+
+
+def _offsets(table: pa.Table) -> np.ndarray:
+    offsets = np.zeros(table.num_rows + 1, np.int64)
+    np.cumsum(table["n_tokens"].to_numpy(), out=offsets[1:])
+    return offsets
+
+
+def _packed(values: np.ndarray, offsets: np.ndarray, gaps: bool) -> pa.BinaryArray:
+    data = np.empty(LARGEST_BYTES * len(values), np.uint8)
+    starts = np.empty(len(offsets), np.int64)
+    pack_varints(values, offsets, gaps, data, starts)
+    return _binary(data[: starts[-1]], starts)
+
+
+def _unpacked(column: pa.ChunkedArray, offsets: np.ndarray, gaps: bool) -> np.ndarray:
+    data, starts = _bytes(column)
+    values = np.empty(offsets[-1], np.int32)
+    if unpack_varints(data, starts, offsets, gaps, values) >= 0:
+        raise _damaged("gene_ids" if gaps else "counts")
+    return values
+
+
+def _binary(data: np.ndarray, starts: np.ndarray) -> pa.BinaryArray:
+    buffers = [None, pa.py_buffer(starts.astype(np.int32)), pa.py_buffer(np.ascontiguousarray(data))]
+    return pa.Array.from_buffers(pa.binary(), len(starts) - 1, buffers)
+
+
+def _bytes(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
+    """Bytes of a column and where each value starts in them, (n + 1,) int32, without a copy."""
+    array = one_array(column)
+    _, starts, data = array.buffers()
+    if starts is None:
+        return np.zeros(0, np.uint8), np.zeros(len(array) + 1, np.int32)
+    window = slice(array.offset, array.offset + len(array) + 1)
+    found = np.frombuffer(starts, np.int32)[window]
+    return np.zeros(0, np.uint8) if data is None else np.frombuffer(data, np.uint8), found
+
+
+def _damaged(column: str) -> UserError:
+    return UserError(f"column {column} does not hold what n_tokens says; convert the store again.")

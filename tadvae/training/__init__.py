@@ -1,0 +1,1 @@
+"""Training: preparation, one epoch loop, checkpoints, validation, calibration."""

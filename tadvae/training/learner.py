@@ -1,0 +1,75 @@
+"""One step of learning: weights, optimizer and moving average."""
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from tadvae.data.vocabulary import Vocabulary
+from tadvae.nn.network import TADVAEModule
+from tadvae.nn.packed import ModelBatch
+from tadvae.settings.experiment import ExperimentConfig
+from tadvae.training.averaging import averaged
+from tadvae.training.compiling import compile_parts, or_eager
+
+
+class Learner:
+    """Weights, optimizer and moving average; one call a step.
+
+    Attributes
+    ----------
+    module
+        The network itself.
+    model
+        What is called for the loss: the module, or DDP around it.
+    """
+
+    def __init__(
+        self, config: ExperimentConfig, module: TADVAEModule, model: nn.Module | None = None
+    ) -> None:
+        self.config = config
+        self.module = module
+        self.model = module if model is None else model
+        if config.train.compile:
+            compile_parts(module)
+        self.optimizer = torch.optim.Adam(module.parameters(), lr=config.train.learning_rate)
+        decay = config.train.weight_average
+        self.average = None if decay is None else averaged(module, decay)
+
+    @property
+    def final(self) -> TADVAEModule:
+        """The network that a run would end with now."""
+        if self.average is None:
+            return self.module
+        averaged = self.average.module
+        assert isinstance(averaged, TADVAEModule)
+        return averaged
+
+    def step(self, batch: ModelBatch, epoch: float, *, rank: int, number: int) -> dict[str, Tensor]:
+        """Learn from one batch; returns the terms of its loss.
+
+        The noise is drawn from a generator of the step's own, seeded by ``(seed, rank, number)``: that is
+        all there is to know of it when training resumes.
+        """
+        seed = np.random.SeedSequence([self.config.seed, rank, number]).generate_state(1, np.uint64)[0]
+
+        def forward() -> tuple[Tensor, dict[str, Tensor]]:
+            noise = torch.Generator().manual_seed(int(seed >> np.uint64(1)))
+            with torch.autocast(batch.dataset.device.type, torch.bfloat16, enabled=self.config.train.bf16):
+                result: tuple[Tensor, dict[str, Tensor]] = self.model(batch, epoch, noise)
+                return result
+
+        loss, terms = or_eager(self.module, forward) if self.config.train.compile else forward()
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        if self.config.train.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.module.parameters(), self.config.train.clip_norm)
+        self.optimizer.step()
+        if self.average is not None:
+            self.average.update_parameters(self.module)
+        return {name: value.detach() for name, value in terms.items()}
+
+
+def build_module(config: ExperimentConfig, vocabulary: Vocabulary) -> TADVAEModule:
+    """The network with the weights that the seed gives it."""
+    torch.manual_seed(config.seed)
+    return TADVAEModule(config.model, config.loss, vocabulary)

@@ -1,0 +1,102 @@
+"""Training without Ray: what to learn from, one step of learning, and the plain loop.
+
+``pipelines/train/worker.py`` runs the same three parts on many workers.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from tadvae.base.errors import UserError
+from tadvae.cells.ragged import Cells
+from tadvae.data.build_vocabulary import build_vocabulary, resolver
+from tadvae.data.reader import CellReader, Mapper, load_controls, loop, training_bags
+from tadvae.data.splits import split_groups
+from tadvae.data.views import make_views
+from tadvae.data.vocabulary import Vocabulary
+from tadvae.effects.model import EffectModel
+from tadvae.effects.observe import fit_effects
+from tadvae.nn.network import TADVAEModule
+from tadvae.pathways.default import default_pathways
+from tadvae.pathways.membership import hidden_units, membership
+from tadvae.pathways.read import read_pathways
+from tadvae.settings.experiment import ExperimentConfig
+from tadvae.store.reader import Store
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """What is decided once, before training.
+
+    Attributes
+    ----------
+    groups
+        The split.
+    vocabulary
+    controls
+        Control cells by row of ``vocabulary.contexts``.
+    effects
+        Mean effects; None where they have no weight.
+    """
+
+    groups: pd.DataFrame
+    vocabulary: Vocabulary
+    controls: dict[int, Cells]
+    effects: EffectModel | None
+
+
+def prepare_training(store: Store, config: ExperimentConfig, mapper: Mapper = loop) -> Preparation:
+    """Split the store, choose genes, match pathways, average the controls.
+
+    Raises
+    ------
+    UserError
+        For whatever in the config does not fit the store; nothing has been written then.
+    """
+    sets = read_pathways(Path(config.pathways.file)) if config.pathways.file is not None else None
+    _require_counts(store, config)
+    groups = split_groups(store, config.split, config.validation)
+    bags = training_bags(store, groups, config.split)
+    views = make_views(store, bags, config.split, config.preprocess, mapper)
+    controls = load_controls(CellReader(store, views, config.split), bags, config.stream.max_controls, mapper)
+    _require_controls(store, bags, set(controls))
+    genes, panels = store.genes["gene"].tolist(), [view.genes for view in views]
+    least = config.pathways.min_measured
+    if config.pathways.units is not None:
+        mask = hidden_units(config.pathways.units, len(genes))
+    else:
+        if sets is None:
+            sets = default_pathways(genes, panels, store.gene_reference, least)
+        mask = membership(sets, genes, resolver(store), panels, least)
+    vocabulary = build_vocabulary(store, groups, views, controls, mask, least)
+    TADVAEModule(config.model, config.loss, vocabulary)  # a config that cannot be built fails here
+    by_row = dict(enumerate(controls.values()))
+    effects = None
+    if config.effects.weight:
+        reader = CellReader(store, views, config.split)
+        effects = fit_effects(reader, bags, vocabulary, by_row, config.effects, mapper)
+    return Preparation(groups, vocabulary, by_row, effects)
+
+
+def _require_counts(store: Store, config: ExperimentConfig) -> None:
+    if config.loss.likelihood != "negative_binomial":
+        return
+    if config.preprocess.normalize == "tpm":
+        raise UserError("loss.likelihood: negative_binomial needs counts a library size, not TPM; use cp10k.")
+    for entry in store.manifest.datasets:
+        if entry.values != "counts":
+            raise UserError(
+                f"loss.likelihood: negative_binomial needs counts, but dataset '{entry.name}' holds "
+                f"{entry.values} values; use gaussian, or leave the dataset out."
+            )
+
+
+def _require_controls(store: Store, bags: pd.DataFrame, found: set[tuple[int, int]]) -> None:
+    perturbed = bags[bags["perturbation"] != store.control]
+    for dataset, context in sorted(set(zip(perturbed["dataset"], perturbed["context"], strict=True)) - found):
+        name, where = store.manifest.datasets[dataset].name, store.manifest.contexts[context]
+        raise UserError(
+            f"dataset '{name}', context '{where}': perturbed cells but no control cells to compare with; "
+            "convert with a coarser context, or without these cells."
+        )

@@ -1,0 +1,85 @@
+"""The training side of a store: its bags in the order of a plan, as batches of the network."""
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import pandas as pd
+import torch
+
+from tadvae.cells.ragged import Cells
+from tadvae.data.batches import Batch, BatchAssembler
+from tadvae.data.build_vocabulary import context_rows, interventions
+from tadvae.data.plan import Window, bags_left, epoch_windows, steps_per_epoch
+from tadvae.data.reader import CellReader, load_controls, training_bags
+from tadvae.data.views import views_of
+from tadvae.data.vocabulary import Vocabulary
+from tadvae.nn.packed import ModelBatch, pack
+from tadvae.settings.experiment import ExperimentConfig
+from tadvae.store.reader import Store
+
+Earlier = tuple[tuple[int, int], ...]
+"""See :class:`tadvae.checkpoint.Position`."""
+
+
+class TrainingSet:
+    """The training side of a store: its bags in the order of a plan, as batches of the model.
+
+    Attributes
+    ----------
+    bags
+        Rows of ``store.bags``.
+    reader
+        Reads their cells.
+    """
+
+    def __init__(
+        self, store: Store, groups: pd.DataFrame, vocabulary: Vocabulary, config: ExperimentConfig
+    ) -> None:
+        self.config, self.vocabulary = config, vocabulary
+        self.bags = training_bags(store, groups, config.split, config.stream.control_bags)
+        self.reader = CellReader(store, views_of(store, vocabulary), config.split)
+        every = training_bags(store, groups, config.split)
+        controls = load_controls(self.reader, every, config.stream.max_controls)
+        self._assembler = BatchAssembler(
+            store.bags, controls, store.control, config.stream.bags_per_batch, config.seed
+        )
+        self._contexts = context_rows(store, vocabulary)
+        self._interventions = interventions(store, vocabulary)
+
+    @property
+    def skipped(self) -> int:
+        """Bags that the batches left out so far, since all of their cells are held out."""
+        return self._assembler.skipped
+
+    def left(self, epoch: int, earlier: Earlier = ()) -> pd.DataFrame:
+        """The bags that are left of an epoch; see :func:`tadvae.store.plan.bags_left`."""
+        return bags_left(self.bags, self.config.stream, seed=self.config.seed, epoch=epoch, earlier=earlier)
+
+    def n_steps(self, world_size: int = 1, epoch: int = 0, earlier: Earlier = ()) -> int:
+        """Steps of every rank in one epoch, or in what is left of it."""
+        return steps_per_epoch(len(self.left(epoch, earlier)), self.config.stream, world_size)
+
+    def windows(
+        self, epoch: int, rank: int = 0, world_size: int = 1, steps_done: int = 0, earlier: Earlier = ()
+    ) -> list[Window]:
+        """What a rank reads in an epoch, without its first ``steps_done`` steps."""
+        return epoch_windows(
+            self.left(epoch, earlier),
+            self.config.stream,
+            seed=self.config.seed,
+            epoch=epoch,
+            rank=rank,
+            world_size=world_size,
+            skip=steps_done * self.config.stream.bags_per_batch,
+        )
+
+    def batches(
+        self,
+        windows: Iterable[Window],
+        reads: Iterator[tuple[np.ndarray, Cells]],
+        epoch: int,
+        device: torch.device | str = "cpu",
+    ) -> Iterator[tuple[ModelBatch, Batch]]:
+        """Batches of an epoch, from what was read of its windows."""
+        for batch in self._assembler.batches(windows, reads, epoch):
+            yield pack(batch, self.vocabulary, self._contexts, self._interventions, device), batch

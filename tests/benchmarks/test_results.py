@@ -1,0 +1,156 @@
+"""``make results`` on a quick study: trained, stored, not done again, and the page from what is stored."""
+
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from small_screens import MODEL, SCREENS
+
+from tadvae.data.splits import split_groups
+from tadvae.evaluation.bootstrap import bootstrap_mean
+from tadvae.settings.experiment import ExperimentConfig
+from tadvae.settings.presets import PRESETS
+from tadvae.simulation.files import write_simulation
+from tadvae.simulation.simulate import simulate
+
+pytestmark = pytest.mark.slow
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+
+
+@pytest.fixture
+def results(monkeypatch, tmp_path):
+    """The script, with one small study in place of the real ones."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    results = importlib.import_module("results")
+    page = importlib.import_module("results_page")
+    studies = importlib.import_module("studies")
+    write_simulation(simulate(SCREENS), tmp_path / "screens")
+    screens = yaml.safe_load((tmp_path / "screens" / "spec.yaml").read_text())["datasets"]
+    for screen in screens:
+        screen["path"] = str(tmp_path / "screens" / screen["path"])
+    small = studies.Study(
+        "small",
+        screens,
+        {
+            "combo": studies.Split("kind: combo", 4),
+            "cells": studies.Split("kind: cells", 5, calibrated=False),
+        },
+        (f"pathways.file={tmp_path / 'screens' / 'pathways.gmt'}", *MODEL[:4]),
+        1,
+        "none",
+    )
+    for module in (results, page):
+        monkeypatch.setattr(module, "STUDIES", {"small": small})
+    monkeypatch.setattr(results, "DATA", tmp_path)
+    yield results
+    for name in ("results", "results_page", "studies"):
+        sys.modules.pop(name, None)
+
+
+def test_one_command_trains_stores_and_writes(results, ray_cluster, tmp_path, capsys):
+    places = {name: tmp_path / name for name in ("out", "work", "page")}
+    arguments = [word for name, place in places.items() for word in (f"--{name}", str(place))]
+    arguments += ["--seeds", "2", "--max-folds", "1"]
+    results.main(arguments)
+    stored = places["out"] / "small" / "combo-fold-0.json"
+    found = json.loads(stored.read_text())
+    scores = found["scores"]["values"]
+    assert {"tadvae", "tadvae, seed 0", "tadvae, seed 1", "additive_ridge", "latent_additive"} <= set(
+        scores["pearson_delta"]
+    )
+    page = places["page"].read_text()
+    for method in ("no_change", "latent_additive", "**tadvae**", "noise_ceiling"):
+        assert f"| {method} |" in page
+    for metric, method in (("l2", "additive"), ("coverage", "tadvae")):
+        mean, low, high = bootstrap_mean(np.array(scores[metric][method], dtype=float))
+        assert f"{mean:.3f} [{low:.3f}, {high:.3f}]" in page
+    assert f"Genes inside the 90% intervals: {mean:.3f} [" in page
+    one_seed = np.mean([scores["l2"][f"tadvae, seed {s}"] for s in (0, 1)], axis=0)
+    assert f"{bootstrap_mean(one_seed).mean:.3f} [" in page
+    assert "### cells" in page
+
+    arithmetic = {m for m in scores["l2"] if not m.startswith("tadvae")} - {"noise_ceiling", "dvae", "sena"}
+    best = min(arithmetic, key=lambda m: np.mean(scores["l2"][m]))
+    gain = bootstrap_mean(np.array(scores["l2"]["tadvae"]) - np.array(scores["l2"][best]))
+    assert f"| {best} | {gain.mean:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}] |" in page
+
+    before = stored.stat().st_mtime_ns
+    capsys.readouterr()
+    results.main(arguments)
+    assert capsys.readouterr().out.count("already there") == 2
+    assert stored.stat().st_mtime_ns == before
+    places["page"].unlink()
+    results.main([*arguments, "--only-write"])
+    assert places["page"].read_text() == page
+
+
+def test_published_models_take_part(results):
+    base = ExperimentConfig.load(None, ["seed=4", "split.kind=single"])
+    found = results.published(base)
+    assert set(found) == {"dvae", "sena"}
+    for name, config in found.items():
+        preset = PRESETS[name]()
+        for part in ("model", "loss", "effects"):
+            assert getattr(config, part) == getattr(preset, part) != getattr(base, part)
+        assert (config.seed, config.split, config.train) == (4, base.split, base.train)
+        assert config.pathways.units == preset.pathways.units
+    assert found["dvae"].pathways.units is not None
+    assert found["sena"].pathways == base.pathways
+
+
+def fold(number: int, pearson: list, l2: list) -> dict:
+    """A stored fold of two groups, with ``additive`` at 0.5 and 2 everywhere."""
+    groups = [["screen", "c", f"P{number}", "combo_seen2"], ["screen", "c", f"Q{number}", "combo_seen2"]]
+    values = {"pearson_delta": {"additive": [0.5, 0.5], "tadvae": pearson, "dvae": [0.9, 0.9]}}
+    values["l2"] = {"additive": [2.0, 2.0], "tadvae": l2, "dvae": [0.1, 0.1]}
+    about = {"split": "combo", "fold": number, "published": ["dvae"]}
+    return {"about": about, "scores": {"groups": groups, "values": values}}
+
+
+@pytest.mark.parametrize(("n_alone", "worse", "level"), [(3, "worse", "level"), (1, "too few", "too few")])
+def test_verdicts_and_screens_together(results, monkeypatch, n_alone, worse, level):
+    page, studies = importlib.import_module("results_page"), importlib.import_module("studies")
+    both = studies.Study("both", [], {"combo": studies.Split("kind: combo", 2)})
+    alone = studies.Study("alone", [], both.splits, part_of="both")
+    monkeypatch.setattr(page, "STUDIES", {"both": both, "alone": alone})
+    stored = {
+        "both": [
+            fold(0, [0.7, 0.8], [1.0, 3.0]),
+            fold(1, [0.6, 0.7], [3.0, 1.0]),
+            fold(2, [0.7, 0.7], [1.0, 3.0]),
+        ],
+        "alone": [
+            fold(0, [0.8, 0.9], [1.0, 3.0]),
+            fold(1, [0.7, 0.8], [3.0, 1.0]),
+            fold(2, [0.8, 0.8], [1.0, 3.0]),
+        ][:n_alone],
+    }
+    (row,) = [line for line in page._summary(stored) if line.startswith("| both, combo: combo_seen2 | 6 |")]
+    assert row.count("additive") == 2  # a published model is no baseline
+    assert "| +0.2000 [" in row
+    assert row.index("**better**") < row.index("| level |")
+    (row,) = [line for line in page._together(stored) if line.startswith(f"| alone, combo | {2 * n_alone} |")]
+    assert f"| -0.1000 [-0.1000, -0.1000] | {worse} | +0.0000 [+0.0000, +0.0000] | {level} |" in row
+
+
+def test_a_part_holds_out_what_the_whole_does(results, convert_here, tmp_path):
+    spec = tmp_path / "screens" / "spec.yaml"
+    whole = convert_here(spec)
+    content = yaml.safe_load(spec.read_text())
+    content["datasets"] = content["datasets"][:1]
+    content["datasets"][0]["path"] = str(tmp_path / "screens" / content["datasets"][0]["path"])
+    (tmp_path / "one.yaml").write_text(yaml.safe_dump(content))
+    part = convert_here(tmp_path / "one.yaml", "one")
+    held = "split={kind: combo, folds: 4, fold: 1}"
+    expected = split_groups(whole, ExperimentConfig.load(None, [held]).split)
+    found = split_groups(part, ExperimentConfig.load(None, [results.same_groups(whole, held, part)]).split)
+    name = content["datasets"][0]["name"]
+    expected = expected[(expected["part"] == "test") & (expected["dataset_name"] == name)]
+    found = found[found["part"] == "test"]
+    assert len(found) > 0
+    assert set(found["perturbation_name"]) == set(expected["perturbation_name"])

@@ -1,0 +1,117 @@
+"""Tokens as bytes: every shape comes back, the bytes are LEB128, and damaged bytes are refused."""
+
+import itertools
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from leb128 import leb128
+
+from tadvae.base.errors import UserError
+from tadvae.store.tokens import LARGEST, pack_tokens, token_fields, unpack_normalized, unpack_tokens
+
+SEEDED = settings(max_examples=60, deadline=None, derandomize=True)
+
+
+@st.composite
+def cells(draw, largest=LARGEST):
+    """Gene ids and counts of some cells, some of them empty."""
+    ids, counts = [], []
+    for _ in range(draw(st.integers(0, 6))):
+        genes = draw(st.lists(st.integers(0, LARGEST), unique=True, max_size=20))
+        ids.append(np.array(sorted(genes), np.int64))
+        counts.append(
+            np.array(draw(st.lists(st.integers(0, largest), min_size=len(genes), max_size=len(genes))))
+        )
+    offsets = np.concatenate([[0], np.cumsum([len(each) for each in ids], dtype=np.int64)]).astype(np.int64)
+    empty = np.empty(0, np.int64)
+    return np.concatenate([empty, *ids]), np.concatenate([empty, *counts]).astype(np.int64), offsets
+
+
+def table_of(ids, counts, offsets, whole):
+    schema = pa.schema([("n_tokens", pa.int32()), *token_fields(whole)])
+    packed = pack_tokens(ids, counts, offsets, whole)
+    return pa.table([pa.array(np.diff(offsets), pa.int32()), *packed], schema=schema)
+
+
+@SEEDED
+@given(cells())
+def test_round_trip_and_bytes(drawn):
+    ids, counts, offsets = drawn
+    table = table_of(ids, counts, offsets, whole=True)
+    for found, expected in zip(unpack_tokens(table), drawn, strict=True):
+        np.testing.assert_array_equal(found, expected)
+    columns = (table[name].to_pylist() for name in ("gene_ids", "counts"))
+    for (a, b), genes, values in zip(itertools.pairwise(offsets), *columns, strict=True):
+        np.testing.assert_array_equal(np.cumsum(leb128(genes)), ids[a:b])
+        assert leb128(values) == counts[a:b].tolist()
+
+
+@SEEDED
+@given(cells(largest=2**24), st.data())
+def test_floats_and_slices(drawn, data):
+    ids, counts, offsets = drawn
+    values = (counts + 0.5).astype(np.float32)
+    table = table_of(ids, values, offsets, whole=False)
+    first = data.draw(st.integers(0, table.num_rows))
+    stop = data.draw(st.integers(first, table.num_rows))
+    for part in (
+        table.slice(first, stop - first),
+        pa.concat_tables([table.slice(0, first), table.slice(first)]),
+    ):
+        a, b = (first, stop) if part.num_rows != table.num_rows else (0, table.num_rows)
+        found = unpack_tokens(part)
+        np.testing.assert_array_equal(found[0], ids[offsets[a] : offsets[b]])
+        np.testing.assert_array_equal(found[1], values[offsets[a] : offsets[b]])
+        np.testing.assert_array_equal(found[2], offsets[a : b + 1] - offsets[a])
+
+
+@SEEDED
+@given(cells(), st.integers(0, 40), st.integers(0, 2**32 - 1))
+def test_normalised_in_one_pass(drawn, n_genes, seed):
+    ids, counts, offsets = drawn
+    ids %= 50  # no longer sorted, so sort again; repeats do no harm
+    for a, b in itertools.pairwise(offsets):
+        ids[a:b].sort()
+    rng = np.random.default_rng(seed)
+    per_cell, kept = rng.uniform(0, 10, len(offsets) - 1), rng.random(n_genes) < 0.5
+    table = table_of(ids, counts, offsets, whole=True)
+    found_ids, values, starts = unpack_normalized(table, per_cell, kept)
+    keep = np.isin(ids, np.flatnonzero(kept))
+    expected = np.log1p(counts * np.repeat(per_cell, np.diff(offsets)))
+    np.testing.assert_array_equal(found_ids, ids[keep])
+    np.testing.assert_allclose(values, expected[keep], rtol=1e-7)
+    np.testing.assert_array_equal(starts, np.concatenate([[0], np.cumsum(keep)])[offsets])
+
+
+def test_a_count_takes_a_byte():
+    table = table_of(np.arange(0, 1000, 10), np.full(100, 127), np.array([0, 100]), whole=True)
+    assert [len(table[name][0].as_py()) for name in ("gene_ids", "counts")] == [100, 100]
+
+
+@pytest.mark.parametrize(
+    ("column", "data"),
+    [
+        ("gene_ids", b"\x01\x02"),  # one short
+        ("gene_ids", b"\x01\x02\x03\x04"),  # one more
+        ("gene_ids", b"\x01\x02\x83"),  # ends within a number
+        ("counts", b"\x81\x82\x83\x84\x85\x86\x01\x01\x01"),  # a number that no 32 bits hold
+    ],
+)
+def test_damaged_bytes_are_refused(column, data):
+    table = table_of(np.array([1, 5, 9]), np.array([1, 1, 1]), np.array([0, 3]), whole=True)
+    at = table.schema.get_field_index(column)
+    spoilt = table.set_column(at, table.schema.field(column), pa.array([data], pa.binary()))
+    with pytest.raises(UserError, match=f"column {column} does not hold"):
+        unpack_tokens(spoilt)
+    with pytest.raises(UserError, match=f"column.*{column}.* does not hold"):
+        unpack_normalized(spoilt, np.ones(1), np.ones(10, bool))
+
+
+def test_damaged_floats_are_refused():
+    table = table_of(np.array([1, 5, 9]), np.array([1.0, 2.0, 3.0]), np.array([0, 3]), whole=False)
+    spoilt = table.set_column(2, table.schema.field("counts"), pa.array([b"12345678"], pa.binary()))
+    with pytest.raises(UserError, match="column counts does not hold"):
+        unpack_tokens(spoilt)
