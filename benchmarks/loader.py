@@ -108,7 +108,7 @@ class Ours:
         with Prefetcher(made) as stream:
             for epoch in epochs:
                 for _ in range(data.n_steps(epoch=epoch)):
-                    _, batch = stream.take()
+                    _, batch = next(stream)
                     yield batch.n_cells, batch.n_tokens
 
 

@@ -1,7 +1,5 @@
 """``tadvae evaluate``: a run's held-out groups, the model beside arithmetic and other runs."""
 
-import io
-import json
 from collections.abc import Callable, Sequence
 
 import pandas as pd
@@ -10,10 +8,10 @@ from rich.table import Table
 from pipelines.cluster.connection import ray_map, ray_session
 from tadvae.base.errors import UserError
 from tadvae.base.filesystem import Location
-from tadvae.evaluation.answers import Predictor
 from tadvae.evaluation.evaluate import CEILING, METHOD, NULL, Scores, evaluate
 from tadvae.evaluation.metrics import HIGHER_IS_BETTER
-from tadvae.model.ensemble import is_ensemble, load_model, read_about
+from tadvae.model.ensemble import Model, load_model
+from tadvae.model.run_folder import RunFolder
 from tadvae.store.reader import Store
 
 SHOWN = {
@@ -44,7 +42,7 @@ def evaluate_run(
     UserError
         For a run that is not finished, a store that is not the run's, or nothing to evaluate.
     """
-    run = Location.of(run_path)
+    run = RunFolder(run_path)
     model, groups, store_of_run = _load(run_path)
     store = Store.open(store_path or store_of_run)
     if store.manifest.vocabulary_hash != model.vocabulary.hash:
@@ -52,7 +50,7 @@ def evaluate_run(
             f"{store.folder}: a store of another gene vocabulary ({store.manifest.vocabulary_hash}) than the "
             f"model's ({model.vocabulary.hash}); give the store of the run with --store."
         )
-    rivals: dict[str, tuple[Predictor, pd.DataFrame]] = {}
+    rivals: dict[str, tuple[Model, pd.DataFrame]] = {}
     for path in against:
         rival, split, _ = _load(path)
         if rival.vocabulary.hash != model.vocabulary.hash:
@@ -60,25 +58,16 @@ def evaluate_run(
         rivals[_free_name(Location.of(path).name, rivals)] = rival, split
     with ray_session():
         scores = evaluate(store, groups, model, rivals=rivals, category=category, mapper=ray_map)
-    folder = run / "evaluation"
-    folder.make_folder()
-    name = category or "all"
-    buffer = io.BytesIO()
-    scores.table.to_parquet(buffer, index=False)
-    (folder / f"{name}.parquet").write_bytes(buffer.getvalue())
-    (folder / f"{name}.json").write_text(json.dumps(as_json(scores), indent=1))
+    run.write_scores(category or "all", scores.table, as_json(scores))
     return scores
 
 
-def _load(path: str) -> tuple[Predictor, pd.DataFrame, str]:
+def _load(path: str) -> tuple[Model, pd.DataFrame, str]:
     """A run or ensemble, its split, and where its store was."""
-    folder = Location.of(path)
+    first = next(iter(RunFolder(path).members().values()))
     model = load_model(path)
-    run = folder / read_about(folder)["members"][0] if is_ensemble(path) else folder
-    if not (run / "run.json").exists():
-        raise UserError(f"{run}: a model without its run; evaluate needs the run's folder.")
-    groups = pd.read_parquet(io.BytesIO((run / "split.parquet").read_bytes()))
-    return model, groups, json.loads((run / "run.json").read_text())["store"]
+    first.require_run("evaluate")
+    return model, first.split(), first.about()["store"]
 
 
 def _free_name(name: str, taken: dict) -> str:

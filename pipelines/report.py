@@ -34,7 +34,7 @@ def report_run(run_path: str, out: str, store_path: str | None = None) -> Report
         report = gather(run, None)
     else:
         with ray_session():
-            if run.scores() is None and not run.held_out.empty:
+            if run.folder.scores() is None and not run.held_out.empty:
                 evaluate_run(run_path, store_path=store_path)
             report = gather(run, store, ray_map)
     Location.of(out).write_text(page(report))

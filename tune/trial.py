@@ -7,10 +7,8 @@ import ray.tune
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from pipelines.train.train import train
-from tadvae.base.filesystem import Location
-from tadvae.model.weights import WEIGHTS
+from tadvae.model.run_folder import RunFolder
 from tadvae.settings.experiment import ExperimentConfig
-from tadvae.training.step_log import read_steps
 
 
 class ReportValidations(TuneReportCallback):
@@ -42,15 +40,15 @@ def run_trial(config: dict[str, Any], store: str, folder: str, metric: str, work
         Path or URL of the sweep's trials.
     """
     place = beneath(folder, f"{config['number']:04d}/run")
-    run = Location.of(place)
-    begun = (run / "run.json").exists()
+    run = RunFolder(place)
+    begun = run.is_begun
     if begun:
-        for record in read_steps(run):
+        for record in run.steps():
             if metric in record:
                 ray.tune.report(record)
     else:
-        run.delete()
-    if not (run / "model" / WEIGHTS).exists():
+        run.place.delete()
+    if not run.is_finished:
         experiment = ExperimentConfig.load_text(config["experiment"], "the trial's settings")
         train(
             store,

@@ -140,7 +140,7 @@ def train(
 
     Example: tadvae train store --out run --set pathways.file=go.gmt --workers 2
     """
-    from tadvae.model.ensemble import is_ensemble
+    from tadvae.model.run_folder import RunFolder
     from tadvae.settings.experiment import ExperimentConfig
     from tadvae.settings.presets import settings_of
 
@@ -151,7 +151,7 @@ def train(
     count = _workers(workers)
     base = None if preset is None else settings_of(preset)
     experiment = None if resume else ExperimentConfig.load(config, settings or [], base)
-    if seeds > 1 or (resume and is_ensemble(out_)):
+    if seeds > 1 or (resume and RunFolder(out_).is_ensemble):
         if gpu or count != 1:
             raise UserError("--seeds trains each member on one CPU; leave out --gpu and --workers.")
         if calibration_folds == 1:
@@ -195,6 +195,7 @@ def evaluate(
     Example: tadvae evaluate run --against other_run
     """
     from pipelines.evaluate import as_json, evaluate_run, tables
+    from tadvae.model.run_folder import RunFolder
 
     scores = evaluate_run(run, split, store, against or [])
     for table in tables(scores):
@@ -205,7 +206,7 @@ def evaluate(
         out.print(escape(f"no answer of the model's own for {group}: {reason}"))
     if json_ is not None:
         Location.of(json_).write_text(json.dumps(as_json(scores), indent=1))
-    out.print(f"all scores: {run}/evaluation/{split or 'all'}.parquet")
+    out.print(f"all scores: {RunFolder(run).scores_place(split or 'all')}")
 
 
 @app.command()

@@ -4,8 +4,6 @@ A task trains one model in one process, so the cluster trains as many at once as
 ``at_once``). Every model is a run's folder of its own; one that is finished is not trained again.
 """
 
-import io
-import json
 from collections.abc import Sequence
 
 import pandas as pd
@@ -13,15 +11,14 @@ import ray
 
 from pipelines.cluster.connection import ray_map, ray_session
 from pipelines.cluster.tasks import run_tasks
-from pipelines.train.train import write_run_start
 from tadvae.base.errors import UserError
 from tadvae.base.filesystem import Location, absolute
 from tadvae.data.splits import split_groups
-from tadvae.model.ensemble import CALIBRATION, ENSEMBLE, read_about, write_calibration
-from tadvae.model.tadvae import CONFIG, TADVAE
-from tadvae.model.weights import WEIGHTS
+from tadvae.model.run_folder import RunFolder
+from tadvae.model.tadvae import TADVAE
 from tadvae.settings.experiment import ExperimentConfig
 from tadvae.store.reader import Store
+from tadvae.training.begin_run import begin_run
 from tadvae.training.calibrate import CalibrationPlan, calibrate, fold_configs, plan_calibration
 from tadvae.training.fit import fit
 from tadvae.training.prepare import Preparation, prepare_training
@@ -37,7 +34,7 @@ def train_ensemble(
     seeds_per_fold: int = 2,
     at_once: int | None = None,
     resume: bool = False,
-) -> Location:
+) -> RunFolder:
     """Train an ensemble with intervals; returns its folder.
 
     Parameters
@@ -59,12 +56,13 @@ def train_ensemble(
         For bad input; nothing has been written then.
     """
     store_path, out = absolute(store_path), absolute(out)
-    folder = Location.of(out)
+    folder = RunFolder(out)
     store = Store.open(store_path)
     if resume:
-        config, about = _to_resume(folder, store)
+        config = folder.config_to_resume_ensemble(store.manifest.vocabulary_hash)
+        about = folder.ensemble()
     else:
-        if folder.exists() and folder.names():
+        if folder.place.names():
             raise UserError(
                 f"{folder}: already holds a run; name another folder with --out, or go on by --resume."
             )
@@ -88,11 +86,9 @@ def train_ensemble(
     with ray_session():
         if not resume:
             prepare_training(store, config, ray_map)  # what cannot be trained fails here, before all writing
-            folder.make_folder()
-            (folder / CONFIG).write_text(config.to_yaml())
-            (folder / ENSEMBLE).write_text(json.dumps(about, indent=1))
-        train_models(store_path, folder, runs, at_once)
-        if plan is not None and not (folder / CALIBRATION).exists():
+            folder.begin_ensemble(config, about)
+        train_models(store_path, folder.place, runs, at_once)
+        if plan is not None and not folder.is_calibrated:
             _calibrate(store, folder, groups, plan, [list(fold) for fold in of_fold], about["members"][0])
     return folder
 
@@ -111,7 +107,7 @@ def train_models(
     store_path: str, folder: Location, runs: dict[str, ExperimentConfig], at_once: int | None = None
 ) -> None:
     """Train the runs that are not finished, a task each; their names are folders inside ``folder``."""
-    left = [name for name in runs if not (folder / name / "model" / WEIGHTS).exists()]
+    left = [name for name in runs if not RunFolder(folder / name).is_finished]
     task = ray.remote(num_cpus=1)(train_one)
     calls = [(task, (store_path, str(folder / name), runs[name].to_yaml())) for name in left]
     run_tasks("training models", calls, at_once or len(runs), already=len(runs) - len(left))
@@ -123,40 +119,26 @@ def train_one(store_path: str, out: str, config_yaml: str) -> None:
 
     torch.set_num_threads(1)  # a task has one CPU
     config = ExperimentConfig.load_text(config_yaml, f"{out}/config.yaml")
-    store, run = Store.open(store_path), Location.of(out)
+    store, run = Store.open(store_path), RunFolder(out)
     model, groups = fit(store, config)
     prepared = Preparation(groups, model.vocabulary, model.controls, model.effects)
-    write_run_start(run, store, store_path, config, prepared, workers=1, gpu=False)
-    model.save_pretrained(str(run / "model"))
+    begin_run(run, store, store_path, config, prepared, workers=1, gpu=False)
+    model.save_pretrained(str(run.model))
 
 
 def load_run(run: Location) -> tuple[TADVAE, pd.DataFrame]:
     """A run's model and its split."""
-    split = pd.read_parquet(io.BytesIO((run / "split.parquet").read_bytes()))
-    return TADVAE.from_pretrained(str(run)), split
+    return TADVAE.from_pretrained(str(run)), RunFolder(run).split()
 
 
 def _calibrate(
     store: Store,
-    folder: Location,
+    folder: RunFolder,
     groups: pd.DataFrame,
     plan: CalibrationPlan,
     names: list[list[str]],
     member: str,
 ) -> None:
-    models = [[load_run(folder / name) for name in fold] for fold in names]
-    vocabulary = TADVAE.from_pretrained(str(folder / member)).vocabulary
-    write_calibration(folder, calibrate(store, groups, vocabulary, plan, models, mapper=ray_map))
-
-
-def _to_resume(folder: Location, store: Store) -> tuple[ExperimentConfig, dict]:
-    if not (folder / ENSEMBLE).exists() or not (folder / CONFIG).exists():
-        raise UserError(f"{folder}: no ensemble to resume (no {ENSEMBLE}); start one without --resume.")
-    about = read_about(folder)
-    if about["vocabulary_hash"] != store.manifest.vocabulary_hash:
-        raise UserError(
-            f"{folder}: this ensemble began with a store of another gene vocabulary; resume with the store "
-            "it began with."
-        )
-    place = folder / CONFIG
-    return ExperimentConfig.load_text(place.read_text(), str(place)), about
+    models = [[load_run(folder.place / name) for name in fold] for fold in names]
+    vocabulary = TADVAE.from_pretrained(str(folder.place / member)).vocabulary
+    folder.write_calibration(calibrate(store, groups, vocabulary, plan, models, mapper=ray_map))

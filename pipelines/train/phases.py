@@ -4,8 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tadvae.base.filesystem import Location
-from tadvae.training.step_log import read_steps
+from tadvae.model.run_folder import RunFolder
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ class Phases:
         )
 
 
-def phases(run: Location, called: float) -> Phases | None:
+def phases(run: RunFolder, called: float) -> Phases | None:
     """Of the steps since the last start of workers; None where there were none.
 
     Parameters
@@ -52,7 +51,7 @@ def phases(run: Location, called: float) -> Phases | None:
     called
         When the trainer was started, in seconds since the epoch.
     """
-    records = read_steps(run)
+    records = run.steps()
     starts = [i for i, record in enumerate(records) if "first_batch" in record]
     if not starts or records[-1]["time"] < called:
         return None

@@ -4,17 +4,15 @@ The log goes in pieces named by their first step, each written just before the c
 step that is made again after a failure replaces its old line instead of doubling it.
 """
 
-import json
 import time
-import uuid
 from collections import Counter
 from typing import Any
 
 from pipelines.train.metrics import TrainingMetrics
-from tadvae.base.filesystem import Location
 from tadvae.data.plan import rank_bags
+from tadvae.model.run_folder import RunFolder
 from tadvae.training.checkpoint import Position
-from tadvae.training.step_log import read_log_piece
+from tadvae.training.epochs import StepDone
 from tadvae.training.training_set import TrainingSet
 
 
@@ -30,9 +28,9 @@ class StepRecords:
         Every rank also writes which bags its steps saw, as ``log/bags-STEP-RANK.jsonl``.
     """
 
-    def __init__(self, run: Location, rank: int, world_size: int, log_bags: bool) -> None:
+    def __init__(self, run: RunFolder, rank: int, world_size: int, log_bags: bool) -> None:
         self._run, self._rank, self._world_size, self._log_bags = run, rank, world_size, log_bags
-        self._metrics = TrainingMetrics(run.name, rank)
+        self._metrics = TrainingMetrics(run.place.name, rank)
         self._records: list[dict[str, Any]] = []
         self._bags: list[dict[str, Any]] = []
         self._begun = time.perf_counter()
@@ -43,53 +41,24 @@ class StepRecords:
         """Keep how long the last checkpoint and report took; the next step's record says it."""
         self._reported = {"checkpoint": checkpoint, "report": report}
 
-    def add(
-        self,
-        position: Position,
-        *,
-        epochs_done: float,
-        sizes: list[int],
-        terms: dict[str, float],
-        wait: float,
-        seconds: float,
-        bags: list[int],
-        skipped: int,
-    ) -> None:
-        """Keep one step.
-
-        Parameters
-        ----------
-        position
-            Where the run stands after it.
-        epochs_done
-            Epochs done by then, with the fraction of the current one.
-        sizes
-            Cells, tokens and bags of all ranks.
-        terms
-            The loss and its terms, means over ranks.
-        wait, seconds
-            This rank's seconds of waiting for data, and in all.
-        bags
-            Ids of this rank's bags.
-        skipped
-            Bags that this rank left out so far, since all of their cells are held out.
-        """
-        step = position.global_step - 1
-        cells, tokens, n_bags = sizes
+    def add(self, done: StepDone) -> None:
+        """Keep one step."""
+        position, step = done.position, done.position.global_step - 1
+        cells, tokens, n_bags = done.sizes
         # what a record is called goes to Ray Tune as it is, where "done" alone would end the trial
-        record = {"step": step, "epoch": position.epoch, "epochs_done": epochs_done}
+        record = {"step": step, "epoch": position.epoch, "epochs_done": done.epochs_done}
         record |= {"time": time.time(), "workers": self._world_size, "cells_seen": position.cells_seen}
         record |= {"cells": cells, "tokens": tokens, "bags": n_bags}
-        record |= {"wait": wait, "seconds": seconds, **terms}
+        record |= {"wait": done.wait, "seconds": done.seconds, **done.terms}
         if self._first:
-            record["first_batch"] = time.perf_counter() - self._begun - (seconds - wait)
+            record["first_batch"] = time.perf_counter() - self._begun - (done.seconds - done.wait)
             self._first = False
         record |= self._reported
         self._reported = {}
         self._records.append(record)
         if self._log_bags:
-            self._bags.append({"step": step, "epoch": position.epoch, "bags": bags})
-        self._metrics.show(record, terms, skipped)
+            self._bags.append({"step": step, "epoch": position.epoch, "bags": done.bags})
+        self._metrics.show(record, done.terms, done.skipped)
 
     def extend(self, scores: dict[str, float]) -> None:
         """Add scores of a validation to the last step, if there is one since the last checkpoint."""
@@ -100,28 +69,23 @@ class StepRecords:
         """Write what was kept and begin anew; returns the last step's record."""
         if not self._records:
             return {}
-        first, last = self._records[0]["step"], self._records[-1]
+        last = self._records[-1]
         if self._rank == 0:
-            _write_lines(self._run / f"log/steps-{first:09d}.jsonl", self._records)
+            self._run.write_steps(self._records)
         if self._log_bags:
-            _write_lines(self._run / f"log/bags-{first:09d}-{self._rank:05d}.jsonl", self._bags)
+            self._run.write_bags(self._bags, self._rank)
         self._records, self._bags = [], []
         return last
 
 
-def write_restart(run: Location, data: TrainingSet, start: Position) -> None:
+def log_restart(run: RunFolder, data: TrainingSet, start: Position) -> None:
     """Say what a restart does again, and take from the log the steps that it makes again.
 
     A first start has nothing to say. Of the bags that an epoch has shown up to the checkpoint none is shown
     again, except for those that make equal shares for all ranks; they are named.
     """
-    pieces = [name for name in (run / "log").names() if name.startswith(("steps-", "bags-"))]
-    again = 0
-    for name in pieces:
-        if int(name.removesuffix(".jsonl").split("-")[1]) >= start.global_step:
-            again += len(read_log_piece(run / "log" / name)) if name.startswith("steps-") else 0
-            (run / "log" / name).delete()
-    if not pieces:
+    again = run.forget_steps_from(start.global_step)
+    if again is None:
         return
     left = data.left(start.epoch, start.earlier)
     shown: Counter[int] = Counter()
@@ -140,16 +104,10 @@ def write_restart(run: Location, data: TrainingSet, start: Position) -> None:
         "bags_of_this_stretch": len(left),
         "bags_repeated": repeated,
     }
-    (run / f"log/restart-{start.global_step:09d}-{uuid.uuid4().hex[:8]}.json").write_text(
-        json.dumps(about, indent=1)
-    )
+    run.write_restart(about)
     print(
         f"restart at epoch {start.epoch + 1}, step {start.global_step}, with {start.world_size} workers: "
         f"{again} logged steps after the last checkpoint are made again; {len(repeated)} bags "
         "of this epoch are repeated to give every worker an equal share",
         flush=True,
     )
-
-
-def _write_lines(place: Location, records: list[dict[str, Any]]) -> None:
-    place.write_text("".join(json.dumps(record) + "\n" for record in records))

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from pipelines.cluster.progress import Steps
 from tadvae.base.errors import UserError
-from tadvae.base.filesystem import Location
-from tadvae.training.step_log import read_log_piece
+from tadvae.model.run_folder import RunFolder
 
 if TYPE_CHECKING:  # imports torch, which a conversion's workers do not need
     from pipelines.train.trackers import Tracker
@@ -23,19 +22,19 @@ class StepLog:
 
     def __init__(
         self,
-        run: Location,
+        run: RunFolder,
         n_bags: int,
         epochs: int,
         trackers: "Sequence[Tracker]" = (),
         every_seconds: float = 1.0,
     ) -> None:
-        self._log = run / "log"
+        self._run = run
         self._n_bags, self._epochs = n_bags, epochs
         self._trackers = trackers
         self._every = every_seconds
         self._steps = Steps("training bags", n_bags * epochs)
         self._stop = threading.Event()
-        self._seen = self._pieces()  # of an earlier driver
+        self._seen = run.log_pieces()  # of an earlier driver
         self._thread = threading.Thread(target=self._follow, name="step-log", daemon=True)
 
     def __enter__(self) -> Self:
@@ -47,20 +46,11 @@ class StepLog:
         while not self._stop.wait(self._every):
             self._show()
 
-    def _pieces(self) -> dict[str, int | None]:
-        """When each piece was written, in nanoseconds: one that was made again is shown again."""
-        infos = self._log.listing()
-        return {
-            info.base_name: info.mtime_ns
-            for info in infos
-            if info.base_name.startswith("steps-") and info.base_name.endswith(".jsonl")
-        }
-
     def _show(self) -> None:
         try:
-            for name, written in sorted(self._pieces().items()):
+            for name, written in self._run.log_pieces().items():
                 if self._seen.get(name) != written:
-                    self._show_piece(read_log_piece(self._log / name))
+                    self._show_piece(self._run.log_piece(name))
                     self._seen[name] = written
         except (UserError, OSError):
             return  # storage that does not answer, or a piece that a restart takes away: look again later

@@ -99,7 +99,10 @@ class Prefetcher:
         self._thread.start()
         return self
 
-    def take(self) -> Any:
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Any:
         """The next item; an error of the iterator is raised here, its end is a RuntimeError."""
         kind, item = self._items.get()
         if kind == "error":
@@ -118,7 +121,7 @@ class Prefetcher:
                 if not self._put(("item", item)):
                     return
             self._put(("end", None))
-        except BaseException as error:  # noqa: BLE001 - raised again by take, in the taker's thread
+        except BaseException as error:  # noqa: BLE001 - raised again by __next__, in the taker's thread
             self._put(("error", error))
 
     def _put(self, item: tuple[str, Any]) -> bool:

@@ -16,7 +16,7 @@ import pandas as pd
 from tensorboardX import SummaryWriter
 
 from tadvae.base.errors import UserError
-from tadvae.base.filesystem import Location
+from tadvae.model.run_folder import RunFolder
 from tadvae.settings.experiment import ExperimentConfig
 
 NOT_PLOTTED = {"step", "time", "epoch", "seconds", "wait"}
@@ -42,8 +42,8 @@ class TensorBoard:
     copied is left out; the run's own log has it.
     """
 
-    def __init__(self, run: Location, config: ExperimentConfig) -> None:
-        self._out = run / "tensorboard"
+    def __init__(self, run: RunFolder, config: ExperimentConfig) -> None:
+        self._out = run.tracker_folder("tensorboard")
         self._local = tempfile.TemporaryDirectory()
         self._writer = SummaryWriter(self._local.name, flush_secs=10)
 
@@ -78,7 +78,7 @@ class MLflow:
     BATCH = 1000
     """Metrics of one request, and a tenth as many parameters: MLflow's own bounds."""
 
-    def __init__(self, run: Location, config: ExperimentConfig) -> None:
+    def __init__(self, run: RunFolder, config: ExperimentConfig) -> None:
         from mlflow import MlflowClient
         from mlflow.entities import Metric, Param
         from mlflow.exceptions import MlflowException
@@ -89,14 +89,14 @@ class MLflow:
         params = [Param(key, str(value)) for key, value in settings.items()]
         try:
             self._client = MlflowClient(
-                os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{run.path}/mlflow.db"
+                os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{run.place.path}/mlflow.db"
             )
             experiment = self._client.get_experiment_by_name(name)
             place = experiment.experiment_id if experiment else self._client.create_experiment(name)
             tags = {"tadvae.run": _digest(run)}
             found = self._client.search_runs([place], f"tags.`tadvae.run` = '{tags['tadvae.run']}'")
             self._run = (
-                found[0] if found else self._client.create_run(place, run_name=run.name, tags=tags)
+                found[0] if found else self._client.create_run(place, run_name=run.place.name, tags=tags)
             ).info
             self._client.update_run(self._run.run_id, status="RUNNING")
             for start in range(0, len(params), self.BATCH // 10):
@@ -129,7 +129,7 @@ class WandB:
     Its files are in ``WANDB_DIR``, else in ``RUN/wandb``; ``WANDB_MODE=offline`` leaves it at that.
     """
 
-    def __init__(self, run: Location, config: ExperimentConfig) -> None:
+    def __init__(self, run: RunFolder, config: ExperimentConfig) -> None:
         import wandb
 
         self._local = tempfile.TemporaryDirectory()
@@ -137,9 +137,10 @@ class WandB:
             self._run = wandb.init(
                 project=os.environ.get("WANDB_PROJECT", PROJECT),
                 id=_digest(run),
-                name=run.name,
+                name=run.place.name,
                 config=config.model_dump(mode="json"),
-                dir=os.environ.get("WANDB_DIR") or (run.path if run.is_local else self._local.name),
+                dir=os.environ.get("WANDB_DIR")
+                or (run.place.path if run.place.is_local else self._local.name),
                 resume=None if _offline() else "allow",
                 settings=wandb.Settings(console="off", silent=True),  # standard error has the progress
             )
@@ -168,7 +169,7 @@ TRACKERS: dict[str, type[TensorBoard | MLflow | WandB]] = {
 }
 
 
-def check_trackers(run: Location, config: ExperimentConfig) -> None:
+def check_trackers(run: RunFolder, config: ExperimentConfig) -> None:
     """See that the trackers of the config can be used.
 
     Raises
@@ -184,7 +185,7 @@ def check_trackers(run: Location, config: ExperimentConfig) -> None:
             raise UserError(
                 f"train.trackers: {name} is not installed; `pip install 'tadvae[{name}]'`, or leave it out."
             )
-        if not run.is_local and places.get(name, "there") is None:
+        if not run.place.is_local and places.get(name, "there") is None:
             variable = {"mlflow": "MLFLOW_TRACKING_URI", "wandb": "WANDB_DIR"}[name]
             raise UserError(
                 f"{run}: {name} cannot keep its files at a URL; set {variable}, or leave {name} out of "
@@ -192,7 +193,7 @@ def check_trackers(run: Location, config: ExperimentConfig) -> None:
             )
 
 
-def trackers(run: Location, config: ExperimentConfig) -> list[Tracker]:
+def trackers(run: RunFolder, config: ExperimentConfig) -> list[Tracker]:
     """Those that the config asks for."""
     return [TRACKERS[name](run, config) for name in dict.fromkeys(config.train.trackers)]
 
@@ -209,7 +210,7 @@ def _offline() -> bool:
     return os.environ.get("WANDB_MODE") == "offline"
 
 
-def _digest(run: Location) -> str:
+def _digest(run: RunFolder) -> str:
     """An id of the run's place that any tool takes."""
     return hashlib.sha256(str(run).encode()).hexdigest()[:16]
 

@@ -1,17 +1,8 @@
 """``tadvae train``: Ray Train runs the training loop on every worker, Ray Data feeds it.
 
-A run is a folder::
-
-    RUN/config.yaml run.json split.parquet   what was asked for, resolved
-    RUN/model/                               vocabulary, model card, and at the end the weights
-    RUN/log/steps-*.jsonl                    one line a step
-    RUN/log/restart-*.json                   what a restart did again, and which bags it repeats
-    RUN/tensorboard/                         the same log for TensorBoard; other trackers may add their own
-    RUN/checkpoints/                         Ray Train's storage
+The files of a run: :mod:`tadvae.model.run_folder`.
 """
 
-import io
-import json
 import sys
 import time
 from collections.abc import Sequence
@@ -28,22 +19,18 @@ from pipelines.cluster.connection import ray_map, ray_session
 from pipelines.train.phases import phases
 from pipelines.train.step_log import StepLog
 from pipelines.train.trackers import check_trackers, trackers
-from pipelines.train.worker import CHECKPOINTS, train_worker
-from tadvae import __version__
+from pipelines.train.worker import train_worker
 from tadvae.base.errors import UserError
-from tadvae.base.filesystem import Location, absolute
-from tadvae.data.plan import rank_bags, steps_per_epoch
-from tadvae.data.reader import training_bags
+from tadvae.base.filesystem import absolute
 from tadvae.data.splits import TRAIN, VALIDATION
-from tadvae.effects.file import save_effects
 from tadvae.evaluation.metrics import HIGHER_IS_BETTER
-from tadvae.model.card import write_card
-from tadvae.model.controls import CONTROLS, write_controls
+from tadvae.model.run_folder import CHECKPOINTS, RunFolder
 from tadvae.model.weights import WEIGHTS
 from tadvae.settings.experiment import ExperimentConfig
 from tadvae.store.reader import Store
+from tadvae.training.begin_run import begin_run
 from tadvae.training.checkpoint import AVERAGE
-from tadvae.training.prepare import Preparation, prepare_training
+from tadvae.training.prepare import prepare_training
 from tadvae.training.validation import Patience
 
 
@@ -57,7 +44,7 @@ def train(
     resume: bool = False,
     callbacks: Sequence[ray.train.UserCallback] = (),
     progress: bool = True,
-) -> Location:
+) -> RunFolder:
     """Train one model on a whole store; returns the run's folder.
 
     The same call again goes on with a run that was interrupted, and returns at once from one that is done.
@@ -80,14 +67,15 @@ def train(
         For bad input, and where workers fail more often than the run survives.
     """
     store_path, out = absolute(store_path), absolute(out)  # workers run in other folders
-    run = Location.of(out)
+    run = RunFolder(out)
     store = Store.open(store_path)
+    vocabulary_hash = store.manifest.vocabulary_hash
     if not resume:
         config = (config or ExperimentConfig()).located()
-        resume = _is_begun(run, store, config)
+        resume = run.is_begun_with(config, vocabulary_hash)
     if resume:
-        config = _config_to_resume(run, store)
-        if (run / "model" / WEIGHTS).exists():
+        config = run.config_to_resume(vocabulary_hash)
+        if run.is_finished:
             print(f"{run}: this run is finished, nothing is left to do", flush=True)
             return run
     config = config or ExperimentConfig()
@@ -106,15 +94,15 @@ def train(
             ),
             run_config=ray.train.RunConfig(
                 name=CHECKPOINTS,
-                storage_path=run.path,
-                storage_filesystem=run.filesystem,
+                storage_path=run.place.path,
+                storage_filesystem=run.place.filesystem,
                 logging_config=ray.train.LoggingConfig("WARNING"),
                 failure_config=ray.train.FailureConfig(max_failures=config.train.max_failures),
                 checkpoint_config=_what_to_keep(config),
                 callbacks=list(callbacks),
             ),
         )
-        n_bags = json.loads((run / "run.json").read_text())["bags"]
+        n_bags = run.about()["bags"]
         called = time.time()
         with StepLog(run, n_bags, config.train.epochs, trackers(run, config)) if progress else nullcontext():
             try:
@@ -133,14 +121,14 @@ def train(
     with checkpoint.as_directory() as folder:
         averaged_weights = Path(folder) / AVERAGE
         weights = averaged_weights if averaged_weights.exists() else Path(folder) / WEIGHTS
-        (run / "model" / WEIGHTS).write_bytes(weights.read_bytes())
+        (run.model / WEIGHTS).write_bytes(weights.read_bytes())
     if progress and (spent := phases(run, called)) is not None:
         print(spent, flush=True)
     return run
 
 
 def _begin(
-    run: Location,
+    run: RunFolder,
     store: Store,
     store_path: str,
     config: ExperimentConfig,
@@ -156,49 +144,7 @@ def _begin(
             file=sys.stderr,
             flush=True,
         )
-    write_run_start(run, store, store_path, config, prepared, workers, gpu)
-
-
-def write_run_start(
-    run: Location,
-    store: Store,
-    store_path: str,
-    config: ExperimentConfig,
-    prepared: Preparation,
-    workers: int | tuple[int, int],
-    gpu: bool,
-) -> None:
-    """Write a run's folder as it is before its first step: all but weights and log."""
-    vocabulary = prepared.vocabulary
-    bags = training_bags(store, prepared.groups, config.split, config.stream.control_bags)
-    most = workers[1] if isinstance(workers, tuple) else workers
-    _, repeated = rank_bags(bags, config.seed, 0, 0, most)
-
-    run.make_folder()
-    (run / "model").make_folder()
-    (run / "log").make_folder()
-    vocabulary.save(run / "model")
-    write_controls(run, prepared.controls)
-    if prepared.effects is not None:
-        save_effects(prepared.effects, run / "model")
-    write_card(run / "model", vocabulary, config)
-    for folder in (run, run / "model"):
-        (folder / "config.yaml").write_text(config.to_yaml())
-    buffer = io.BytesIO()
-    prepared.groups.to_parquet(buffer, index=False)
-    (run / "split.parquet").write_bytes(buffer.getvalue())
-    about = {
-        "tadvae_version": __version__,
-        "store": store_path,
-        "vocabulary_hash": vocabulary.hash,
-        "workers": workers if isinstance(workers, int) else "{}:{}".format(*workers),
-        "gpu": gpu,
-        "bags": len(bags),
-        "steps_per_epoch": steps_per_epoch(len(bags), config.stream, most),
-        "bags_repeated_per_epoch": repeated,
-        "pathways": str(vocabulary.membership.coverage),
-    }
-    (run / "run.json").write_text(json.dumps(about, indent=1))
+    begin_run(run, store, store_path, config, prepared, workers, gpu)
 
 
 def _what_to_keep(config: ExperimentConfig) -> ray.train.CheckpointConfig:
@@ -210,37 +156,6 @@ def _what_to_keep(config: ExperimentConfig) -> ray.train.CheckpointConfig:
         checkpoint_score_attribute=Patience(config.validation).key,
         checkpoint_score_order="max" if HIGHER_IS_BETTER[config.validation.metric] else "min",
     )
-
-
-def _is_begun(run: Location, store: Store, config: ExperimentConfig) -> bool:
-    """Whether the folder holds this very run; a folder with anything else is a UserError."""
-    names = set(run.names())
-    if not names:
-        return False
-    if "run.json" in names:
-        about = json.loads((run / "run.json").read_text())
-        same = (run / "config.yaml").read_text() == config.to_yaml()
-        if same and about["vocabulary_hash"] == store.manifest.vocabulary_hash:
-            return True
-    elif names <= {"model", "log", "config.yaml", "split.parquet", CONTROLS}:
-        return False  # it was interrupted before it had begun
-    raise UserError(
-        f"{run}: already holds a run of other settings, or other files; name another folder with --out, or "
-        "go on with that run by --resume."
-    )
-
-
-def _config_to_resume(run: Location, store: Store) -> ExperimentConfig:
-    place = run / "config.yaml"
-    if not place.exists() or not (run / "run.json").exists():
-        raise UserError(f"{run}: no run to resume (it has no config.yaml); start one without --resume.")
-    began = json.loads((run / "run.json").read_text())["vocabulary_hash"]
-    if began != store.manifest.vocabulary_hash:
-        raise UserError(
-            f"{run}: this run began with a store of another gene vocabulary ({began}, this one has "
-            f"{store.manifest.vocabulary_hash}); resume with the store it began with."
-        )
-    return ExperimentConfig.load_text(place.read_text(), str(place))
 
 
 def _user_error_in(error: BaseException) -> UserError | None:

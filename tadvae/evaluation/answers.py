@@ -6,11 +6,8 @@ import numpy as np
 
 from tadvae.data.build_vocabulary import context_rows, interventions
 from tadvae.evaluation.questions import Question
-from tadvae.model.ensemble import Ensemble, seed_spread
-from tadvae.model.tadvae import TADVAE
+from tadvae.model.ensemble import Ensemble, Model, seed_spread
 from tadvae.store.reader import Store
-
-Predictor = TADVAE | Ensemble
 
 
 @dataclass(frozen=True)
@@ -36,7 +33,7 @@ class Answer:
     abstained: dict[str, str]
 
 
-def answer(store: Store, model: Predictor, question: Question) -> Answer:
+def answer(store: Store, model: Model, question: Question) -> Answer:
     """Predict every group of a question.
 
     The control cells are a sample; the change that they undergo is added to the mean of all of them.

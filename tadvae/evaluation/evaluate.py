@@ -14,7 +14,7 @@ import pandas as pd
 from tadvae.base.errors import UserError
 from tadvae.data.reader import Mapper, loop
 from tadvae.data.splits import TRAIN, SplitConfig
-from tadvae.evaluation.answers import Answer, Predictor, answer
+from tadvae.evaluation.answers import Answer, answer
 from tadvae.evaluation.baselines import fit_all
 from tadvae.evaluation.bootstrap import bootstrap_mean
 from tadvae.evaluation.ceiling import resampled_metrics, split_half_ceiling
@@ -30,7 +30,7 @@ from tadvae.evaluation.metrics import (
 )
 from tadvae.evaluation.questions import Question, ask, held_out_groups
 from tadvae.model.conformal import Calibration
-from tadvae.model.ensemble import Ensemble
+from tadvae.model.ensemble import Ensemble, Model
 from tadvae.store.reader import Store
 
 METHOD = "tadvae"
@@ -72,9 +72,9 @@ class Scores:
 def evaluate(
     store: Store,
     groups: pd.DataFrame,
-    model: Predictor,
+    model: Model,
     *,
-    rivals: Mapping[str, tuple[Predictor, pd.DataFrame]] | None = None,
+    rivals: Mapping[str, tuple[Model, pd.DataFrame]] | None = None,
     category: str | None = None,
     mapper: Mapper = loop,
 ) -> Scores:
@@ -127,7 +127,7 @@ def evaluate(
 
 
 def _require_comparable(
-    name: str, rival: Predictor, split: pd.DataFrame, model: Predictor, groups: pd.DataFrame
+    name: str, rival: Model, split: pd.DataFrame, model: Model, groups: pd.DataFrame
 ) -> None:
     keys = ["dataset", "context", "perturbation"]
 

@@ -8,11 +8,11 @@ from tadvae.data.build_vocabulary import mean_profile
 from tadvae.data.reader import CellReader, Mapper, load_controls, loop, training_bags
 from tadvae.data.splits import TEST, VALIDATION, split_groups
 from tadvae.data.views import make_views, views_of
-from tadvae.evaluation.answers import Predictor
+from tadvae.model.ensemble import Model
 from tadvae.store.reader import Store
 
 
-def check_leaks(store: Store, groups: pd.DataFrame, model: Predictor, mapper: Mapper = loop) -> None:
+def check_leaks(store: Store, groups: pd.DataFrame, model: Model, mapper: Mapper = loop) -> None:
     """Derive again from the training rows what a run derived, and refuse any difference.
 
     Checked are the split itself (which groups are held out), the genes of every dataset, the control profile
@@ -65,7 +65,7 @@ def _check_split(saved: pd.DataFrame, expected: pd.DataFrame) -> None:
         row = wrong.iloc[0]
         raise UserError(
             _sentence(
-                f"split.parquet says '{row['part']}' of {row['perturbation_name']} in dataset "
+                f"the run's split says '{row['part']}' of {row['perturbation_name']} in dataset "
                 f"'{row['dataset_name']}', context '{row['context_name']}',",
                 f"but the run's config says '{row['part_expected']}'",
             )

@@ -6,17 +6,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tadvae.base.filesystem import Location
 from tadvae.cells.ragged import Cells
-
-CONTROLS = "controls.parquet"
 
 KEPT_CONTROLS = 128
 """Control cells of each context kept with a run."""
 
 
-def write_controls(run: Location, controls: dict[int, Cells]) -> None:
-    """Keep some control cells of each context with a run, so that it can predict cells by itself."""
+def pack_controls(controls: dict[int, Cells]) -> bytes:
+    """Some control cells of each context, at most :data:`KEPT_CONTROLS`, as a Parquet file."""
     tables = []
     for row, cells in controls.items():
         part = cells[:KEPT_CONTROLS]
@@ -33,14 +30,13 @@ def write_controls(run: Location, controls: dict[int, Cells]) -> None:
         )
     buffer = pa.BufferOutputStream()
     pq.write_table(pa.concat_tables(tables), buffer, compression="zstd")
-    (run / CONTROLS).write_bytes(buffer.getvalue())
+    data: bytes = buffer.getvalue().to_pybytes()
+    return data
 
 
-def read_controls(run: Location) -> dict[int, Cells]:
-    """Inverse of :func:`write_controls`; no file, no cells."""
-    if not (run / CONTROLS).exists():
-        return {}
-    table = pq.read_table(io.BytesIO((run / CONTROLS).read_bytes())).combine_chunks()
+def unpack_controls(data: bytes) -> dict[int, Cells]:
+    """Inverse of :func:`pack_controls`."""
+    table = pq.read_table(io.BytesIO(data)).combine_chunks()
     context = table["context"].to_numpy()
     ids, values = table["gene_ids"].combine_chunks(), table["values"].combine_chunks()
     cells = Cells(

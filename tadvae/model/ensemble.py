@@ -1,35 +1,20 @@
-"""Several models of one store that differ by their seed: one prediction, how far they agree, and intervals.
+"""Several models of one store that differ by their seed: one prediction, its spread, and intervals."""
 
-On disk::
-
-    ENSEMBLE/ensemble.json                           members, and what the intervals were calibrated on
-    ENSEMBLE/members/seed-0 …                        a run's folder each
-    ENSEMBLE/calibration/fold-0-seed-0 …             runs without a fold of the training perturbations
-    ENSEMBLE/calibration.json calibration.safetensors
-"""
-
-import json
 import os
 from collections.abc import Sequence
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 import anndata as ad
 import numpy as np
 import pandas as pd
-from safetensors import SafetensorError
-from safetensors.numpy import load, save
 
-from tadvae.base.errors import UserError
-from tadvae.base.filesystem import Location
 from tadvae.cells.ragged import Cells
 from tadvae.data.vocabulary import Vocabulary
 from tadvae.model.conformal import Calibration
 from tadvae.model.factor_graph import edge_stability
+from tadvae.model.run_folder import RunFolder
 from tadvae.model.tadvae import TADVAE
 from tadvae.settings.experiment import ExperimentConfig
-
-ENSEMBLE = "ensemble.json"
-CALIBRATION, SCALES = "calibration.json", "calibration.safetensors"
 
 
 class Ensemble:
@@ -51,10 +36,10 @@ class Ensemble:
     @classmethod
     def from_pretrained(cls, place: str | os.PathLike[str]) -> Self:
         """Load an ensemble's folder; one that is damaged or unfinished is a UserError."""
-        folder = Location.of(place)
-        about = read_about(folder)
-        members = [TADVAE.from_pretrained(str(folder / name)) for name in about["members"]]
-        return cls(members, read_calibration(folder))
+        folder = RunFolder(place)
+        folder.ensemble()  # an unfinished or damaged one is refused
+        members = [TADVAE.from_pretrained(str(member)) for member in folder.members().values()]
+        return cls(members, folder.calibration())
 
     @property
     def vocabulary(self) -> Vocabulary:
@@ -176,62 +161,14 @@ class Ensemble:
         return edges.assign(source_name=edges["source"].map(name), target_name=edges["target"].map(name))
 
 
-def is_ensemble(place: str | os.PathLike[str]) -> bool:
-    """Whether a folder is that of an ensemble."""
-    return (Location.of(place) / ENSEMBLE).exists()
+Model = TADVAE | Ensemble
+"""Whatever can be asked for predictions."""
 
 
-def load_model(place: str | os.PathLike[str]) -> TADVAE | Ensemble:
+def load_model(place: str | os.PathLike[str]) -> Model:
     """Load a run or an ensemble."""
-    return Ensemble.from_pretrained(place) if is_ensemble(place) else TADVAE.from_pretrained(place)
-
-
-def read_about(folder: Location) -> dict[str, Any]:
-    """What ``ensemble.json`` says."""
-    try:
-        about = json.loads((folder / ENSEMBLE).read_text())
-        if not all(isinstance(name, str) for name in about["members"]) or not about["members"]:
-            raise ValueError("no members")
-    except (ValueError, LookupError, TypeError, OSError) as error:
-        raise UserError(
-            f"{folder}: damaged ensemble ({ENSEMBLE}: {type(error).__name__}); copy it again, or train "
-            "it again."
-        ) from None
-    result: dict[str, Any] = about
-    return result
-
-
-def write_calibration(folder: Location, calibration: Calibration) -> None:
-    """Keep a calibration with its ensemble."""
-    arrays = {name: np.asarray(scale) for name, scale in calibration.scale.items()}
-    (folder / SCALES).write_bytes(save(arrays))
-    factor = calibration.factor if np.isfinite(calibration.factor) else None
-    about = {"level": calibration.level, "factor": factor, "n": calibration.n, "kind": calibration.kind}
-    about["with_spread"] = calibration.with_spread
-    (folder / CALIBRATION).write_text(json.dumps(about, indent=1))
-
-
-def read_calibration(folder: Location) -> Calibration | None:
-    """Inverse of :func:`write_calibration`; None where there is none."""
-    if not (folder / CALIBRATION).exists():
-        return None
-    try:
-        about = json.loads((folder / CALIBRATION).read_text())
-        scale = load((folder / SCALES).read_bytes())
-        factor = float("inf") if about["factor"] is None else float(about["factor"])
-        return Calibration(
-            float(about["level"]),
-            factor,
-            scale,
-            int(about["n"]),
-            str(about["kind"]),
-            bool(about["with_spread"]),
-        )
-    except (ValueError, LookupError, TypeError, OSError, SafetensorError) as error:
-        raise UserError(
-            f"{folder}: damaged ensemble ({CALIBRATION}: {type(error).__name__}); copy it again, or train it "
-            "again."
-        ) from None
+    ensemble = RunFolder(place).is_ensemble
+    return Ensemble.from_pretrained(place) if ensemble else TADVAE.from_pretrained(place)
 
 
 def seed_spread(values: np.ndarray) -> np.ndarray:

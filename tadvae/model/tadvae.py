@@ -1,4 +1,4 @@
-"""The door for users: a trained model and what one asks it.
+"""The public API: a trained model and what one asks of it.
 
 >>> model = TADVAE.from_pretrained("RUN")            # doctest: +SKIP
 >>> model.activities(adata)                          # adata.obsm["X_tadvae_activity"]
@@ -24,18 +24,16 @@ from tadvae.effects.file import load_effects, save_effects
 from tadvae.effects.model import EffectModel, EffectsConfig
 from tadvae.model.card import write_card
 from tadvae.model.causal_graph import CausalGraph, pathway_effects, read_graph
-from tadvae.model.controls import profile_cell, read_controls
+from tadvae.model.controls import profile_cell
 from tadvae.model.encode import contributions, encode
 from tadvae.model.hub import HUB, download, upload
-from tadvae.model.many import predicted_means
-from tadvae.model.move import move_cells
 from tadvae.model.new_cells import cells_of, unique_names
-from tadvae.model.targets import dataset_like, find_target, why_unknown
+from tadvae.model.predictor import Predictor
+from tadvae.model.run_folder import CONFIG, RunFolder
+from tadvae.model.targets import dataset_like, find_target
 from tadvae.model.weights import WEIGHTS, load_weights, state_tensors
 from tadvae.nn.network import TADVAEModule
 from tadvae.settings.experiment import ExperimentConfig
-
-CONFIG = "config.yaml"
 
 
 class TADVAE:
@@ -67,6 +65,7 @@ class TADVAE:
         self.config = config
         self.controls = controls or {}
         self.effects = effects
+        self.predictor = Predictor(self.module, vocabulary, config, effects)
 
     @classmethod
     def from_pretrained(cls, place: str | os.PathLike[str]) -> Self:
@@ -79,9 +78,8 @@ class TADVAE:
         """
         if str(place).startswith(HUB):
             place = download(str(place).removeprefix(HUB))
-        folder = Location.of(place)
-        run = folder if (folder / "model").exists() else None
-        folder = folder / "model" if run is not None else folder
+        run = RunFolder(place)
+        folder = run.model if run.has_model else run.place
         vocabulary = Vocabulary.load(folder)
         if not (folder / WEIGHTS).exists():
             raise UserError(
@@ -98,7 +96,7 @@ class TADVAE:
         load_weights((folder / WEIGHTS), module)
         genes = {i: dataset.genes for i, dataset in enumerate(vocabulary.datasets)}
         effects = load_effects(folder, genes) if config.effects.weight else None
-        return cls(module, vocabulary, config, read_controls(run) if run is not None else None, effects)
+        return cls(module, vocabulary, config, run.controls() if run.has_model else None, effects)
 
     def save_pretrained(self, place: str | os.PathLike[str]) -> None:
         """Write weights, config, vocabulary, mean effects and a model card (``README.md``).
@@ -331,7 +329,7 @@ class TADVAE:
         names = [_names(target) for target in targets]
         found = {name: self._target(name, d) for name in sorted({name for each in names for name in each})}
         perturbations = [[found[name] for name in each] for each in names]
-        means = predicted_means(self, cells, genes, profile, d, perturbations, row)
+        means = self.predictor.means(cells, genes, profile, d, perturbations, row)
         labels = ["+".join(sorted(each)) for each in names]
         return pd.DataFrame(means, index=labels, columns=unique_names(self.vocabulary.symbols(genes)))
 
@@ -353,55 +351,11 @@ class TADVAE:
         perturbations: Sequence[Sequence[tuple[int, int]]],
         context: int = -1,
     ) -> np.ndarray:
-        """The cells under each of M perturbations, float32, shape (M, n, G).
+        """The cells under each of M perturbations, in the model's indices, float32, shape (M, n, G).
 
-        The network moves each cell; the mean of the moves is then mixed with the regression's mean effect
-        (``effects.weight``). The regression has the whole say of a target that the network does not know; of
-        a condition of training, whose mean it observed; and in a context where no effect was seen, where
-        it holds back and the network does not.
-
-        Parameters
-        ----------
-        cells
-            n control cells.
-        genes
-            Sorted vocabulary indices, shape (G,).
-        profile
-            Their context's mean control profile, shape (G,).
-        dataset
-            Model index of the dataset.
-        perturbations
-            (target, modality) model indices of each perturbation.
-        context
-            Row of the vocabulary's contexts; −1: a new one.
+        See :meth:`tadvae.model.predictor.Predictor.counterfactual` for the parameters.
         """
-        known = self.known(perturbations)
-        temperature = self.config.loss.temperature.high
-        predicted = move_cells(
-            self.module, self.vocabulary, temperature, cells, genes, profile, dataset, known
-        )  # (M, n, G)
-        if self.effects is None:
-            return predicted
-        effect = self.effects.predict(dataset, context, perturbations, genes)  # (M, G)
-        moved = predicted.mean(axis=1, dtype=np.float64) - cells.dense(genes).mean(axis=0, dtype=np.float64)
-        weight = self.regression_weight(dataset, context, perturbations)[:, None]  # (M, 1)
-        result: np.ndarray = predicted + (weight * (effect - moved))[:, None].astype(np.float32)
-        return result
-
-    def known(self, perturbations: Sequence[Sequence[tuple[int, int]]]) -> list[list[tuple[int, int]]]:
-        """The perturbations without the targets that the network does not know."""
-        return [[(t, m) for t, m in pairs if self.unknown(t) is None] for pairs in perturbations]
-
-    def regression_weight(
-        self, dataset: int, context: int, perturbations: Sequence[Sequence[tuple[int, int]]]
-    ) -> np.ndarray:
-        """Share of the regression in each mean, shape (M,); see :meth:`counterfactual`."""
-        if self.effects is None:
-            return np.zeros(len(perturbations))
-        mixed = self.effects.is_between(dataset, context, perturbations)
-        pairs = zip(self.known(perturbations), perturbations, strict=True)
-        mixed &= [len(kept) == len(asked) for kept, asked in pairs]
-        return np.where(mixed, self.config.effects.weight, 1.0)
+        return self.predictor.counterfactual(cells, genes, profile, dataset, perturbations, context)
 
     def _target(self, name: str, dataset: int) -> tuple[int, int]:
         return find_target(name, dataset, self.vocabulary, self.config.model.causal.targets)
@@ -443,11 +397,8 @@ class TADVAE:
         return read_graph(effects, K, threshold, pathways)
 
     def unknown(self, target: int) -> str | None:
-        """Why the model cannot answer for a target, None if it can.
-
-        Indices of ``len(vocabulary.targets)`` and above stand for genes of the vocabulary.
-        """
-        return why_unknown(target, self.vocabulary, self.config.model.causal.targets)
+        """Why nothing can be predicted for a target, None if something can; see :class:`Predictor`."""
+        return self.predictor.unknown(target)
 
 
 def _names(target: str | Sequence[str]) -> list[str]:

@@ -1,7 +1,5 @@
 """From a run's folder, and its store where it is, to what the page shows."""
 
-import io
-import json
 import shlex
 from dataclasses import dataclass
 from typing import Any
@@ -10,19 +8,18 @@ import numpy as np
 import pandas as pd
 
 from tadvae.base.errors import UserError
-from tadvae.base.filesystem import Location
 from tadvae.data.reader import Mapper, loop
 from tadvae.data.splits import TRAIN, VALIDATION
 from tadvae.data.vocabulary import Vocabulary
-from tadvae.evaluation.answers import Predictor, answer
+from tadvae.evaluation.answers import answer
 from tadvae.evaluation.evaluate import METHOD, Scores
 from tadvae.evaluation.metrics import pearson_delta
 from tadvae.evaluation.questions import KEYS, ask
-from tadvae.model.ensemble import Ensemble, is_ensemble, load_model, read_about
+from tadvae.model.ensemble import Ensemble, Model, load_model
+from tadvae.model.run_folder import RunFolder
 from tadvae.report.data import Comparison, Report
 from tadvae.report.learned import causal_graph, learned_graph, mask_change, profile_activity
 from tadvae.store.reader import Store
-from tadvae.training.step_log import read_steps
 
 SHOWN_GROUPS = 24
 """Held-out groups that are drawn, evenly from the best predicted to the worst."""
@@ -51,27 +48,22 @@ class Run:
         Folders of its runs by name.
     """
 
-    folder: Location
-    model: Predictor
+    folder: RunFolder
+    model: Model
     groups: pd.DataFrame
     started: dict[str, Any]
-    members: dict[str, Location]
+    members: dict[str, RunFolder]
 
     @classmethod
     def load(cls, place: str) -> "Run":
         """Load a run's folder; a UserError where there is none, or it has not finished."""
-        folder = Location.of(place)
-        if not folder.exists():
+        folder = RunFolder(place)
+        if not folder.place.exists():
             raise UserError(f"{folder}: no such folder; give a run of `tadvae train`.")
-        model = load_model(place)
-        members = {"run": folder}
-        if is_ensemble(place):
-            members = {name: folder / name for name in read_about(folder)["members"]}
+        model, members = load_model(place), folder.members()
         first = next(iter(members.values()))
-        if not (first / "run.json").exists() or not (first / "split.parquet").exists():
-            raise UserError(f"{first}: a model without its run; report needs the run's folder.")
-        groups = pd.read_parquet(io.BytesIO((first / "split.parquet").read_bytes()))
-        return cls(folder, model, groups, json.loads((first / "run.json").read_text()), members)
+        first.require_run("report")
+        return cls(folder, model, first.split(), first.about(), members)
 
     @property
     def held_out(self) -> pd.DataFrame:
@@ -80,11 +72,6 @@ class Run:
             self.groups["perturbation_name"] != "control"
         )
         return self.groups[held]
-
-    def scores(self) -> pd.DataFrame | None:
-        """What ``tadvae evaluate`` wrote: one row a (group, method, metric)."""
-        place = self.folder / "evaluation/all.parquet"
-        return pd.read_parquet(io.BytesIO(place.read_bytes())) if place.exists() else None
 
 
 def gather(run: Run, store: Store | None, mapper: Mapper = loop) -> Report:
@@ -98,7 +85,7 @@ def gather(run: Run, store: Store | None, mapper: Mapper = loop) -> Report:
         Runs the reading of the store.
     """
     vocabulary, notes = run.model.vocabulary, []
-    scores = run.scores()
+    scores = run.folder.scores()
     held = run.held_out
     name = shlex.quote(str(run.folder))
     if held.empty:
@@ -121,7 +108,7 @@ def gather(run: Run, store: Store | None, mapper: Mapper = loop) -> Report:
     if not any(len(curve) for curve in curves.values()):
         notes.append("No learning curves: members of an ensemble keep no log.")
     return Report(
-        name=run.folder.name,
+        name=run.folder.place.name,
         about=_about(run),
         commands=_commands(run),
         config=run.model.config.to_yaml(),
@@ -159,7 +146,7 @@ def _commands(run: Run) -> list[str]:
     folder, store = shlex.quote(f"{run.folder}-again"), shlex.quote(run.started["store"])
     train = f"tadvae train {store} --out {folder} --config config.yaml"
     if isinstance(run.model, Ensemble):
-        about = read_about(run.folder)
+        about = run.folder.ensemble()
         train += f" --seeds {len(run.members)} --calibration-folds {about['calibration_folds']}"
     else:
         train += f" --workers {run.started['workers']}" + (" --gpu" if run.started["gpu"] else "")
@@ -191,9 +178,9 @@ def _shared(sets: list[set[Any]]) -> np.ndarray:
     return np.array([[len(a & b) for b in sets] for a in sets])
 
 
-def _curve(run: Location) -> pd.DataFrame:
+def _curve(run: RunFolder) -> pd.DataFrame:
     """Means over each epoch of what the log of a run has; validation where an epoch had one."""
-    steps = pd.DataFrame(read_steps(run))
+    steps = pd.DataFrame(run.steps())
     if steps.empty:
         return steps
     shown = [name for name in TERMS if name in steps] + [name for name in steps if name.startswith("val_")]
@@ -263,7 +250,7 @@ def _compare(
     return [found[key] for key in order], table if columns else None
 
 
-def _calibration(model: Predictor) -> str | None:
+def _calibration(model: Model) -> str | None:
     if not isinstance(model, Ensemble) or model.calibration is None:
         return None
     calibration = model.calibration

@@ -5,9 +5,8 @@ import pandas as pd
 import torch
 
 from tadvae.base.errors import UserError
-from tadvae.evaluation.answers import Predictor
 from tadvae.model.controls import profile_cell
-from tadvae.model.ensemble import Ensemble
+from tadvae.model.ensemble import Ensemble, Model
 from tadvae.model.tadvae import TADVAE
 from tadvae.nn.packed import PackedCells
 from tadvae.nn.strategies.gated import GatedAttention
@@ -19,12 +18,12 @@ NAMED_BY = 2
 """Pathways in a factor's name."""
 
 
-def first_of(model: Predictor) -> TADVAE:
+def first_of(model: Model) -> TADVAE:
     """The model itself, or the first member."""
     return model.members[0] if isinstance(model, Ensemble) else model
 
 
-def learned_graph(model: Predictor) -> Graph:
+def learned_graph(model: Model) -> Graph:
     """The graph of the latent factors; of an ensemble over its members, in the factors of the first."""
     first = first_of(model)
     graph = first.graph()
@@ -36,7 +35,7 @@ def learned_graph(model: Predictor) -> Graph:
     return Graph(names, _edges(graph))
 
 
-def causal_graph(model: Predictor) -> Graph | str:
+def causal_graph(model: Model) -> Graph | str:
     """The graph of :meth:`TADVAE.causal_graph` with its factors named, or why there is none."""
     first = first_of(model)
     try:
@@ -63,7 +62,7 @@ def _edges(graph: np.ndarray) -> pd.DataFrame:
     return edges.sort_values("effect", key=lambda values: -values.abs(), kind="stable", ignore_index=True)
 
 
-def mask_change(model: Predictor) -> MaskChange | None:
+def mask_change(model: Model) -> MaskChange | None:
     """What a soft mask added and removed; None for the other strategies."""
     first = first_of(model)
     layer = first.module.pathway
@@ -81,7 +80,7 @@ def mask_change(model: Predictor) -> MaskChange | None:
     )
 
 
-def profile_activity(model: Predictor, profiles: np.ndarray, genes: np.ndarray) -> np.ndarray:
+def profile_activity(model: Model, profiles: np.ndarray, genes: np.ndarray) -> np.ndarray:
     """Activities of mean profiles, each read as one cell.
 
     A predicted cell has a value for every gene, a measured one only for what was counted, so cells of the two

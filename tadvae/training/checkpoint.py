@@ -21,6 +21,10 @@ AVERAGE = "average.safetensors"
 OPTIMIZER, POSITION = "optimizer.safetensors", "position.json"
 
 
+Earlier = tuple[tuple[int, int], ...]
+"""Stretches of an epoch with other numbers of workers; see :class:`Position`."""
+
+
 @dataclass(frozen=True)
 class Position:
     """Where a run stands.
@@ -49,7 +53,7 @@ class Position:
     world_size: int = 1
     bags_per_batch: int = 1
     vocabulary: str = ""
-    earlier: tuple[tuple[int, int], ...] = ()
+    earlier: Earlier = ()
 
 
 def save_checkpoint(

@@ -1,18 +1,35 @@
 """Training in one process, without Ray."""
 
+from collections.abc import Iterable, Iterator
 from copy import deepcopy
 
 import numpy as np
 import pandas as pd
+from torch import Tensor
 
 from tadvae.cells.ragged import Cells
+from tadvae.data.plan import Window
 from tadvae.model.tadvae import TADVAE
 from tadvae.settings.experiment import ExperimentConfig
 from tadvae.store.reader import Store
+from tadvae.training.checkpoint import Position
+from tadvae.training.epochs import Observer, train_epochs
 from tadvae.training.learner import Learner, build_module
 from tadvae.training.prepare import prepare_training
 from tadvae.training.training_set import TrainingSet
 from tadvae.training.validation import Patience, Validator
+
+
+class _KeepBest(Observer):
+    """Keeps the weights of the best validation."""
+
+    def __init__(self, learner: Learner, patience: Patience) -> None:
+        self._learner, self._patience = learner, patience
+        self.best: dict[str, Tensor] | None = None
+
+    def epoch_done(self, position: Position, scores: dict[str, float] | None) -> None:
+        if scores is not None and self._patience.best_is_last:
+            self.best = deepcopy(self._learner.final.state_dict())
 
 
 def fit(store: Store, config: ExperimentConfig) -> tuple[TADVAE, pd.DataFrame]:
@@ -27,29 +44,30 @@ def fit(store: Store, config: ExperimentConfig) -> tuple[TADVAE, pd.DataFrame]:
     learner = Learner(config, build_module(config, prepared.vocabulary))
     kept: dict[tuple[int, int, bytes], tuple[np.ndarray, Cells]] = {}
 
-    def read(shard: int, row_group: int, bag_ids: np.ndarray) -> tuple[np.ndarray, Cells]:
-        key = (shard, row_group, bag_ids.tobytes())
-        if key not in kept:
-            kept[key] = data.reader.read(shard, row_group, bag_ids)
-        return kept[key]
+    def read(windows: Iterable[Window]) -> Iterator[tuple[np.ndarray, Cells]]:
+        for window in windows:
+            for shard, row_group, bag_ids in window.reads:
+                key = (shard, row_group, bag_ids.tobytes())
+                if key not in kept:
+                    kept[key] = data.reader.read(shard, row_group, bag_ids)
+                yield kept[key]
 
-    patience, validator, best = Patience(config.validation), None, None
+    patience, validator = Patience(config.validation), None
     if config.validation.patience is not None:
         validator = Validator(store, prepared.groups, prepared.vocabulary, config, prepared.effects)
-    number, n_steps = 0, data.n_steps()
-    for epoch in range(config.train.epochs):
-        windows = data.windows(epoch)
-        reads = (read(*each) for window in windows for each in window.reads)
-        for step, (batch, _) in enumerate(data.batches(windows, reads, epoch)):
-            learner.step(batch, epoch + step / n_steps, rank=0, number=number)
-            number += 1
-        if validator is not None and validator.due(epoch):
-            patience.add(validator.score(learner.final))
-            if patience.best_is_last:
-                best = deepcopy(learner.final.state_dict())
-            if patience.over:
-                break
-    learner.module.load_state_dict(learner.final.state_dict() if best is None else best)
+    start, epochs = Position(), range(config.train.epochs)
+    keeper = _KeepBest(learner, patience)
+    train_epochs(
+        learner,
+        data,
+        data.stream(start, epochs, read),
+        start,
+        epochs,
+        patience=patience,
+        validator=validator,
+        observer=keeper,
+    )
+    learner.module.load_state_dict(learner.final.state_dict() if keeper.best is None else keeper.best)
     return TADVAE(
         learner.module, prepared.vocabulary, config, prepared.controls, prepared.effects
     ), prepared.groups

@@ -36,6 +36,11 @@ class Learner:
         self.average = None if decay is None else averaged(module, decay)
 
     @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return next(self.module.parameters()).device
+
+    @property
     def final(self) -> TADVAEModule:
         """The network that a run would end with now."""
         if self.average is None:

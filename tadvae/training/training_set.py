@@ -1,6 +1,6 @@
 """The training side of a store: its bags in the order of a plan, as batches of the network."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import pandas as pd
@@ -16,9 +16,7 @@ from tadvae.data.vocabulary import Vocabulary
 from tadvae.nn.packed import ModelBatch, pack
 from tadvae.settings.experiment import ExperimentConfig
 from tadvae.store.reader import Store
-
-Earlier = tuple[tuple[int, int], ...]
-"""See :class:`tadvae.checkpoint.Position`."""
+from tadvae.training.checkpoint import Earlier, Position
 
 
 class TrainingSet:
@@ -72,6 +70,35 @@ class TrainingSet:
             world_size=world_size,
             skip=steps_done * self.config.stream.bags_per_batch,
         )
+
+    def stream(
+        self,
+        start: Position,
+        epochs: Iterable[int],
+        read: Callable[[Iterable[Window]], Iterator[tuple[np.ndarray, Cells]]],
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        device: torch.device | str = "cpu",
+    ) -> Iterator[tuple[ModelBatch, Batch]]:
+        """A rank's batches of some epochs in one stream, from a position on.
+
+        Parameters
+        ----------
+        start
+            Of the first step; its epoch is the first of ``epochs``.
+        read
+            Reads, in order, what windows of several epochs plan.
+        """
+
+        def plan(epoch: int) -> list[Window]:
+            if epoch != start.epoch:
+                return self.windows(epoch, rank, world_size)
+            return self.windows(epoch, rank, world_size, start.step, start.earlier)
+
+        reads = read(window for epoch in epochs for window in plan(epoch))
+        for epoch in epochs:
+            yield from self.batches(plan(epoch), reads, epoch, device)
 
     def batches(
         self,

@@ -13,7 +13,7 @@ from tadvae.data.views import views_of
 from tadvae.data.vocabulary import Vocabulary
 from tadvae.effects.model import EffectModel
 from tadvae.evaluation.metrics import HIGHER_IS_BETTER, score_profiles
-from tadvae.model.tadvae import TADVAE
+from tadvae.model.predictor import Predictor
 from tadvae.nn.network import TADVAEModule
 from tadvae.settings.experiment import ExperimentConfig
 from tadvae.store.reader import Store
@@ -96,7 +96,7 @@ class Validator:
 
     def score(self, module: TADVAEModule) -> dict[str, float]:
         """``val_pearson_delta`` and the like: means over the validation groups."""
-        model = TADVAE(deepcopy(module).cpu(), self.vocabulary, self.config, effects=self.effects)
+        predictor = Predictor(deepcopy(module).cpu().eval(), self.vocabulary, self.config, self.effects)
         values: dict[str, list[np.ndarray]] = {name: [] for name in METRICS}
         for (dataset, context), cells in self._controls.items():
             tested = [p for d, c, p in self._means if (d, c) == (dataset, context) and p != self._control]
@@ -105,7 +105,7 @@ class Validator:
             asked, row = [self._interventions[p] for p in tested], self._row.get((dataset, context), -1)
             genes = self.vocabulary.datasets[dataset].genes
             profile = control.astype(np.float32)
-            own = model.counterfactual(cells, genes, profile, dataset, asked, row)  # (M, n, G)
+            own = predictor.counterfactual(cells, genes, profile, dataset, asked, row)  # (M, n, G)
             change = own.mean(axis=1, dtype=np.float64) - cells.dense(genes).mean(axis=0, dtype=np.float64)
             for name, found in score_profiles(control + change, observed, control, METRICS).items():
                 values[name].append(found)

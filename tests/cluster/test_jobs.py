@@ -9,13 +9,13 @@ from safetensors.numpy import load
 
 from cluster.running import ROOT, log_records, losses, page_commands
 from tadvae.base.filesystem import Location
-from tadvae.training.step_log import read_steps
+from tadvae.model.run_folder import RunFolder
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(1500)]
 
 
 def s3_records(run: str) -> list[dict]:
-    return read_steps(Location.of(run))
+    return RunFolder(run).steps()
 
 
 @pytest.fixture(scope="module")

@@ -21,8 +21,8 @@ from safetensors.numpy import load_file
 
 from cluster.running import Driver, copy_to_s3, end, free_port, log_records, losses, wait_for
 from tadvae.base.filesystem import Location
+from tadvae.model.run_folder import RunFolder
 from tadvae.model.weights import WEIGHTS
-from tadvae.training.step_log import read_steps
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(1500)]
 
@@ -116,7 +116,7 @@ def test_storage_that_does_not_answer_for_a_while(head, storage, shared, local_s
     process.wait(timeout=600)
     printed = (tmp_path / "log").read_text()
     assert process.returncode == 0, printed[-4000:]
-    assert losses(read_steps(Location.of("s3://lab/outage"))) == losses(log_records(whole))
+    assert losses(RunFolder("s3://lab/outage").steps()) == losses(log_records(whole))
     assert not [name for name in log.names() if name.startswith("restart-")]  # no worker had to begin again
 
 

@@ -7,8 +7,8 @@ import yaml
 
 from cluster.running import EXPERIMENT, copy_to_s3
 from tadvae.base.filesystem import Location
+from tadvae.model.run_folder import RunFolder
 from tadvae.model.weights import WEIGHTS
-from tadvae.training.step_log import read_steps
 from tune.records import read_records
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(900)]
@@ -37,7 +37,7 @@ def test_two_trials_on_s3(head, shared, local_store, tmp_path):
     assert "finished" in {r.status for r in records} <= {"finished", "stopped"}, printed[-4000:]
     for record in records:
         run = sweep / f"trials/{record.number:04d}/run"
-        scores = [step["val_pearson_delta"] for step in read_steps(run) if "val_pearson_delta" in step]
+        scores = [step["val_pearson_delta"] for step in RunFolder(run).steps() if "val_pearson_delta" in step]
         assert record.curve
         assert [p["val_pearson_delta"] for p in record.curve] == scores[: len(record.curve)]
         if record.status == "finished":

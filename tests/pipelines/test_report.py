@@ -28,7 +28,7 @@ from tadvae.base.filesystem import Location
 from tadvae.evaluation.evaluate import evaluate
 from tadvae.evaluation.metrics import pearson_delta
 from tadvae.model.conformal import Calibration
-from tadvae.model.ensemble import ENSEMBLE, write_calibration
+from tadvae.model.run_folder import RunFolder
 from tadvae.model.tadvae import TADVAE
 from tadvae.report import page as page_module
 from tadvae.report.gather import Run, gather
@@ -216,14 +216,14 @@ def test_a_page_without_store_and_scores_says_what_makes_them(run, tmp_path):
 
 
 def test_an_ensemble_shows_intervals_and_how_many_seeds_agree(run, store, tmp_path):
-    place = Location.of(tmp_path / "ensemble")
+    place = RunFolder(tmp_path / "ensemble")
     for seed in (0, 1):
-        shutil.copytree(run, f"{place.path}/members/seed-{seed}", ignore=shutil.ignore_patterns("evaluation"))
+        shutil.copytree(run, f"{place}/members/seed-{seed}", ignore=shutil.ignore_patterns("evaluation"))
     about = {"members": ["members/seed-0", "members/seed-1"], "calibration_folds": 2}
-    (place / ENSEMBLE).write_text(json.dumps(about))
+    place.begin_ensemble(TADVAE.from_pretrained(run).config, about)
     datasets = TADVAE.from_pretrained(run).vocabulary.datasets
     scale = {entry.name: np.linspace(0.1, 0.4, len(entry.genes)) for entry in datasets}
-    write_calibration(place, Calibration(0.9, 2.0, scale, 12, "combo", True))
+    place.write_calibration(Calibration(0.9, 2.0, scale, 12, "combo", True))
     loaded = Run.load(str(place))
     write_scores(loaded, evaluate(store, loaded.groups, loaded.model).table)
     report = gather(loaded, store)

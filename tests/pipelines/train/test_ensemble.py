@@ -14,7 +14,8 @@ from pipelines.evaluate import evaluate_run, tables
 from pipelines.predict import predict_to
 from pipelines.train.ensemble import train_ensemble
 from tadvae.base.errors import UserError
-from tadvae.model.ensemble import Ensemble, is_ensemble
+from tadvae.model.ensemble import Ensemble
+from tadvae.model.run_folder import RunFolder
 from tadvae.simulation.files import write_simulation
 from tadvae.simulation.simulate import simulate
 from tadvae.store.reader import Store
@@ -71,7 +72,7 @@ def test_resume_trains_only_what_is_missing(trained, place, config):
 
 
 def test_the_command_line_from_end_to_end(trained, place, config, capsys, tmp_path):
-    assert is_ensemble(trained)
+    assert RunFolder(trained).is_ensemble
     other = place / "other"
     (place / "config.yaml").write_text(config.model_copy(update={"seed": 5}).to_yaml())
     main_ok(["train", str(place / "store"), "--out", str(other), "--config", str(place / "config.yaml"),

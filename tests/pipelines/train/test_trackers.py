@@ -14,6 +14,7 @@ from pipelines.train.trackers import MLflow, WandB, quantities, trackers
 from pipelines.train.train import train
 from tadvae.base.errors import UserError
 from tadvae.base.filesystem import Location
+from tadvae.model.run_folder import RunFolder
 from tadvae.settings.experiment import ExperimentConfig
 
 # MLflow 3 with SQLAlchemy 2.1
@@ -35,9 +36,9 @@ def no_network(monkeypatch, tmp_path):
 
 
 @pytest.fixture
-def run(tmp_path) -> Location:
-    run = Location.of(tmp_path / "run")
-    run.make_folder()
+def run(tmp_path) -> RunFolder:
+    run = RunFolder(tmp_path / "run")
+    run.place.make_folder()
     return run
 
 
@@ -49,11 +50,11 @@ def records(first: int, n: int) -> list[dict]:
     ]
 
 
-def mlflow_run(run: Location, place: str | None = None):
+def mlflow_run(run: RunFolder, place: str | None = None):
     """The only run of the only experiment, and its history."""
     from mlflow import MlflowClient
 
-    client = MlflowClient(place or f"sqlite:///{run.path}/mlflow.db")
+    client = MlflowClient(place or f"sqlite:///{run.place.path}/mlflow.db")
     experiment = client.get_experiment_by_name("tadvae")
     (found,) = client.search_runs([experiment.experiment_id])
 
@@ -119,7 +120,7 @@ def test_mlflow_where_its_own_variables_say(run, tmp_path, monkeypatch):
     place = f"sqlite:///{tmp_path}/lab.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", place)
     for name in ("run", "other"):
-        tracker = MLflow(run.sibling(name), ExperimentConfig())
+        tracker = MLflow(RunFolder(run.place.sibling(name)), ExperimentConfig())
         tracker.log(records(0, 1))
         tracker.close()
     from mlflow import MlflowClient
@@ -127,14 +128,14 @@ def test_mlflow_where_its_own_variables_say(run, tmp_path, monkeypatch):
     client = MlflowClient(place)
     found = client.search_runs([client.get_experiment_by_name("tadvae").experiment_id])
     assert sorted(r.info.run_name for r in found) == ["runother", "runrun"]
-    assert not (run / "mlflow.db").exists()
+    assert not (run.place / "mlflow.db").exists()
 
 
 @needs["mlflow"]
 def test_mlflow_that_fails_later_costs_steps_but_not_the_run(run, capsys):
     tracker = MLflow(run, ExperimentConfig())
     tracker.log(records(0, 1))
-    place = Path(run.path) / "mlflow.db"
+    place = Path(run.place.path) / "mlflow.db"
     good = place.read_bytes()
     place.write_bytes(b"\0" * len(good))
     tracker.log(records(1, 1))
@@ -161,7 +162,7 @@ def test_wandb_offline_has_every_step_of_both_drivers(run):
         tracker = WandB(run, config)
         tracker.log(part)
         tracker.close()
-    folder = Path(run.path) / "wandb"
+    folder = Path(run.place.path) / "wandb"
     steps = wandb_steps(folder)
     logged = [{"step": r["step"], **quantities(r)} for part in parts for r in part]
     assert [{k: s[k] for k in logged[0]} for s in steps] == logged
@@ -181,13 +182,13 @@ def test_wandb_without_a_key_is_a_sentence(run, tmp_path):
         "from pipelines.train.trackers import WandB\n"
         "from tadvae.base.errors import UserError\n"
         "from tadvae.settings.experiment import ExperimentConfig\n"
-        "from tadvae.base.filesystem import Location\n"
-        "try:\n    WandB(Location.of(sys.argv[1]), ExperimentConfig())\n"
+        "from tadvae.model.run_folder import RunFolder\n"
+        "try:\n    WandB(RunFolder(sys.argv[1]), ExperimentConfig())\n"
         "except UserError as error:\n    print(error)\n"
     )
     own = {name: value for name, value in os.environ.items() if name not in ("WANDB_MODE", "WANDB_API_KEY")}
     done = subprocess.run(  # W&B reads its variables once a process
-        [sys.executable, "-W", "error", "-c", code, run.path],
+        [sys.executable, "-W", "error", "-c", code, run.place.path],
         env=own | {"HOME": str(tmp_path)},  # no ~/.netrc
         stdin=subprocess.DEVNULL,
         capture_output=True,
@@ -236,7 +237,7 @@ def test_a_training_is_seen_by_all(store, simulated, tmp_path):
     pieces = sorted((run / "log").glob("steps-*"))
     logged = [json.loads(line) for piece in pieces for line in piece.read_text().splitlines()]
     assert logged
-    _, history = mlflow_run(Location.of(run))
+    _, history = mlflow_run(RunFolder(run))
     assert [(step, value) for step, _, value in history("loss")] == [(r["step"], r["loss"]) for r in logged]
     seen = wandb_steps(run / "wandb")
     assert [(s["step"], s["train/loss"]) for s in seen] == [(r["step"], r["loss"]) for r in logged]

@@ -17,7 +17,7 @@ from pipelines.cli.main import main
 from pipelines.train.phases import phases
 from pipelines.train.train import _begin, train
 from tadvae.base.errors import UserError
-from tadvae.base.filesystem import Location
+from tadvae.model.run_folder import RunFolder
 from tadvae.model.tadvae import TADVAE
 from tadvae.report.gather import TERMS, Run, gather
 from tadvae.settings.experiment import ExperimentConfig
@@ -116,7 +116,7 @@ def test_a_killed_worker_changes_nothing(store, simulated, tmp_path, whole):
 
 @pytest.mark.slow
 def test_where_the_time_of_a_run_went(whole):
-    found = phases(Location.of(str(whole)), called=0.0)
+    found = phases(RunFolder(whole), called=0.0)
     records = log(whole)
     assert found.first_batch == records[0]["first_batch"]
     assert sum("checkpoint" in record and record["report"] > 0 for record in records) > 5
@@ -124,7 +124,7 @@ def test_where_the_time_of_a_run_went(whole):
     assert 0 <= found.wait < 1
     assert found.cells_a_second > 0
     assert "waiting for data" in str(found)
-    assert phases(Location.of(str(whole)), called=time.time()) is None  # nothing since
+    assert phases(RunFolder(whole), called=time.time()) is None  # nothing since
 
 
 @pytest.mark.slow
@@ -248,7 +248,7 @@ def test_a_split_that_holds_nothing_out_is_said(
     (tmp_path / "sets.gmt").write_text("P\tall of them\t" + "\t".join(singles.var_names) + "\n")
     for kind, said in (("combo", True), ("single", False)):
         settings = [f"pathways.file={tmp_path / 'sets.gmt'}", f"split.kind={kind}", "split.folds=2"]
-        run = Location.of(tmp_path / kind)
+        run = RunFolder(tmp_path / kind)
         _begin(run, store, str(store.folder), ExperimentConfig.load(None, settings), 1, False)
-        assert (run / "run.json").exists()
+        assert run.is_begun
         assert ("holds nothing out of this store" in capsys.readouterr().err) == said

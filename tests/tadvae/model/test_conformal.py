@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 
 from tadvae.base.errors import UserError
-from tadvae.base.filesystem import Location
 from tadvae.model.conformal import Calibration, Errors, error_scale, risk_controlling_factor
-from tadvae.model.ensemble import read_calibration, write_calibration
+from tadvae.model.run_folder import RunFolder
 
 
 def factor_by_search(scores, alpha):
@@ -91,16 +90,16 @@ def test_too_few_promise_nothing():
 
 
 def test_saved_and_read_again(tmp_path):
-    folder = Location.of(tmp_path)
-    assert read_calibration(folder) is None
+    folder = RunFolder(tmp_path)
+    assert folder.calibration() is None
     rng = np.random.default_rng(2)
     for n in (4, 20):
         saved = Calibration.fit({"a": Errors(rng.normal(0, 1, (n, 3)), np.zeros((n, 3)))}, "combo")
-        write_calibration(folder, saved)
-        read = read_calibration(folder)
+        folder.write_calibration(saved)
+        read = folder.calibration()
         assert (read.level, read.factor, read.n, read.kind) == (saved.level, saved.factor, n, "combo")
         assert read.with_spread == saved.with_spread
         np.testing.assert_array_equal(read.scale["a"], saved.scale["a"])
     (tmp_path / "calibration.json").write_text("{")
     with pytest.raises(UserError, match="damaged ensemble"):
-        read_calibration(folder)
+        folder.calibration()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tadvae.base.errors import UserError
-from tadvae.model import many
+from tadvae.model import predictor
 from tadvae.settings.experiment import ExperimentConfig
 from tadvae.training.fit import fit
 
@@ -30,8 +30,8 @@ SMALL = [
     ids=["default", "mean, no effects", "mlp", "linear"],
 )
 def test_the_same_as_one_by_one(store, simulated, monkeypatch, settings):
-    monkeypatch.setattr(many, "AT_ONCE", 3)  # several parts
-    monkeypatch.setattr(many, "ROWS_AT_ONCE", 300)
+    monkeypatch.setattr(predictor, "AT_ONCE", 3)  # several parts
+    monkeypatch.setattr(predictor, "ROWS_AT_ONCE", 300)
     pathways = f"pathways.file={simulated.folder / 'pathways.gmt'}"
     model, _ = fit(store, ExperimentConfig.load(None, [pathways, *SMALL, *settings]))
     context = next(entry for entry in model.vocabulary.contexts if entry.dataset == 0)

@@ -5,10 +5,10 @@ import json
 import anndata as ad
 import numpy as np
 import pytest
-import tadvae.simulation.files as module
 import yaml
 from scipy import sparse
 
+import tadvae.simulation.files as module
 from tadvae.base.errors import UserError
 from tadvae.pathways.gmt import read_gmt
 from tadvae.simulation.files import simulate_to, write_simulation

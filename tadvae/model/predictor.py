@@ -1,0 +1,217 @@
+"""What perturbations do to cells: the network's counterfactuals, mixed with a regression of mean effects."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+
+from tadvae.cells.ragged import Cells
+from tadvae.data.vocabulary import Vocabulary
+from tadvae.effects.model import EffectModel
+from tadvae.model.targets import why_unknown
+from tadvae.nn.causal import Intervention
+from tadvae.nn.network import TADVAEModule
+from tadvae.nn.packed import PackedCells
+from tadvae.settings.experiment import ExperimentConfig
+
+ROWS_AT_ONCE = 16_384
+"""Pairs of a perturbation and a control cell that are computed together."""
+AT_ONCE = 1_024
+"""Perturbations that are computed together by the regression and by the decoder."""
+
+Pairs = Sequence[tuple[int, int]]
+"""(target, modality) model indices of one perturbation."""
+
+
+class Predictor:
+    """Predicts cells and mean profiles under perturbations, in terms of the model's indices.
+
+    Parameters
+    ----------
+    module
+        The network, in evaluation mode and on the CPU.
+    vocabulary
+        What its indices mean.
+    config
+        Settings of its run: how targets are known, the temperature, the share of the regression.
+    effects
+        The regression of mean effects; None: predictions come from the network alone.
+    """
+
+    def __init__(
+        self,
+        module: TADVAEModule,
+        vocabulary: Vocabulary,
+        config: ExperimentConfig,
+        effects: EffectModel | None = None,
+    ) -> None:
+        self.module = module
+        self.vocabulary = vocabulary
+        self.effects = effects
+        self._known_by = config.model.causal.targets
+        self._temperature = config.loss.temperature.high
+        self._share = config.effects.weight
+
+    def unknown(self, target: int) -> str | None:
+        """Why nothing can be predicted for a target; None if something can.
+
+        Indices of ``len(vocabulary.targets)`` and above stand for genes of the vocabulary.
+        """
+        return why_unknown(target, self.vocabulary, self._known_by)
+
+    def known(self, perturbations: Sequence[Pairs]) -> list[list[tuple[int, int]]]:
+        """The perturbations without the targets that the network does not know."""
+        return [[(t, m) for t, m in pairs if self.unknown(t) is None] for pairs in perturbations]
+
+    def regression_weight(self, dataset: int, context: int, perturbations: Sequence[Pairs]) -> np.ndarray:
+        """Share of the regression in each mean, between 0 and 1, shape (M,); see :meth:`counterfactual`."""
+        if self.effects is None:
+            return np.zeros(len(perturbations))
+        mixed = self.effects.is_between(dataset, context, perturbations)
+        pairs = zip(self.known(perturbations), perturbations, strict=True)
+        mixed &= [len(kept) == len(asked) for kept, asked in pairs]
+        return np.where(mixed, self._share, 1.0)
+
+    def counterfactual(
+        self,
+        cells: Cells,
+        genes: np.ndarray,
+        profile: np.ndarray,
+        dataset: int,
+        perturbations: Sequence[Pairs],
+        context: int = -1,
+    ) -> np.ndarray:
+        """The cells under each of M perturbations, float32, shape (M, n, G).
+
+        The network changes each cell; the mean change is then mixed with the regression's mean effect
+        (``effects.weight``). The regression is used alone for a target that the network does not know, for a
+        condition of training, whose mean it observed, and in a context where no effect was seen: there it
+        predicts a cautious change, and the network does not.
+
+        Parameters
+        ----------
+        cells
+            n control cells.
+        genes
+            Sorted vocabulary indices, shape (G,).
+        profile
+            Their context's mean control profile, shape (G,).
+        dataset
+            Model index of the dataset.
+        perturbations
+            (target, modality) model indices of each perturbation.
+        context
+            Row of the vocabulary's contexts; −1: a new one.
+        """
+        predicted = self._network_cells(cells, genes, profile, dataset, self.known(perturbations))
+        if self.effects is None:
+            return predicted
+        effect = self.effects.predict(dataset, context, perturbations, genes)  # (M, G)
+        change = predicted.mean(axis=1, dtype=np.float64) - cells.dense(genes).mean(axis=0, dtype=np.float64)
+        weight = self.regression_weight(dataset, context, perturbations)[:, None]  # (M, 1)
+        result: np.ndarray = predicted + (weight * (effect - change))[:, None].astype(np.float32)
+        return result
+
+    def means(
+        self,
+        cells: Cells,
+        genes: np.ndarray,
+        profile: np.ndarray,
+        dataset: int,
+        perturbations: Sequence[Pairs],
+        context: int = -1,
+    ) -> np.ndarray:
+        """Means over cells of :meth:`counterfactual` for thousands of perturbations, float32, shape (M, G).
+
+        The decoder's last map is linear in h(u), so the mean over control cells is taken before it: one row
+        per perturbation is decoded, not one per cell.
+        """
+        before = cells.dense(genes).mean(axis=0, dtype=np.float64)  # (G,)
+        result = np.empty((len(perturbations), len(genes)), np.float32)
+        known = self.known(perturbations)
+        for part, network in self._network_means(cells, genes, profile, dataset, known, before):
+            result[part] = network
+            if self.effects is not None:
+                effect = self.effects.predict(dataset, context, perturbations[part], genes)  # (m, G)
+                weight = self.regression_weight(dataset, context, perturbations[part])
+                result[part] += weight[:, None] * (effect - (network - before))
+        return result
+
+    # -- the network alone --------------------------------------------------------------------------
+
+    def _network_cells(
+        self,
+        cells: Cells,
+        genes: np.ndarray,
+        profile: np.ndarray,
+        dataset: int,
+        perturbations: Sequence[Pairs],
+    ) -> np.ndarray:
+        """What the network makes of the cells, float32, shape (M, n, G)."""
+        module, on = self.module, torch.from_numpy(genes)
+        with torch.no_grad():
+            shifts = self._shifts(dataset, perturbations)  # (M, K)
+            z = self._latents(cells, genes)  # (n, K)
+            before = module.decoder.hidden(module.causal(z))  # (n, d)
+            dense, offset = torch.from_numpy(cells.dense(genes)), torch.from_numpy(profile)
+            return np.stack(
+                [
+                    module.counterfactual(
+                        before, module.decoder.hidden(module.causal(z + shift)), dense, on, offset
+                    ).numpy()
+                    for shift in shifts
+                ]
+            )
+
+    def _network_means(
+        self,
+        cells: Cells,
+        genes: np.ndarray,
+        profile: np.ndarray,
+        dataset: int,
+        perturbations: Sequence[Pairs],
+        before: np.ndarray,
+    ) -> Iterator[tuple[slice, np.ndarray]]:
+        """The network's means, some perturbations at a time: which, and their (m, G)."""
+        module, on = self.module, torch.from_numpy(genes)
+        decoder, causal = module.decoder, module.causal
+        if decoder.config.kind == "mlp":  # ends in a LeakyReLU: its mean is not the LeakyReLU of a mean
+            each = max(ROWS_AT_ONCE // 16 // max(len(cells), 1), 1)
+            for part in _parts(len(perturbations), each):
+                found = self._network_cells(cells, genes, profile, dataset, perturbations[part])
+                yield part, found.mean(axis=1, dtype=np.float64)
+            return
+        with torch.no_grad():
+            u = causal(self._latents(cells, genes))  # (n, K)
+            centre = decoder.hidden(u).mean(0)  # (d,)
+            each = max(ROWS_AT_ONCE // max(len(cells), 1), 1)
+            for part in _parts(len(perturbations), AT_ONCE):
+                # the causal layer is linear: shifts go through it once, not once per cell
+                moved = causal(self._shifts(dataset, perturbations[part]))  # (m, K)
+                hidden = torch.cat(
+                    [decoder.hidden(u + some[:, None]).mean(1) for some in moved.split(each)]
+                )  # (m, d)
+                if decoder.config.counterfactual == "abduction":
+                    yield part, before + decoder.change(hidden - centre, on).numpy()
+                else:
+                    yield part, module.decode(hidden, on, torch.from_numpy(profile)).numpy()
+
+    def _latents(self, cells: Cells, genes: np.ndarray) -> torch.Tensor:
+        """Latent means of cells on a gene list, shape (n, K)."""
+        available = self.vocabulary.membership.availability(genes, self.vocabulary.min_measured)
+        packed = PackedCells.of(cells, panels=[genes])
+        _, z, _ = self.module.encode(packed, torch.from_numpy(available).expand(len(cells), -1))
+        return z
+
+    def _shifts(self, dataset: int, perturbations: Sequence[Pairs]) -> torch.Tensor:
+        """What M perturbations add to the latents, shape (M, K)."""
+        flat = [(t, m, i) for i, pairs in enumerate(perturbations) for t, m in pairs]
+        target, modality, bag = (torch.tensor([row[j] for row in flat], dtype=torch.int64) for j in range(3))
+        where = torch.full_like(target, dataset)
+        intervention = Intervention(target, modality, where, bag, n_bags=len(perturbations))
+        return self.module.causal.shifts(intervention, self.module.decoder.gene, self._temperature)
+
+
+def _parts(n: int, each: int) -> Iterator[slice]:
+    for start in range(0, n, each):
+        yield slice(start, min(start + each, n))

@@ -1,0 +1,330 @@
+"""The folder of a run, or of an ensemble of runs: nothing else opens its files.
+
+A run::
+
+    RUN/run.json config.yaml split.parquet   what was asked for, resolved, and which groups are held out
+    RUN/controls.parquet                     some control cells of each context, to predict cells from
+    RUN/model/                               a model folder (see tadvae.model.tadvae): weights at the end
+    RUN/log/steps-*.jsonl                    one line per step
+    RUN/log/bags-*.jsonl                     which bags every rank saw, where train.log_bags asks for it
+    RUN/log/restart-*.json                   what a restart did again, and which bags it repeats
+    RUN/checkpoints/                         storage of Ray Train
+    RUN/evaluation/                          scores that `tadvae evaluate` wrote
+    RUN/tensorboard/                         and whatever else a tracker keeps
+
+An ensemble::
+
+    ENSEMBLE/ensemble.json config.yaml       members, and what the intervals are calibrated on
+    ENSEMBLE/members/seed-0 …                one run per member
+    ENSEMBLE/calibration/fold-0-seed-0 …     runs without a fold of the training perturbations
+    ENSEMBLE/calibration.json calibration.safetensors
+    ENSEMBLE/evaluation/                     scores that `tadvae evaluate` wrote
+"""
+
+import io
+import json
+import os
+import uuid
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from tadvae.base.errors import UserError
+from tadvae.base.filesystem import Location
+from tadvae.cells.ragged import Cells
+from tadvae.model.conformal import Calibration
+from tadvae.model.controls import pack_controls, unpack_controls
+from tadvae.model.weights import WEIGHTS
+from tadvae.settings.experiment import ExperimentConfig
+
+CONFIG = "config.yaml"
+CHECKPOINTS = "checkpoints"
+_ABOUT, _SPLIT, _CONTROLS, _MODEL, _LOG = "run.json", "split.parquet", "controls.parquet", "model", "log"
+_ENSEMBLE, _CALIBRATION, _SCALES = "ensemble.json", "calibration.json", "calibration.safetensors"
+_EVALUATION = "evaluation"
+_BEFORE_ABOUT = {_MODEL, _LOG, CONFIG, _SPLIT, _CONTROLS}
+"""What a run's folder may hold before ``run.json``, which is written last, makes it a run."""
+
+
+class RunFolder:
+    """The only reader and writer of the files of a run or an ensemble.
+
+    Attributes
+    ----------
+    place
+        The folder, on any filesystem.
+    """
+
+    def __init__(self, place: str | os.PathLike[str] | Location) -> None:
+        self.place = Location.of(place)
+
+    def __str__(self) -> str:
+        return str(self.place)
+
+    # -- what it is ---------------------------------------------------------------------------------
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether a run has begun here: all but its weights and log is written."""
+        return (self.place / _ABOUT).exists()
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the run has its final weights."""
+        return (self.model / WEIGHTS).exists()
+
+    @property
+    def is_ensemble(self) -> bool:
+        """Whether this is the folder of an ensemble."""
+        return (self.place / _ENSEMBLE).exists()
+
+    @property
+    def has_model(self) -> bool:
+        """Whether there is a model folder inside; a folder without one may be a model folder itself."""
+        return self.model.exists()
+
+    @property
+    def model(self) -> Location:
+        """The model folder of a run."""
+        return self.place / _MODEL
+
+    # -- a run's settings and split -----------------------------------------------------------------
+
+    def begin(
+        self, config: ExperimentConfig, split: pd.DataFrame, controls: dict[int, Cells], about: dict[str, Any]
+    ) -> None:
+        """Write a run's settings, its split and its control cells; ``run.json`` comes last.
+
+        Parameters
+        ----------
+        split
+            From :func:`tadvae.data.splits.split_groups`.
+        controls
+            Control cells by row of the vocabulary's contexts.
+        about
+            Plain values: store, version, workers, number of bags.
+        """
+        (self.place / _LOG).make_folder()
+        (self.place / _CONTROLS).write_bytes(pack_controls(controls))
+        (self.place / CONFIG).write_text(config.to_yaml())
+        (self.place / _SPLIT).write_bytes(_parquet(split))
+        (self.place / _ABOUT).write_text(json.dumps(about, indent=1))
+
+    def about(self) -> dict[str, Any]:
+        """What ``run.json`` says; a UserError where it is damaged or this is no run."""
+        return self._json(_ABOUT)
+
+    def config(self) -> ExperimentConfig:
+        """The resolved settings."""
+        place = self.place / CONFIG
+        return ExperimentConfig.load_text(place.read_text(), str(place))
+
+    def split(self) -> pd.DataFrame:
+        """The groups of the store with the part and the category that the split gave them."""
+        return pd.read_parquet(io.BytesIO((self.place / _SPLIT).read_bytes()))
+
+    def controls(self) -> dict[int, Cells]:
+        """Control cells by row of the vocabulary's contexts; none where the run keeps none."""
+        place = self.place / _CONTROLS
+        return unpack_controls(place.read_bytes()) if place.exists() else {}
+
+    def require_run(self, command: str) -> None:
+        """Raise a UserError where a model lies without its run.
+
+        Parameters
+        ----------
+        command
+            What needs the run, for the sentence.
+        """
+        if not self.is_begun or not (self.place / _SPLIT).exists():
+            raise UserError(f"{self}: a model without its run; {command} needs the run's folder.")
+
+    def is_begun_with(self, config: ExperimentConfig, vocabulary_hash: str) -> bool:
+        """Whether the folder holds this very run; a folder with anything else is a UserError."""
+        names = set(self.place.names())
+        if not names:
+            return False
+        if _ABOUT in names:
+            if self.config() == config and self.about()["vocabulary_hash"] == vocabulary_hash:
+                return True
+        elif names <= _BEFORE_ABOUT:
+            return False  # it was interrupted before it had begun
+        raise UserError(
+            f"{self}: already holds a run of other settings, or other files; name another folder with --out, "
+            "or go on with that run by --resume."
+        )
+
+    def config_to_resume(self, vocabulary_hash: str) -> ExperimentConfig:
+        """The settings of a run that is to go on with a store of this gene vocabulary, else a UserError."""
+        if not (self.place / CONFIG).exists() or not self.is_begun:
+            raise UserError(f"{self}: no run to resume (it has no {CONFIG}); start one without --resume.")
+        began = self.about()["vocabulary_hash"]
+        if began != vocabulary_hash:
+            raise UserError(
+                f"{self}: this run began with a store of another gene vocabulary ({began}, this one has "
+                f"{vocabulary_hash}); resume with the store it began with."
+            )
+        return self.config()
+
+    # -- a run's log --------------------------------------------------------------------------------
+
+    def write_steps(self, records: list[dict[str, Any]]) -> None:
+        """Write records of steps as one piece of the log; one of the same first step is replaced."""
+        self._write_lines(f"steps-{records[0]['step']:09d}.jsonl", records)
+
+    def write_bags(self, records: list[dict[str, Any]], rank: int) -> None:
+        """Write which bags a rank saw in some steps."""
+        self._write_lines(f"bags-{records[0]['step']:09d}-{rank:05d}.jsonl", records)
+
+    def write_restart(self, about: dict[str, Any]) -> None:
+        """Write what a restart does again; several restarts at one step are all kept."""
+        name = f"{_LOG}/restart-{about['step']:09d}-{uuid.uuid4().hex[:8]}.json"
+        (self.place / name).write_text(json.dumps(about, indent=1))
+
+    def log_pieces(self) -> dict[str, int | None]:
+        """Names of the pieces with steps, in their order, and when each was written, in nanoseconds."""
+        infos = sorted((self.place / _LOG).listing(), key=lambda info: info.base_name)
+        return {info.base_name: info.mtime_ns for info in infos if _is_piece(info.base_name, "steps-")}
+
+    def log_piece(self, name: str) -> list[dict[str, Any]]:
+        """Records of one piece."""
+        return [json.loads(line) for line in (self.place / _LOG / name).read_text().splitlines()]
+
+    def steps(self) -> list[dict[str, Any]]:
+        """Records of all steps, in their order."""
+        return [record for name in self.log_pieces() for record in self.log_piece(name)]
+
+    def forget_steps_from(self, step: int) -> int | None:
+        """Delete what the log has of a step and those after it: they are about to be made again.
+
+        Returns
+        -------
+        How many steps were deleted; None where there is no log at all yet.
+        """
+        names = [name for name in (self.place / _LOG).names() if _is_piece(name, "steps-", "bags-")]
+        deleted = 0
+        for name in names:
+            if int(name.removesuffix(".jsonl").split("-")[1]) >= step:
+                deleted += len(self.log_piece(name)) if name.startswith("steps-") else 0
+                (self.place / _LOG / name).delete()
+        return deleted if names else None
+
+    def delete_checkpoint(self, name: str) -> None:
+        """Delete one checkpoint, half of which may be written."""
+        (self.place / CHECKPOINTS / name).delete()
+
+    def tracker_folder(self, name: str) -> Location:
+        """Where a tracker keeps its files."""
+        return self.place / name
+
+    # -- evaluation ---------------------------------------------------------------------------------
+
+    def write_scores(self, name: str, table: pd.DataFrame, summary: dict[str, Any]) -> None:
+        """Keep the scores of an evaluation: one row per (group, method, metric), and their summary."""
+        (self.place / _EVALUATION).make_folder()
+        (self.place / f"{_EVALUATION}/{name}.parquet").write_bytes(_parquet(table))
+        (self.place / f"{_EVALUATION}/{name}.json").write_text(json.dumps(summary, indent=1))
+
+    def scores(self, name: str = "all") -> pd.DataFrame | None:
+        """What :meth:`write_scores` wrote; None where this was not evaluated."""
+        place = self.place / f"{_EVALUATION}/{name}.parquet"
+        return pd.read_parquet(io.BytesIO(place.read_bytes())) if place.exists() else None
+
+    def scores_place(self, name: str) -> str:
+        """Where the scores of an evaluation are, for a message."""
+        return f"{self}/{_EVALUATION}/{name}.parquet"
+
+    # -- an ensemble --------------------------------------------------------------------------------
+
+    def begin_ensemble(self, config: ExperimentConfig, about: dict[str, Any]) -> None:
+        """Write the settings of an ensemble's members, and ``ensemble.json``."""
+        self.place.make_folder()
+        (self.place / CONFIG).write_text(config.to_yaml())
+        (self.place / _ENSEMBLE).write_text(json.dumps(about, indent=1))
+
+    def ensemble(self) -> dict[str, Any]:
+        """What ``ensemble.json`` says; a UserError where it is damaged."""
+        about = self._json(_ENSEMBLE)
+        members = about.get("members")
+        if not isinstance(members, list) or not members or not all(isinstance(m, str) for m in members):
+            raise self._damaged(_ENSEMBLE, "no members")
+        return about
+
+    def members(self) -> dict[str, "RunFolder"]:
+        """Folders of an ensemble's runs by name; a run is its own only member, under the name ``run``."""
+        if not self.is_ensemble:
+            return {"run": self}
+        return {name: RunFolder(self.place / name) for name in self.ensemble()["members"]}
+
+    def config_to_resume_ensemble(self, vocabulary_hash: str) -> ExperimentConfig:
+        """The settings of an ensemble that is to go on with a store of this vocabulary, else a UserError."""
+        if not self.is_ensemble or not (self.place / CONFIG).exists():
+            raise UserError(f"{self}: no ensemble to resume (no {_ENSEMBLE}); start one without --resume.")
+        if self.ensemble()["vocabulary_hash"] != vocabulary_hash:
+            raise UserError(
+                f"{self}: this ensemble began with a store of another gene vocabulary; resume with the store "
+                "it began with."
+            )
+        return self.config()
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether the ensemble has a calibration of its intervals."""
+        return (self.place / _CALIBRATION).exists()
+
+    def write_calibration(self, calibration: Calibration) -> None:
+        """Keep a calibration with its ensemble."""
+        arrays = {name: np.asarray(scale) for name, scale in calibration.scale.items()}
+        (self.place / _SCALES).write_bytes(save(arrays))
+        factor = calibration.factor if np.isfinite(calibration.factor) else None
+        about = {"level": calibration.level, "factor": factor, "n": calibration.n, "kind": calibration.kind}
+        about["with_spread"] = calibration.with_spread
+        (self.place / _CALIBRATION).write_text(json.dumps(about, indent=1))
+
+    def calibration(self) -> Calibration | None:
+        """Inverse of :meth:`write_calibration`; None where there is none."""
+        if not self.is_calibrated:
+            return None
+        try:
+            about = json.loads((self.place / _CALIBRATION).read_text())
+            return Calibration(
+                float(about["level"]),
+                float("inf") if about["factor"] is None else float(about["factor"]),
+                load((self.place / _SCALES).read_bytes()),
+                int(about["n"]),
+                str(about["kind"]),
+                bool(about["with_spread"]),
+            )
+        except (ValueError, LookupError, TypeError, OSError, SafetensorError) as error:
+            raise self._damaged(_CALIBRATION, type(error).__name__) from None
+
+    # -- files --------------------------------------------------------------------------------------
+
+    def _json(self, name: str) -> dict[str, Any]:
+        try:
+            found = json.loads((self.place / name).read_text())
+            if not isinstance(found, dict):
+                raise ValueError("no mapping")
+        except (ValueError, OSError) as error:
+            raise self._damaged(name, type(error).__name__) from None
+        return found
+
+    def _damaged(self, name: str, reason: str) -> UserError:
+        what = "run" if name == _ABOUT else "ensemble"
+        return UserError(f"{self}: damaged {what} ({name}: {reason}); copy it again, or train it again.")
+
+    def _write_lines(self, name: str, records: list[dict[str, Any]]) -> None:
+        (self.place / _LOG / name).write_text("".join(json.dumps(record) + "\n" for record in records))
+
+
+def _is_piece(name: str, *starts: str) -> bool:
+    return name.startswith(starts) and name.endswith(".jsonl")
+
+
+def _parquet(table: pd.DataFrame) -> bytes:
+    buffer = io.BytesIO()
+    table.to_parquet(buffer, index=False)
+    return buffer.getvalue()

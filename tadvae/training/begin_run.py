@@ -1,0 +1,57 @@
+"""The folder of a run as it is before its first step."""
+
+from tadvae.base.version import __version__
+from tadvae.data.plan import rank_bags, steps_per_epoch
+from tadvae.data.reader import training_bags
+from tadvae.effects.file import save_effects
+from tadvae.model.card import write_card
+from tadvae.model.run_folder import CONFIG, RunFolder
+from tadvae.settings.experiment import ExperimentConfig
+from tadvae.store.reader import Store
+from tadvae.training.prepare import Preparation
+
+
+def begin_run(
+    run: RunFolder,
+    store: Store,
+    store_path: str,
+    config: ExperimentConfig,
+    prepared: Preparation,
+    workers: int | tuple[int, int],
+    gpu: bool,
+) -> None:
+    """Write all of a run's folder but its weights and its log.
+
+    Parameters
+    ----------
+    store_path
+        Where the store is, for those who look for it later.
+    workers, gpu
+        What the run was asked to train on; only written down.
+    """
+    vocabulary = prepared.vocabulary
+    bags = training_bags(store, prepared.groups, config.split, config.stream.control_bags)
+    most = workers[1] if isinstance(workers, tuple) else workers
+    _, repeated = rank_bags(bags, config.seed, 0, 0, most)
+    run.model.make_folder()
+    vocabulary.save(run.model)
+    if prepared.effects is not None:
+        save_effects(prepared.effects, run.model)
+    write_card(run.model, vocabulary, config)
+    (run.model / CONFIG).write_text(config.to_yaml())
+    run.begin(
+        config,
+        prepared.groups,
+        prepared.controls,
+        {
+            "tadvae_version": __version__,
+            "store": store_path,
+            "vocabulary_hash": vocabulary.hash,
+            "workers": workers if isinstance(workers, int) else "{}:{}".format(*workers),
+            "gpu": gpu,
+            "bags": len(bags),
+            "steps_per_epoch": steps_per_epoch(len(bags), config.stream, most),
+            "bags_repeated_per_epoch": repeated,
+            "pathways": str(vocabulary.membership.coverage),
+        },
+    )
