@@ -99,7 +99,7 @@ def _scores(report: Report) -> Values | None:
     if report.scores is None:
         return None
     categories = report.scores["category"].unique().tolist()
-    shown = categories if len(categories) > 2 else categories[:1]  # one category has the same groups as "all"
+    shown = categories if len(categories) > 2 else categories[:1]  # one category is all there is
     tables = []
     for category in shown:
         scores = report.scores[report.scores["category"] == category]

@@ -100,14 +100,16 @@ class Table:
         Parameters
         ----------
         attributes
-            From a row to the attributes of its element.
+            From a row, by the names of its columns, to the attributes of its element; a missing value is
+            None.
         number
             How to write a number; None: integers with separators, others with three decimals.
         """
         columns = [Column(str(key), _is_number(frame.iloc[:, i])) for i, key in enumerate(frame.columns)]
         rows = []
         for values in frame.itertuples(index=False, name=None):
-            pairs = list(zip(columns, values, strict=True))
+            known = [None if value is None or pd.isna(value) else value for value in values]
+            pairs = list(zip(columns, known, strict=True))
             cells = [_cell(value, column, number or _number) for column, value in pairs]
             rows.append(Row(cells, attributes({column.name: value for column, value in pairs})))
         return cls(caption, columns, rows, name)
@@ -119,7 +121,7 @@ def _is_number(column: pd.Series) -> bool:
 
 
 def _cell(value: Any, column: Column, number: Callable[[Any], str]) -> Cell:
-    if value is None or pd.isna(value):
+    if value is None:
         return Cell("", "" if column.number else None)
     if isinstance(value, np.generic):
         value = value.item()

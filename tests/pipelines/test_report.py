@@ -31,9 +31,9 @@ from tadvae.evaluation.metrics import pearson_delta
 from tadvae.filesystem import Location
 from tadvae.model import TADVAE
 from tadvae.report import page as page_module
+from tadvae.report.charts import COLOURS, Scale, diverging
 from tadvae.report.gather import Run, gather
 from tadvae.report.page import page
-from tadvae.report.charts import COLOURS, Scale, diverging
 from tadvae.simulate import simulate
 from tadvae.simulation_files import write_simulation
 from tadvae.store.reader import Store
