@@ -420,6 +420,9 @@ def test_the_wheel_carries_the_space(tmp_path):
         names = set(archive.namelist())
         scripts = archive.read(next(n for n in names if n.endswith("entry_points.txt"))).decode()
     assert {"tune/cli.py", "tune/configs/space.yaml", "pipelines/cli.py", "tadvae/model.py"} <= names
+    templates = {p.relative_to(ROOT).as_posix() for p in ROOT.glob("t*/**/*.j2")}
+    assert len(templates) == 6
+    assert templates | {"tadvae/report/templates/page.css", "tadvae/report/templates/table.js"} <= names
     assert "tadvae = tune.cli:main" in scripts
 
 
