@@ -31,9 +31,9 @@ from tadvae.model.conformal import Calibration
 from tadvae.model.run_folder import RunFolder
 from tadvae.model.tadvae import TADVAE
 from tadvae.report import page as page_module
+from tadvae.report.charts import COLOURS, Scale, diverging
 from tadvae.report.gather import Run, gather
 from tadvae.report.page import page
-from tadvae.report.svg import COLOURS, Scale, diverging
 from tadvae.simulation.files import write_simulation
 from tadvae.simulation.simulate import simulate
 from tadvae.store.reader import Store
@@ -210,7 +210,7 @@ def test_a_page_without_store_and_scores_says_what_makes_them(run, tmp_path):
         main(["report", str(copy), "--out", str(tmp_path / "r.html")])
     assert not ended.value.code
     html = (tmp_path / "r.html").read_text()
-    assert f"tadvae evaluate &#x27;{copy}&#x27;" in html
+    assert f"tadvae evaluate &#39;{copy}&#39;" in html
     assert "was not found" in html
     assert "scatter-0" not in html
 
@@ -347,7 +347,7 @@ def luminance(colour):
 
 def test_words_and_lines_stand_out_from_white():
     """WCAG 2 AA: a contrast of 4.5 for words and what has their size."""
-    css = (Path(page_module.__file__).parent / "page.css").read_text()
+    css = (Path(page_module.__file__).parent / "templates/page.css").read_text()
     written = set(re.findall(r"(?:[{;]color|stroke|fill):(#[0-9a-f]{6})", css))
     assert len(written) > 2
     for colour in {*COLOURS, *written}:
