@@ -1,7 +1,7 @@
-"""Annbatch for ``loader.py``: it needs Python 3.12, so it gets an environment and a process of its own.
+"""Annbatch for ``loader.py``: it needs Python 3.12, so it gets its own environment and process.
 
-Without torch: PyPI's plain torch for 3.12 is the CUDA build, several GB. Its batches stay scipy CSR, which
-spares it the copy into tensors that the others make.
+Without torch: the torch for 3.12 on PyPI is the CUDA build (several GB). Its batches stay scipy CSR, so
+they are not copied into tensors as those of the other loaders are.
 """
 
 import json

@@ -1,8 +1,8 @@
-"""Pathway attention by edges, against dense attention that computes the same numbers.
+"""Pathway attention by edges, compared with dense attention that computes the same numbers.
 
-One step is forward and backward of the whole layer (embeddings to activities, gradients of all
-parameters) for 32 cells that express 300 of 2,000 genes and 1,000 pathways of 5 to 29 genes, with 8 heads
-and width 128, in one run:
+One step is forward and backward of the whole layer (embeddings to activities, gradients of all parameters)
+for 32 cells that express 300 of 2,000 genes and 1,000 pathways of 5 to 29 genes, with 8 heads and width
+128, in one run:
 
 - ``ours``: the layer of the library with its defaults (hard masking, expressed genes);
 - ``dense``: the same parameters through ``scaled_dot_product_attention`` with a dense mask on the same
@@ -11,8 +11,8 @@ and width 128, in one run:
   32 at once would need several times 2 GB, and is slower).
 
 All three are checked to give the same activities (``literal`` against our layer with all genes as tokens).
-Times are the fastest of several interleaved rounds; memory is the peak above what was there before the
-step, each in a process of its own. The encoder ``inducing`` is timed on cells of 500 to 4,000 tokens.
+Times are the fastest of several alternating rounds; memory is the peak minus the memory used before the
+step, each measured in its own process. The encoder ``inducing`` is timed on cells of 500 to 4,000 tokens.
 
     python benchmarks/attention.py [--json FILE] [--threads 2] [--rounds 3]
 """
@@ -259,7 +259,7 @@ def main() -> int:
         ],
     )
     claims.table(
-        "Encoder, µs a token at so many tokens a cell",
+        "Encoder, µs per token, by the number of tokens per cell",
         [{"encoder": kind, **by_length} for kind, by_length in growth.items()],
     )
     dense = min(seconds["dense bool"], seconds["dense additive"])
@@ -274,7 +274,9 @@ def main() -> int:
     )
     longest, shortest = str(LENGTHS[-1]), str(LENGTHS[0])
     ratio = growth["inducing"][longest] / growth["inducing"][shortest]
-    claims.aim(f"µs a token with `inducing`, {longest} tokens a cell over {shortest}", ratio, at_most=1.15)
+    claims.aim(
+        f"µs per token with `inducing`, {longest} tokens per cell over {shortest}", ratio, at_most=1.15
+    )
     ratio = growth["full"][longest] / growth["full"][shortest]
     claims.note(f"With `full` the same ratio is {ratio:.2f}: it is quadratic in a cell's tokens.")
     claims.finish(options)

@@ -1,4 +1,4 @@
-"""What the speed benchmarks share: options, a scratch folder, and figures beside their aims as JSON."""
+"""Shared parts of the speed benchmarks: options, a scratch folder, figures and their aims as JSON."""
 
 import argparse
 import json

@@ -2,8 +2,8 @@
 
 Human GO biological process of 2022-07-01: 1.46 million (term, gene) pairs. Every step is timed in this run:
 reading (also as OBO and GAF, written here from the tables), closing over the graph, every preset. The last
-line compares the sparse, component-wise clustering with the plain way (all distances, one linkage) on the
-same sets.
+line compares the sparse, component-wise clustering with the direct method (all distances, one linkage) on
+the same sets.
 
     python benchmarks/pathway_selection.py [--json FILE]
 

@@ -1,7 +1,7 @@
-"""Screens of real shape for the benchmarks: synthetic cells of any number, and the real PBMC cells tiled.
+"""Realistic screens for the benchmarks: any number of synthetic cells, and the real PBMC cells, repeated.
 
-Everything goes into a folder that the caller deletes. Files are written a few thousand cells at a time, so
-making them takes little memory.
+Everything is written to a folder that the caller deletes. Files are written a few thousand cells at a time,
+so that making them takes little memory.
 """
 
 import os
