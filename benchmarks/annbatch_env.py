@@ -17,7 +17,7 @@ WORK = Path(__file__).with_name("annbatch_run.py")
 def annbatch_rate(
     python: str | None, path: Path, folder: Path, rounds: int
 ) -> tuple[dict[str, Any] | None, str | None]:
-    """Fields of ``loader.Rate`` of its best round, or why there are none."""
+    """Fields of ``loader.Rate`` of annbatch's best round, or the reason why there are none."""
     python = python or shutil.which("python3.12") or shutil.which("python3.13")
     if python is None or shutil.which(python) is None:
         return None, "no Python 3.12 here (--python312)"

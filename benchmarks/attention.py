@@ -157,11 +157,11 @@ STEPS: dict[str, Callable[[Setting], Step]] = {
     "ours, plain torch": lambda setting: setting.ours(kernel="torch"),
     "literal": lambda setting: setting.literal(),
 }
-"""Everything that is compared."""
+"""All layers that are compared."""
 
 
 def check(setting: Setting, made: dict[str, Step]) -> None:
-    """All steps give the activities that they should."""
+    """Check that all layers give the expected activities."""
     for one, other in (
         ("ours", "dense bool"),
         ("ours", "dense additive"),
@@ -172,7 +172,7 @@ def check(setting: Setting, made: dict[str, Step]) -> None:
 
 
 def fastest(made: dict[str, Step], rounds: int) -> dict[str, float]:
-    """Seconds of each, the least of several interleaved rounds."""
+    """Seconds of each, the minimum of several alternating rounds."""
     times: dict[str, list[float]] = {name: [] for name in made}
     for i in range(rounds + 1):
         for name, step in made.items():
@@ -185,7 +185,7 @@ def fastest(made: dict[str, Step], rounds: int) -> dict[str, float]:
 
 
 def peak_of(name: str) -> int:
-    """Bytes at the peak of one step above those before it; call it in a fresh process."""
+    """Peak memory of one step in bytes, minus the memory before it; call it in a fresh process."""
     STEPS[name](Setting(small=True))()  # loads libraries and compiled kernels
     step = STEPS[name](Setting())
     gc.collect()
@@ -208,13 +208,13 @@ def peak_of(name: str) -> int:
 
 
 def peak(name: str, threads: int) -> int:
-    """:func:`peak_of` in a process of its own."""
+    """Call :func:`peak_of` in its own process."""
     command = [sys.executable, __file__, "--peak", name, "--threads", str(threads)]
     return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
 def encoder_growth(kind: str, rounds: int) -> dict[str, float]:
-    """Microseconds a token, forward and backward, by the number of tokens of a cell."""
+    """Microseconds per token, forward and backward, by the number of tokens per cell."""
     torch.manual_seed(0)
     encoder = TokenEncoder(EncoderConfig(kind=kind, n_layers=1), WIDTH, HEADS)
     tokens = torch.randn(TOKENS, WIDTH, requires_grad=True)

@@ -6,7 +6,7 @@ the seeds, and the interval is a bootstrap over the doubles.
 
     python benchmarks/carpool_baselines.py [--json FILE] [--seeds 0 1 2 3 4]
 
-The data folder is the environment variable TADVAE_DATA, or ../shared/data beside the repository.
+The data folder is the environment variable TADVAE_DATA, or ../shared/data next to the repository.
 """
 
 import argparse

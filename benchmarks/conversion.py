@@ -27,7 +27,7 @@ ROWS = 1024
 
 
 def plain(path: Path, out: Path) -> None:
-    """The plainest script."""
+    """The plain script."""
     import pyarrow as pa
     import pyarrow.parquet as pq
     import scanpy as sc
@@ -51,7 +51,7 @@ def plain(path: Path, out: Path) -> None:
 
 
 def ours(path: Path, folder: Path, tasks_at_once: int | None) -> tuple[Path, float]:
-    """Convert; the store and the CPU seconds."""
+    """Convert; returns the store and the CPU seconds."""
     store = folder / f"{path.stem}-store"
     shutil.rmtree(store, ignore_errors=True)
     before = cpu_seconds()
@@ -60,7 +60,7 @@ def ours(path: Path, folder: Path, tasks_at_once: int | None) -> tuple[Path, flo
 
 
 def compare(path: Path, n_cells: int, folder: Path, rounds: int) -> dict[str, Any]:
-    """Rates of both, the best of some rounds in turns."""
+    """Rates of both, the best of several alternating rounds."""
     best = {"ours": float("inf"), "plain": float("inf"), "all": float("inf")}
     for _ in range(rounds):
         start = time.perf_counter()

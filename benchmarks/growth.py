@@ -69,7 +69,7 @@ class Case:
 def timed(
     cases: dict[str, Case], what: Callable[[Case], Callable[[], None]], rounds: int
 ) -> dict[str, float]:
-    """Seconds of each case, the least of interleaved rounds."""
+    """Seconds of each case, the minimum of alternating rounds."""
     return fastest({name: what(case) for name, case in cases.items()}, rounds)
 
 

@@ -96,7 +96,7 @@ class Ours:
         self.prepared = prepare_training(store, ExperimentConfig.load(None, self.settings))
 
     def batches(self, *settings: str) -> Iterator[tuple[int, int]]:
-        """Some epochs in one stream, as a run has them: at least as many cells as ``PASS``."""
+        """Several epochs in one stream, as in a run, with at least ``PASS`` cells."""
         config = ExperimentConfig.load(None, [*self.settings, *settings])
         data = TrainingSet(self.store, self.prepared.groups, self.prepared.vocabulary, config)
         epochs = range(-(-PASS // self.store.manifest.n_cells) if self.many else 1)

@@ -54,7 +54,7 @@ def run_train(folder: Path, path: Path) -> None:
 
 
 def peak(what: str, folder: Path, path: Path) -> dict[str, int]:
-    """Peaks of one run, in a process of its own."""
+    """Peak memory of one run, in its own process."""
     command = [sys.executable, __file__, "--run", what, "--path", str(path), "--folder", str(folder)]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     return json.loads(done.stdout.splitlines()[-1])

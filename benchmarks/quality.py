@@ -31,7 +31,7 @@ RIVAL = "additive_ridge"
 
 
 def scores(store_path: Path, settings: list[str], folds: int, seeds: int) -> pd.DataFrame:
-    """Scores of every method on every held-out group: one value a group and seed."""
+    """Scores of every method on every held-out group: one value per group and seed."""
     store, parts = Store.open(str(store_path)), []
     for seed in range(seeds):
         for fold in range(folds):

@@ -59,7 +59,7 @@ def make_screen(
 
 
 def make_tiled(path: Path, n_cells: int, seed: int = 0) -> None:
-    """Write the real PBMC cells over and over, in a new order each time, with made-up perturbations.
+    """Write the real PBMC cells repeatedly, in a new order each time, with invented perturbations.
 
     The file is compressed by gzip, as the real one is and as portals publish them.
     """
