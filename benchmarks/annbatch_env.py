@@ -1,7 +1,7 @@
-"""Annbatch for ``loader.py``: it needs Python 3.12, so it gets an environment and a process of its own.
+"""Annbatch for ``loader.py``: it needs Python 3.12, so it gets its own environment and process.
 
-Without torch: PyPI's plain torch for 3.12 is the CUDA build, several GB. Its batches stay scipy CSR, which
-spares it the copy into tensors that the others make.
+Without torch: the torch for 3.12 on PyPI is the CUDA build (several GB). Its batches stay scipy CSR, so
+they are not copied into tensors as those of the other loaders are.
 """
 
 import json
@@ -17,7 +17,7 @@ WORK = Path(__file__).with_name("annbatch_run.py")
 def annbatch_rate(
     python: str | None, path: Path, folder: Path, rounds: int
 ) -> tuple[dict[str, Any] | None, str | None]:
-    """Fields of ``loader.Rate`` of its best round, or why there are none."""
+    """Fields of ``loader.Rate`` of annbatch's best round, or the reason why there are none."""
     python = python or shutil.which("python3.12") or shutil.which("python3.13")
     if python is None or shutil.which(python) is None:
         return None, "no Python 3.12 here (--python312)"

@@ -1,6 +1,6 @@
 """Runs inside the environment of ``annbatch_env.py``: shuffle a screen into a collection, then time batches.
 
-The collection has its library's defaults, and so has the loader but for the batch of 64 shuffled cells.
+The collection and the loader have annbatch's defaults, except for batches of 64 shuffled cells.
 
     python benchmarks/annbatch_run.py SCREEN.h5ad COLLECTION.zarr ROUNDS
 """

@@ -1,8 +1,8 @@
-"""Pathway attention by edges, against dense attention that computes the same numbers.
+"""Pathway attention by edges, compared with dense attention that computes the same numbers.
 
-One step is forward and backward of the whole layer (embeddings to activities, gradients of all
-parameters) for 32 cells that express 300 of 2,000 genes and 1,000 pathways of 5 to 29 genes, with 8 heads
-and width 128, in one run:
+One step is forward and backward of the whole layer (embeddings to activities, gradients of all parameters)
+for 32 cells that express 300 of 2,000 genes and 1,000 pathways of 5 to 29 genes, with 8 heads and width
+128, in one run:
 
 - ``ours``: the layer of the library with its defaults (hard masking, expressed genes);
 - ``dense``: the same parameters through ``scaled_dot_product_attention`` with a dense mask on the same
@@ -11,8 +11,8 @@ and width 128, in one run:
   32 at once would need several times 2 GB, and is slower).
 
 All three are checked to give the same activities (``literal`` against our layer with all genes as tokens).
-Times are the fastest of several interleaved rounds; memory is the peak above what was there before the
-step, each in a process of its own. The encoder ``inducing`` is timed on cells of 500 to 4,000 tokens.
+Times are the fastest of several alternating rounds; memory is the peak minus the memory used before the
+step, each measured in its own process. The encoder ``inducing`` is timed on cells of 500 to 4,000 tokens.
 
     python benchmarks/attention.py [--json FILE] [--threads 2] [--rounds 3]
 """
@@ -157,11 +157,11 @@ STEPS: dict[str, Callable[[Setting], Step]] = {
     "ours, plain torch": lambda setting: setting.ours(kernel="torch"),
     "literal": lambda setting: setting.literal(),
 }
-"""Everything that is compared."""
+"""All layers that are compared."""
 
 
 def check(setting: Setting, made: dict[str, Step]) -> None:
-    """All steps give the activities that they should."""
+    """Check that all layers give the expected activities."""
     for one, other in (
         ("ours", "dense bool"),
         ("ours", "dense additive"),
@@ -172,7 +172,7 @@ def check(setting: Setting, made: dict[str, Step]) -> None:
 
 
 def fastest(made: dict[str, Step], rounds: int) -> dict[str, float]:
-    """Seconds of each, the least of several interleaved rounds."""
+    """Seconds of each, the minimum of several alternating rounds."""
     times: dict[str, list[float]] = {name: [] for name in made}
     for i in range(rounds + 1):
         for name, step in made.items():
@@ -185,7 +185,7 @@ def fastest(made: dict[str, Step], rounds: int) -> dict[str, float]:
 
 
 def peak_of(name: str) -> int:
-    """Bytes at the peak of one step above those before it; call it in a fresh process."""
+    """Peak memory of one step in bytes, minus the memory before it; call it in a fresh process."""
     STEPS[name](Setting(small=True))()  # loads libraries and compiled kernels
     step = STEPS[name](Setting())
     gc.collect()
@@ -208,13 +208,13 @@ def peak_of(name: str) -> int:
 
 
 def peak(name: str, threads: int) -> int:
-    """:func:`peak_of` in a process of its own."""
+    """Call :func:`peak_of` in its own process."""
     command = [sys.executable, __file__, "--peak", name, "--threads", str(threads)]
     return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
 def encoder_growth(kind: str, rounds: int) -> dict[str, float]:
-    """Microseconds a token, forward and backward, by the number of tokens of a cell."""
+    """Microseconds per token, forward and backward, by the number of tokens per cell."""
     torch.manual_seed(0)
     encoder = TokenEncoder(EncoderConfig(kind=kind, n_layers=1), WIDTH, HEADS)
     tokens = torch.randn(TOKENS, WIDTH, requires_grad=True)
@@ -259,7 +259,7 @@ def main() -> int:
         ],
     )
     claims.table(
-        "Encoder, µs a token at so many tokens a cell",
+        "Encoder, µs per token, by the number of tokens per cell",
         [{"encoder": kind, **by_length} for kind, by_length in growth.items()],
     )
     dense = min(seconds["dense bool"], seconds["dense additive"])
@@ -274,7 +274,9 @@ def main() -> int:
     )
     longest, shortest = str(LENGTHS[-1]), str(LENGTHS[0])
     ratio = growth["inducing"][longest] / growth["inducing"][shortest]
-    claims.aim(f"µs a token with `inducing`, {longest} tokens a cell over {shortest}", ratio, at_most=1.15)
+    claims.aim(
+        f"µs per token with `inducing`, {longest} tokens per cell over {shortest}", ratio, at_most=1.15
+    )
     ratio = growth["full"][longest] / growth["full"][shortest]
     claims.note(f"With `full` the same ratio is {ratio:.2f}: it is quadratic in a cell's tokens.")
     claims.finish(options)

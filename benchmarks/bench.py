@@ -17,7 +17,7 @@ from claims import show
 
 HERE = Path(__file__).parent
 SCRIPTS = ["conversion", "memory", "loader", "train_step", "growth", "prediction", "attention", "scale"]
-"""In this order: what one makes is there for the next; ``scale`` reads the JSON of others."""
+"""Run in this order, because later scripts use files of earlier ones; ``scale`` reads their JSON."""
 TITLES = {
     "conversion": "Conversion",
     "memory": "Memory",
@@ -31,7 +31,7 @@ TITLES = {
 
 
 def run(name: str, folder: Path, results: Path, options: argparse.Namespace) -> bool:
-    """Run one script; whether it ended well."""
+    """Run one script; returns whether it succeeded."""
     print(f"== {name}", flush=True)
     command = [sys.executable, str(HERE / f"{name}.py"), "--json", str(results / f"{name}.json")]
     command += ["--folder", str(folder)] + (["--quick"] if options.quick else [])
@@ -50,13 +50,14 @@ def run(name: str, folder: Path, results: Path, options: argparse.Namespace) -> 
 
 
 def page(found: list[dict[str, Any]]) -> str:
-    """The page from stored figures."""
+    """The Markdown page, from stored figures."""
     minutes = sum(each["seconds"] for each in found) / 60
     lines = [
         "# Benchmarks",
         "",
         "Written by `make bench` from the JSON in `benchmarks/results/bench`; do not edit. Every ratio "
-        "was measured in one run on the same data, in turns, the best of the rounds. No test asserts a time.",
+        "was measured in one run on the same data, in alternating rounds, of which the best counts. No test "
+        "asserts a time.",
         "",
         f"Machine: {found[0]['machine']}. All scripts took {minutes:.1f} minutes.",
         "",

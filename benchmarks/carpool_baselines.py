@@ -1,12 +1,12 @@
-"""The arithmetic baselines on held-out double knock-downs of CaRPool-seq (Wessels et al. 2023).
+"""The simple baselines on held-out double knock-downs of CaRPool-seq (Wessels et al. 2023).
 
-Five-fold cross-validation over the 60 doubles: each fold is predicted from the control, all 28
-singles and the doubles of the other folds. The folds are drawn anew for every seed; a double's score
-is its mean over the seeds, and the interval is a bootstrap over the doubles.
+Five-fold cross-validation over the 60 doubles: each fold is predicted from the control, all 28 singles and
+the doubles of the other folds. The folds are drawn anew for every seed; a double's score is its mean over
+the seeds, and the interval is a bootstrap over the doubles.
 
     python benchmarks/carpool_baselines.py [--json FILE] [--seeds 0 1 2 3 4]
 
-The data folder is the environment variable TADVAE_DATA, or ../shared/data beside the repository.
+The data folder is the environment variable TADVAE_DATA, or ../shared/data next to the repository.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""What the speed benchmarks share: options, a scratch folder, and figures beside their aims as JSON."""
+"""Shared parts of the speed benchmarks: options, a scratch folder, figures and their aims as JSON."""
 
 import argparse
 import json
@@ -23,7 +23,7 @@ class Claims:
     Parameters
     ----------
     name
-        Of the JSON file.
+        Name of the JSON file.
     about
         What is measured and how, shown on the page.
     """
@@ -52,7 +52,7 @@ class Claims:
         print(f"{what} (aim {aim}): not run: {why}", flush=True)
 
     def table(self, title: str, rows: list[dict[str, Any]]) -> None:
-        """Rows of the same columns."""
+        """A table: rows with the same columns."""
         self.found["tables"].append({"title": title, "rows": rows})
         print(title)
         for row in rows:
@@ -64,7 +64,7 @@ class Claims:
         print(f"{name}: {show(value)}", flush=True)
 
     def note(self, text: str) -> None:
-        """A remark for the page: a bottleneck, what a figure does not cover."""
+        """A remark for the page, such as a bottleneck, or what a figure does not cover."""
         self.found["notes"].append(text)
         print(text, flush=True)
 

@@ -1,10 +1,11 @@
-"""Conversion into a store, against the plainest script: scanpy.read_h5ad, then pyarrow.
+"""Conversion into a store, compared with a plain script: scanpy.read_h5ad, then pyarrow.
 
-Ours streams: it never holds the file, checks every value, harmonises genes, shuffles cells into bags and
-adds up moments. The plain script reads the whole file, cuts it into row groups and writes lists of gene
-ids and counts with pyarrow's defaults and zstd: no checks, no shuffle, no bags. Both run on one core (ours:
-one Ray task at a time) on the same file in the same run, in turns; start of Ray not counted. Ours is also
-run on all cores. Cells are the real PBMC cells tiled, and synthetic ones.
+Our conversion streams: it never loads the whole file, it checks every value, harmonises genes, shuffles
+cells into bags and computes moments. The plain script reads the whole file, cuts it into row groups and
+writes lists of gene ids and counts with pyarrow's defaults and zstd: no checks, no shuffle, no bags. Both
+run on one core (ours: one Ray task at a time) on the same file in the same run, alternately; the start of
+Ray is not counted. Ours is also run on all cores. The cells are the real PBMC cells, repeated, and
+synthetic cells.
 
     python benchmarks/conversion.py [--json FILE] [--folder FOLDER] [--quick]
 """
@@ -26,7 +27,7 @@ ROWS = 1024
 
 
 def plain(path: Path, out: Path) -> None:
-    """The plainest script."""
+    """The plain script."""
     import pyarrow as pa
     import pyarrow.parquet as pq
     import scanpy as sc
@@ -50,7 +51,7 @@ def plain(path: Path, out: Path) -> None:
 
 
 def ours(path: Path, folder: Path, tasks_at_once: int | None) -> tuple[Path, float]:
-    """Convert; the store and the CPU seconds."""
+    """Convert; returns the store and the CPU seconds."""
     store = folder / f"{path.stem}-store"
     shutil.rmtree(store, ignore_errors=True)
     before = cpu_seconds()
@@ -59,7 +60,7 @@ def ours(path: Path, folder: Path, tasks_at_once: int | None) -> tuple[Path, flo
 
 
 def compare(path: Path, n_cells: int, folder: Path, rounds: int) -> dict[str, Any]:
-    """Rates of both, the best of some rounds in turns."""
+    """Rates of both, the best of several alternating rounds."""
     best = {"ours": float("inf"), "plain": float("inf"), "all": float("inf")}
     for _ in range(rounds):
         start = time.perf_counter()
@@ -76,13 +77,13 @@ def compare(path: Path, n_cells: int, folder: Path, rounds: int) -> dict[str, An
     return {
         "cells": path.stem,
         "n": n_cells,
-        "non-zeros a cell": tokens / n_cells,
+        "non-zeros per cell": tokens / n_cells,
         "ours, cells/s on one core": n_cells / best["ours"],
         "plain, cells/s on one core": n_cells / best["plain"],
         "ours, cells/s on all cores": n_cells / best["all"],
-        "ours, cells a CPU second": n_cells / cpu,
-        "ours, bytes a non-zero": sum(shard.size for shard in manifest.shards) / tokens,
-        "plain, bytes a non-zero": (folder / "plain.parquet").stat().st_size / tokens,
+        "ours, cells per CPU second": n_cells / cpu,
+        "ours, bytes per non-zero": sum(shard.size for shard in manifest.shards) / tokens,
+        "plain, bytes per non-zero": (folder / "plain.parquet").stat().st_size / tokens,
     }
 
 
@@ -102,11 +103,11 @@ def main() -> None:
         claims.aim(f"{row['cells']}: cells/s on one core, ours over plain", ratio, at_least=1)
         csr = 8.0  # int32 and float32
         claims.aim(
-            f"{row['cells']}: bytes a non-zero, ours over CSR",
-            row["ours, bytes a non-zero"] / csr,
+            f"{row['cells']}: bytes per non-zero, ours over CSR",
+            row["ours, bytes per non-zero"] / csr,
             at_most=0.5,
         )
-    for name in ("non-zeros a cell", "ours, cells a CPU second", "ours, bytes a non-zero"):
+    for name in ("non-zeros per cell", "ours, cells per CPU second", "ours, bytes per non-zero"):
         claims.figure(name, rows[0][name])
     claims.finish(options)
 

@@ -5,7 +5,8 @@
 - tokens: training steps with the encoder ``inducing`` on cells of 200 to 5,000 tokens, per token.
 - pathways: training steps with 100 to 5,000 pathways of 20 genes: time above that of 100, per edge.
 
-Time that falls is no failure: fixed costs are shared by more. Times are the fastest of some rounds in turns.
+A time that falls is not a failure: more cells share the fixed costs. Times are the fastest of several
+alternating rounds.
 
     python benchmarks/growth.py [--json FILE] [--folder FOLDER] [--quick]
 """
@@ -68,7 +69,7 @@ class Case:
 def timed(
     cases: dict[str, Case], what: Callable[[Case], Callable[[], None]], rounds: int
 ) -> dict[str, float]:
-    """Seconds of each case, the least of interleaved rounds."""
+    """Seconds of each case, the minimum of alternating rounds."""
     return fastest({name: what(case) for name, case in cases.items()}, rounds)
 
 
@@ -103,16 +104,16 @@ def cells_and_datasets(
         {
             "store": name,
             "cells": case.n_cells,
-            "loading, µs a cell": load[name],
-            "step, µs a cell": step[name],
+            "loading, µs per cell": load[name],
+            "step, µs per cell": step[name],
         }
         for name, case in cases.items()
     ]
     claims.table("Cells and datasets", rows)
     first, last, many = f"{sizes[0]:,} cells", f"{sizes[-1]:,} cells", f"{n_datasets} datasets"
     for what, found in (("loading", load), ("step", step)):
-        claims.aim(f"{what}: µs a cell, {last} over {sizes[0]:,}", found[last] / found[first], at_most=1.15)
-        claims.aim(f"{what}: µs a cell, {many} over 1", found[many] / found[first], at_most=1.15)
+        claims.aim(f"{what}: µs per cell, {last} over {sizes[0]:,}", found[last] / found[first], at_most=1.15)
+        claims.aim(f"{what}: µs per cell, {many} over 1", found[many] / found[first], at_most=1.15)
 
 
 def tokens(claims: Claims, folder: Path, pathways: Path, options: argparse.Namespace, rounds: int) -> None:
@@ -128,11 +129,11 @@ def tokens(claims: Claims, folder: Path, pathways: Path, options: argparse.Names
     rows = []
     for name, case in cases.items():
         each = case.step_tokens / sum(packed.cells.n_cells for packed, _ in case.batches)
-        rows.append({"tokens a cell": each, "µs a cell": 1e6 * seconds[name] / case.step_cells})
-        rows[-1]["µs a token"] = 1e6 * seconds[name] / case.step_tokens
+        rows.append({"tokens per cell": each, "µs per cell": 1e6 * seconds[name] / case.step_cells})
+        rows[-1]["µs per token"] = 1e6 * seconds[name] / case.step_tokens
     claims.table("Tokens, encoder inducing", rows)
-    worst = max(later["µs a token"] / rows[0]["µs a token"] for later in rows[1:])
-    claims.aim(f"µs a token, up to {lengths[-1]:,} tokens over {lengths[0]:,}", worst, at_most=1.15)
+    worst = max(later["µs per token"] / rows[0]["µs per token"] for later in rows[1:])
+    claims.aim(f"µs per token, up to {lengths[-1]:,} tokens over {lengths[0]:,}", worst, at_most=1.15)
 
 
 def pathways_and_edges(
@@ -152,15 +153,15 @@ def pathways_and_edges(
         row = {
             "pathways": int(name),
             "edges": edges[name],
-            "µs a cell": 1e6 * seconds[name] / case.step_cells,
+            "µs per cell": 1e6 * seconds[name] / case.step_cells,
         }
         more = edges[name] - edges[base]
         added = 1e9 * (seconds[name] - seconds[base]) / case.step_cells / max(more, 1)
-        rows.append(row | {"ns a cell and added edge": added})
+        rows.append(row | {"ns per cell and added edge": added})
     claims.table("Pathways of 20 genes", rows)
-    added = [row["ns a cell and added edge"] for row in rows[1:]]
+    added = [row["ns per cell and added edge"] for row in rows[1:]]
     claims.aim(
-        f"time a cell and added edge, {numbers[-1]:,} pathways over {numbers[1]:,}",
+        f"time per cell and added edge, {numbers[-1]:,} pathways over {numbers[1]:,}",
         added[-1] / added[0],
         at_most=1.15,
     )

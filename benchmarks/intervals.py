@@ -1,8 +1,9 @@
-"""Do the 90% intervals of an ensemble hold what they promise on combinations it has not seen?
+"""Do the 90% intervals of an ensemble cover 90% on combinations that it has not seen?
 
-Trains ensembles in this process on the CaRPool doubles (where the real data lies beside the project) and on
-simulated screens, calibrates them on training doubles held out in turn, and counts how many genes of the
-held-out doubles lie inside. Every outer fold is stored as it ends, and a second call skips what is there::
+Trains ensembles in this process on the CaRPool doubles (where the real data is available) and on simulated
+screens, calibrates them on training doubles that are held out in turn, and counts how many genes of the
+held-out doubles lie inside their interval. Every outer fold is stored when it ends; a second call skips the
+folds that are stored::
 
     python benchmarks/intervals.py --members 3 --out benchmarks/results
 """

@@ -1,20 +1,22 @@
 """The loader: from the store through Ray into packed torch batches, with bags and controls.
 
-Cells/s count the cells of the store that came out of a batch, once each; tokens/s count their controls too.
-Rates are over a whole pass, start included (ours: over epochs of one stream, as in a run, until 100,000
-cells), best of some rounds in turns; loaders that take longer are stopped after four seconds. Everything
-reads the same cells on this machine in the same run. The synthetic
-``.h5ad`` is not compressed, which is anndata's default; the real cells are by gzip, as their source is.
+Cells/s count the cells of the store that came out of a batch, each once; tokens/s also count their
+controls. Rates are over a whole pass, including the start (ours: over several epochs of one stream, as in a
+run, until 100,000 cells), and are the best of several alternating rounds; loaders that take longer are
+stopped after four seconds. All loaders read the same cells on this machine in the same run. The synthetic
+``.h5ad`` is not compressed, which is anndata's default; the real cells are compressed with gzip, as their
+source is.
 
-- ``ours, worker``: references go through Ray Data, one thread of the worker decodes (the default with
-  ``stream.threads=1``), another puts batches together; ``ours, 2 threads``: two decode;
-- ``pyarrow``: the ceiling: row groups of the same shards, in order, one thread, unpacked into torch tensors
-  of the types a model needs (int64, float32); no normalisation, no bags, no controls;
-- ``scDataset``: scDataset over the backed ``.h5ad``, blocks of 16 cells, 64 cells a batch, fetch factor 16
-  (its documentation's values), CSR rows into torch; ``block 64, fetch 64``: larger ones, less shuffled;
+- ``ours, worker``: references go through Ray Data, one thread of the worker decodes (``stream.threads=1``),
+  another assembles batches; ``ours, 2 threads``: two threads decode (the default);
+- ``pyarrow``: the upper limit: row groups of the same shards, in order, one thread, unpacked into torch
+  tensors of the types that a model needs (int64, float32); no normalisation, no bags, no controls;
+- ``scDataset``: scDataset on the backed ``.h5ad``, blocks of 16 cells, 64 cells per batch, fetch factor 16
+  (the values of its documentation), CSR rows into torch; ``block 64, fetch 64``: larger blocks, less
+  shuffled;
 - ``backed``: random rows of the backed ``.h5ad``, 64 at once;
-- ``annbatch`` (real cells only): its shuffled zarr collection of the same cells, its own defaults, in a
-  Python 3.12 of its own (``annbatch_env.py``), without torch: scipy CSR batches.
+- ``annbatch`` (real cells only): its shuffled zarr collection of the same cells, with its own defaults, in
+  its own Python 3.12 environment (``annbatch_env.py``), without torch: scipy CSR batches.
 
     python benchmarks/loader.py [--json FILE] [--folder FOLDER] [--quick] [--python312 PYTHON]
 """
@@ -47,16 +49,16 @@ from tadvae.training.training_set import TrainingSet
 BATCH = 64
 CELLS = 200_000
 PASS = 100_000
-"""Cells of a pass of ours, at least, in epochs of one stream."""
+"""Fewest cells of a pass of our loader, as several epochs of one stream."""
 SECONDS = 4.0
-"""Slow loaders are stopped after so long."""
+"""Seconds after which slow loaders are stopped."""
 TIMES = {"scDataset": 2, "scDataset, block 64, fetch 64": 2, "backed": 1}
 """Rounds of slow loaders."""
 
 
 @dataclass
 class Rate:
-    """One pass, or what was done of it in time."""
+    """One pass, or the part of it that was done in time."""
 
     cells: int = 0
     tokens: int = 0
@@ -66,7 +68,7 @@ class Rate:
 
     @property
     def cells_a_second(self) -> float:
-        """Of the whole."""
+        """Cells per second of the whole pass."""
         return self.cells / max(self.seconds, 1e-9)
 
 
@@ -94,7 +96,7 @@ class Ours:
         self.prepared = prepare_training(store, ExperimentConfig.load(None, self.settings))
 
     def batches(self, *settings: str) -> Iterator[tuple[int, int]]:
-        """Some epochs in one stream, as a run has them: at least as many cells as ``PASS``."""
+        """Several epochs in one stream, as in a run, with at least ``PASS`` cells."""
         config = ExperimentConfig.load(None, [*self.settings, *settings])
         data = TrainingSet(self.store, self.prepared.groups, self.prepared.vocabulary, config)
         epochs = range(-(-PASS // self.store.manifest.n_cells) if self.many else 1)
@@ -224,7 +226,7 @@ def main() -> None:
                     "cells/s": rate.cells_a_second,
                     "million tokens/s": rate.tokens / rate.seconds / 1e6,
                     "first batch, s": rate.first,
-                    "CPU µs a cell": 1e6 * rate.cpu / rate.cells,
+                    "CPU µs per cell": 1e6 * rate.cpu / rate.cells,
                 }
                 for name, rate in best.items()
             ]
@@ -251,17 +253,17 @@ def main() -> None:
                 if speed["pyarrow"] < times * speed[name]:
                     ratio, sizes_ratio = speed["pyarrow"] / speed[name], path.stat().st_size / stored
                     claims.note(
-                        f"{kind}: pyarrow alone, with nothing after it, is {ratio:.1f} times {name}, so "
-                        f"{times} times cannot be had from one core with that file in the page cache. It has "
-                        f"{sizes_ratio:.1f} times the bytes of our store: what counts where both come from a "
-                        "disk or a network."
+                        f"{kind}: pyarrow alone, without any later step, is {ratio:.1f} times {name}, so "
+                        f"{times} times cannot be reached on one core with that file in the page cache. "
+                        f"It has {sizes_ratio:.1f} times the bytes of our store, which is what counts where "
+                        "both are read from a disk or a network."
                     )
             if "annbatch" in speed:
                 claims.aim(f"{kind}: ours over annbatch", default / speed["annbatch"], at_least=1)
                 collection = path.with_suffix(".zarr")
                 size = sum(place.stat().st_size for place in collection.rglob("*") if place.is_file())
                 claims.note(
-                    f"{kind}: annbatch copies compressed CSR rows that are ready as they are; there is no "
+                    f"{kind}: annbatch copies compressed CSR rows as they are; there is no "
                     "normalisation, and there are no bags or controls. Its collection "
                     f"has {size / stored:.1f} times the bytes of our store."
                 )
@@ -271,7 +273,7 @@ def main() -> None:
                 claims.figure("cells/s of a decoding thread", one)
                 claims.figure("first batch, s", best["ours, worker"].first)
                 rate = best["ours, worker"]
-                claims.figure("CPU µs a cell, ours, worker", 1e6 * rate.cpu / rate.cells)
+                claims.figure("CPU µs per cell, ours, worker", 1e6 * rate.cpu / rate.cells)
     claims.finish(options)
 
 

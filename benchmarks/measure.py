@@ -10,7 +10,7 @@ from typing import Any, Self
 import psutil
 
 EVERY = 0.1
-"""Seconds between two looks at the memory."""
+"""Seconds between two samples of the memory."""
 IDLE = "ray::IDLE"
 
 

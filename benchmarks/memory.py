@@ -1,9 +1,10 @@
 """Peak memory of convert and of train as the data grows tenfold: 20,000 and 200,000 cells of 20,000 genes.
 
-Every size runs in a process of its own, with a Ray of its own. Memory is that of the driver and of all Ray
-workers together, with shared pages counted once (proportional set sizes, looked at ten times a second);
-Ray's own servers (raylet, GCS, dashboard) are not counted, they do not see the data. Training is one epoch
-over all cells on 500 variable genes, with a small network: what grows with the data would show in it.
+Every size runs in its own process with its own Ray instance. Memory is that of the driver and of all Ray
+workers together; shared pages are counted once (proportional set sizes, sampled ten times per second).
+Ray's own servers (raylet, GCS, dashboard) are not counted, because they do not see the data. Training is
+one epoch over all cells on 500 variable genes with a small network, so that memory that grows with the data
+would show.
 
     python benchmarks/memory.py [--json FILE] [--folder FOLDER] [--quick]
 """
@@ -53,7 +54,7 @@ def run_train(folder: Path, path: Path) -> None:
 
 
 def peak(what: str, folder: Path, path: Path) -> dict[str, int]:
-    """Peaks of one run, in a process of its own."""
+    """Peak memory of one run, in its own process."""
     command = [sys.executable, __file__, "--run", what, "--path", str(path), "--folder", str(folder)]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     return json.loads(done.stdout.splitlines()[-1])

@@ -2,12 +2,12 @@
 
 Human GO biological process of 2022-07-01: 1.46 million (term, gene) pairs. Every step is timed in this run:
 reading (also as OBO and GAF, written here from the tables), closing over the graph, every preset. The last
-line compares the sparse, component-wise clustering with the plain way (all distances, one linkage) on the
-same sets.
+line compares the sparse, component-wise clustering with the direct method (all distances, one linkage) on
+the same sets.
 
     python benchmarks/pathway_selection.py [--json FILE]
 
-The data folder is the environment variable TADVAE_DATA, or ../shared/data beside the repository.
+The data folder is the environment variable TADVAE_DATA, or ../shared/data next to the repository.
 """
 
 import argparse
@@ -33,7 +33,7 @@ from tadvae.pathways.read import read_pathways
 from tadvae.pathways.sets import PathwaySets
 
 PLAIN = 2000
-"""Sets that the plain way clusters; it needs the square of it."""
+"""Number of sets for the direct method, whose memory grows with its square."""
 
 
 def data_folder() -> Path:

@@ -1,8 +1,8 @@
 """Prediction of 10,000 combinations × 2,000 genes in one call.
 
 A small model is fitted (a screen of 2,000 genes and 200 targets, regression of mean effects included), then
-``TADVAE.predict_means`` answers for pairs of targets that no cell had, from 128 control cells, on one
-thread. ``predict`` in a loop, which makes every cell, is timed beside it on 5 of them.
+``TADVAE.predict_means`` predicts pairs of targets that no cell had, from 128 control cells, on one thread.
+For comparison, ``predict`` in a loop, which makes every cell, is timed on 5 of them.
 
     python benchmarks/prediction.py [--json FILE] [--folder FOLDER] [--quick]
 """

@@ -1,7 +1,8 @@
-"""Does the model beat arithmetic on combinations it has not seen?
+"""Is the model better than simple baselines on combinations that it has not seen?
 
-Trains in this process (no Ray) on simulated screens, and on the CaRPool doubles where the real data lies
-beside the project, and scores held-out combinations beside the baselines; prints a table each, writes JSON::
+Trains in this process (no Ray) on simulated screens, and on the CaRPool doubles where the real data is
+available, and scores held-out combinations for the model and the baselines; prints one table per data set,
+writes JSON::
 
     python benchmarks/quality.py --json quality.json --seeds 1 --set loss.mean_match=1
 
@@ -30,7 +31,7 @@ RIVAL = "additive_ridge"
 
 
 def scores(store_path: Path, settings: list[str], folds: int, seeds: int) -> pd.DataFrame:
-    """Scores of every method on every held-out group: one value a group and seed."""
+    """Scores of every method on every held-out group: one value per group and seed."""
     store, parts = Store.open(str(store_path)), []
     for seed in range(seeds):
         for fold in range(folds):

@@ -1,4 +1,4 @@
-"""Writes docs/results.md from the stored scores; nothing in it is typed by hand."""
+"""Writes docs/results.md from the stored scores; no figure in it is typed by hand."""
 
 import json
 from pathlib import Path
@@ -19,23 +19,23 @@ COLUMNS = {
 }  # fmt: skip
 ONE_SEED = "tadvae, one seed"
 FEWEST = 6
-"""Groups for a verdict: of five, all fall on one side by chance in one case of sixteen."""
-_MAIN = ("pearson_delta", "l2")  # the first better the higher, the second the lower
+"""Fewest groups for a verdict: five groups all fall on one side by chance in one case of sixteen."""
+_MAIN = ("pearson_delta", "l2")  # higher is better for the first, lower for the second
 
 INTRODUCTION = """# Results
 
-Written by `make results` from the stored scores in `benchmarks/results`; do not edit. Every row predicts
-groups that training has not seen. **tadvae** is the mean of the members of an ensemble; *tadvae, one seed*
-the mean of its members' scores. Cells: mean over held-out groups of all folds [95% bootstrap interval over
-groups]; the best method of a column is bold. `noise_ceiling` scores one half of a group's cells against the
-other half, `null_95` is the distance of two such halves that chance exceeds in one case of twenty; neither
-exists for mean profiles. Coverage is measured: the share of genes whose observed mean lies inside the
-ensemble's 90% interval.
+Written by `make results` from the stored scores in `benchmarks/results`; do not edit. All scores are
+for groups that were not seen in training. **tadvae** is the mean prediction of the members of an ensemble;
+*tadvae, one seed* is the mean of its members' scores. Entries: mean over the held-out groups of all folds
+[95% bootstrap interval over groups]; the best method of a column is bold. `noise_ceiling` scores one half of
+a group's cells against the other half; `null_95` is the 95th percentile of the distance between two such
+halves. Neither exists for mean profiles. Coverage is measured: the share of genes whose observed mean lies
+inside the ensemble's 90% interval.
 """
 
 
 def write_page(results: Path, page: Path) -> None:
-    """One section a study, one table a split and category."""
+    """Write the page: one section per study, one table per split and category."""
     stored = {
         name: [json.loads(place.read_text()) for place in sorted((results / name).glob("*.json"))]
         for name in STUDIES
@@ -55,9 +55,9 @@ def write_page(results: Path, page: Path) -> None:
 
 
 def _summary(stored: dict[str, list[dict]]) -> list[str]:
-    """The model against the best of the arithmetic, for every table of the page."""
+    """The model compared with the best baseline, for every table of the page."""
     lines = [
-        "## In short\n",
+        "## Summary\n",
         "**tadvae** minus the best baseline of each table and metric (chosen by its mean; published models "
         "do not count as baselines), paired over held-out groups, with a 95% bootstrap interval. *better* "
         f"and *worse*: the interval excludes zero; *level*: it does not; *too few*: fewer than {FEWEST} "
@@ -86,7 +86,7 @@ def _summary(stored: dict[str, list[dict]]) -> list[str]:
 
 
 def _covered(stored: dict[str, list[dict]]) -> list[str]:
-    """How much the intervals cover over all tables that have them."""
+    """Coverage of the intervals over all tables that have them."""
     found = [each for folds in stored.values() for each in folds if COVERAGE in each["scores"]["values"]]
     if not found:
         return []
@@ -136,7 +136,7 @@ def _difference(values: np.ndarray, sign: int) -> tuple[Interval, str]:
 
 
 def _together(stored: dict[str, list[dict]]) -> list[str]:
-    """Whether training on more screens helps: studies that are part of another against it."""
+    """Whether training on more screens helps: studies compared with the larger study that contains them."""
     lines = []
     for name, found in stored.items():
         whole = STUDIES[name].part_of
@@ -171,7 +171,7 @@ def _together(stored: dict[str, list[dict]]) -> list[str]:
 
 
 def _by_group(folds: list[dict], metric: str) -> dict[tuple, float]:
-    """The model's score of every (dataset, context, perturbation)."""
+    """The model's score by (fold, dataset, context, perturbation)."""
     groups = [(each["about"]["fold"], *group[:3]) for each in folds for group in each["scores"]["groups"]]
     return dict(zip(groups, values_of(folds, metric, METHOD).tolist(), strict=True))
 
@@ -189,15 +189,14 @@ def _section(kind: str, folds: list[dict]) -> str:
     abstained = [reason for each in folds for reason in each["abstained"].values()]
     if abstained:
         lines.append(
-            f"Groups that the model has no answer of its own for: {len(abstained)} (for example: "
-            f"{abstained[0]}).\n"
+            f"Groups for which the model abstains: {len(abstained)} (for example: {abstained[0]}).\n"
         )
     lines += [f"- {note}" for note in sorted({note for each in folds for note in each["notes"]})]
     return "\n".join(lines) + "\n"
 
 
 def values_of(folds: list[dict], metric: str, method: str) -> np.ndarray:
-    """Scores over the groups of all folds, NaN where a fold has none."""
+    """Scores of one method over the groups of all folds, NaN where a fold has none."""
     parts = []
     for each in folds:
         n = len(each["scores"]["groups"])
@@ -252,7 +251,7 @@ def _best(cells: dict, methods: list[str], metric: str) -> float | None:
 
 
 def _intervals(results: Path) -> list[str]:
-    """What ``benchmarks/intervals.py`` has stored."""
+    """Coverage that ``benchmarks/intervals.py`` has stored."""
     lines = []
     for place in sorted(results.glob("intervals_*.json")):
         found = json.loads(place.read_text())
@@ -270,14 +269,14 @@ def _intervals(results: Path) -> list[str]:
 
 
 def _truth(place: Path) -> list[str]:
-    """What ``benchmarks/truth.py`` has stored."""
+    """Scores that ``benchmarks/truth.py`` has stored."""
     if not place.exists():
         return []
     found = json.loads(place.read_text())
     rows, names = found["rows"], [name for name in found["rows"][0] if name != "seed"]
     lines = [
         "## Simulated screens with a known truth (`benchmarks/truth.py`)\n",
-        f"Settings: {', '.join(found['settings']) or 'defaults'}. What the rows mean: `model.md`.\n",
+        f"Settings: {', '.join(found['settings']) or 'defaults'}. The rows are explained in `model.md`.\n",
         "| | " + " | ".join(f"seed {row['seed']}" for row in rows) + " | mean |",
         "|---|" + "---|" * (len(rows) + 1),
     ]

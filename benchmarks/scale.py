@@ -1,8 +1,8 @@
-"""What 100 million cells over 64 GPUs need, from figures measured here, checked by a small simulation.
+"""What 100 million cells on 64 GPUs need, calculated from figures measured here and checked by a simulation.
 
 Reads the JSON of ``conversion``, ``loader`` and ``train_step`` and writes docs/scale.md. What no benchmark
-here can measure (how fast a GPU trains, what storage and hours cost) is an assumption, named as such on the
-page, and the plan is given for several of them.
+here can measure (how fast a GPU trains, prices of storage and of hours) is an assumption that the page
+names, and the plan is given for several of them.
 
     python benchmarks/scale.py [--results FOLDER] [--page FILE] [--json FILE] [--quick]
 """
@@ -25,12 +25,12 @@ BAG, BAGS, ROW_GROUP = 64, 8, 1024
 
 @dataclass(frozen=True)
 class Assumed:
-    """What is not measured here."""
+    """Assumptions: values that are not measured here."""
 
     latency: float = 0.05
     """Seconds until an object store answers a read."""
     bandwidth: float = 1.0e8
-    """Bytes a second of one stream from it."""
+    """Bytes per second of one stream from it."""
     jitter: float = 0.2
     """Standard deviation of the logarithm of every read and decoding time."""
     step_jitter: float = 0.03
@@ -48,17 +48,17 @@ class Pipeline:
     Attributes
     ----------
     decode
-        Seconds of one thread for a row group.
+        Seconds that one thread takes to decode a row group.
     threads
-        That decode for one rank.
+        Decoding threads of one rank.
     step
-        Seconds of a step with its data at hand.
+        Seconds of a step when its data is available.
     cells_a_step
-        Of one rank.
+        Cells per step of one rank.
     window
         Row groups that are shuffled together: a batch needs all of its window.
     read_bytes
-        Of a row group.
+        Bytes of a row group.
     """
 
     decode: float
@@ -72,7 +72,7 @@ class Pipeline:
 def simulate(
     pipeline: Pipeline, assumed: Assumed, n_ranks: int, n_steps: int, seed: int = 0
 ) -> tuple[float, float]:
-    """Share of a rank's time that goes in waiting for its own data, and cells/s of all ranks.
+    """Share of a rank's time spent waiting for its own data, and cells/s of all ranks.
 
     Reads are done in order by the first free thread, at most ``2 · threads`` ahead of what the assembler has
     taken; batches are made at most two ahead; every step begins when all ranks have their batch (gradients
@@ -115,7 +115,7 @@ def simulate(
 def needed_threads(
     pipeline: Pipeline, assumed: Assumed, n_ranks: int, n_steps: int
 ) -> tuple[int, float, float]:
-    """The least threads a rank for which 5% of the time at most is waited; the share, and cells/s."""
+    """Fewest threads per rank that wait at most 5% of the time; also the share of waiting, and cells/s."""
     for threads in range(1, 257):
         wait, speed = simulate(replace(pipeline, threads=threads), assumed, n_ranks, n_steps)
         if wait <= 0.05:
@@ -124,7 +124,7 @@ def needed_threads(
 
 
 def read(results: Path, name: str) -> dict[str, float]:
-    """Figures that another script has left."""
+    """Figures that another script has stored."""
     return json.loads((results / f"{name}.json").read_text())["figures"]
 
 
@@ -139,19 +139,19 @@ def main() -> None:
     training = read(options.results, "train_step")
     n_steps = 60 if options.quick else 400
 
-    tokens, size = conversion["non-zeros a cell"], conversion["ours, bytes a non-zero"]
+    tokens, size = conversion["non-zeros per cell"], conversion["ours, bytes per non-zero"]
     decode = ROW_GROUP / loader["cells/s of a decoding thread"]
     group_bytes = ROW_GROUP * tokens * size
     stored = CELLS * tokens * size
-    hours = CELLS / conversion["ours, cells a CPU second"] / 3600
+    hours = CELLS / conversion["ours, cells per CPU second"] / 3600
     n_epoch = math.ceil(CELLS / (GPUS * BAG * BAGS))
     month = stored / 1e9 * assumed.gigabyte_month
     store = [
-        ("stored", f"{stored / 1e12:.2f} TB", "tokens a cell × bytes a non-zero"),
-        ("as CSR int32 + float32", f"{CELLS * tokens * 8 / 1e12:.2f} TB", "8 bytes a non-zero"),
-        ("storage", f"${month:,.0f} a month", "assumed price"),
-        ("conversion", f"{hours:,.0f} core hours", "cells a CPU second"),
-        ("steps of an epoch", f"{n_epoch:,}", f"{GPUS} GPUs × {BAGS} bags × {BAG} cells"),
+        ("stored", f"{stored / 1e12:.2f} TB", "tokens per cell × bytes per non-zero"),
+        ("as CSR int32 + float32", f"{CELLS * tokens * 8 / 1e12:.2f} TB", "8 bytes per non-zero"),
+        ("storage", f"${month:,.0f} per month", "assumed price"),
+        ("conversion", f"{hours:,.0f} core hours", "cells per CPU second"),
+        ("steps per epoch", f"{n_epoch:,}", f"{GPUS} GPUs × {BAGS} bags × {BAG} cells"),
     ]
 
     plans = []
@@ -162,7 +162,7 @@ def main() -> None:
         cores = (threads + 1) * GPUS
         plans.append(
             {
-                "cells/s a GPU (assumed)": speed,
+                "cells/s per GPU (assumed)": speed,
                 "decoding threads a GPU": threads,
                 "cores for data": cores,
                 "from storage, GB/s": speed * GPUS * tokens * size / 1e9,
@@ -176,7 +176,7 @@ def main() -> None:
         )
     claims.table("Plan", plans)
 
-    # the check: the run that train_step measured, simulated
+    # check: simulate the run that train_step measured
     step = 2 * BAG / training["cells/s of a training worker"]
     local = Assumed(latency=0.0, bandwidth=math.inf)
     wait, speed = simulate(Pipeline(decode, 1, step, 2 * BAG), local, 1, n_steps)
@@ -195,16 +195,16 @@ def main() -> None:
 
 
 def rows(found: list[dict]) -> list[str]:
-    """A table."""
+    """A Markdown table."""
     names = list(found[0])
     lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
     return [*lines, *("| " + " | ".join(show(row[name]) for name in names) + " |" for row in found)]
 
 
-PAGE = """# 100 million cells over 64 GPUs
+PAGE = """# 100 million cells on 64 GPUs
 
-Written by `benchmarks/scale.py` (`make bench`) from stored figures; do not edit. It is a plan on paper: the
-rates by core and the bytes were measured on {machine}; no run of this size was made.
+Written by `benchmarks/scale.py` (`make bench`) from stored figures; do not edit. The plan is a calculation:
+rates per core and bytes were measured on {machine}; no run of this size was made.
 
 ## The store
 
@@ -212,29 +212,30 @@ rates by core and the bytes were measured on {machine}; no run of this size was 
 
 ## Training
 
-How fast a GPU trains was not measured (there was none), so the plan is given for three speeds. Decoding
-runs in threads beside each GPU (`stream.threads`), the fewest for which the simulation waits for data at most
-5% of the time; one more core per GPU assembles batches.
+The training speed of a GPU was not measured (none was available), so the plan is given for three speeds.
+Decoding runs in CPU threads of each GPU's worker (`stream.threads`). The table has the smallest number of
+threads for which the simulation waits for data at most 5% of the time; one more core per GPU assembles
+batches.
 
 {plans}
 
-Assumed, not measured: an object store that answers after {latency:g} ms and gives {bandwidth:g} MB/s a
-stream; read and decoding times that vary by {jitter:.0%} and steps by {step_jitter:.0%}; ${gpu_hour:g} a GPU
-hour, ${core_hour:g} a core hour, ${month:g} a gigabyte and month. Averaging gradients between GPUs is part
-of a GPU's assumed speed.
+Assumed, not measured: an object store that answers after {latency:g} ms and gives {bandwidth:g} MB/s
+per stream; read and decoding times that vary by {jitter:.0%} and steps by {step_jitter:.0%}; ${gpu_hour:g}
+per GPU hour, ${core_hour:g} per core hour, ${month:g} per gigabyte and month. Averaging gradients between
+GPUs is included in a GPU's assumed speed.
 
 ## The simulation
 
 Every rank has its threads, a shuffle window of row groups, a queue of batches, and a barrier at each step.
-Fed with the step and the decoding rate that were measured for one worker here, it should give what that
-worker's run measured:
+With the step time and the decoding rate that were measured for one worker, the simulation should reproduce
+the other figures that were measured in that worker's run:
 
 {check}
 """
 
 
 def page(store: list[tuple], plans: list[dict], check: list[dict], assumed: Assumed, machine: str) -> str:
-    """The plan in words and tables."""
+    """The page: the plan as text and tables."""
     return PAGE.format(
         machine=machine,
         store="\n".join(rows([dict(zip(("what", "figure", "from"), row, strict=True)) for row in store])),

@@ -40,7 +40,7 @@ class Study:
 
     @property
     def at_hand(self) -> bool:
-        """Whether its data are there."""
+        """Whether its data are available."""
         return self.screens is None or DATA.is_dir()
 
 
@@ -134,7 +134,7 @@ STUDIES = {
 
 
 def make_store(study: Study, folder: Path) -> tuple[Path, list[str]]:
-    """Convert a study's screens once; the store, and the settings that belong to it."""
+    """Convert a study's screens once; returns the store and its settings."""
     store, extra = folder / "store", []
     if study.screens is None:
         if not (folder / "screens").exists():

@@ -1,7 +1,7 @@
-"""Screens of real shape for the benchmarks: synthetic cells of any number, and the real PBMC cells tiled.
+"""Realistic screens for the benchmarks: any number of synthetic cells, and the real PBMC cells, repeated.
 
-Everything goes into a folder that the caller deletes. Files are written a few thousand cells at a time, so
-making them takes little memory.
+Everything is written to a folder that the caller deletes. Files are written a few thousand cells at a time,
+so that making them takes little memory.
 """
 
 import os
@@ -59,7 +59,7 @@ def make_screen(
 
 
 def make_tiled(path: Path, n_cells: int, seed: int = 0) -> None:
-    """Write the real PBMC cells over and over, in a new order each time, with made-up perturbations.
+    """Write the real PBMC cells repeatedly, in a new order each time, with invented perturbations.
 
     The file is compressed by gzip, as the real one is and as portals publish them.
     """

@@ -1,9 +1,10 @@
 """A training step: does it wait for data, what do its phases cost, do two workers halve the time?
 
 Runs of ``tadvae train`` on synthetic cells of 20,000 genes with 1,500 expressed, encoder ``inducing`` at
-the default width, 200 pathways, one thread a worker. Phases come from the run's own log, which every run
-prints at its end. The run of one worker and that of two have the same bags a step and worker. "Start" is
-what Ray Train and the imports cost a run before its loop begins; Ray itself was started before.
+the default width, 200 pathways, one thread per worker. Phases come from the run's own log; every run prints
+them at its end. The run with one worker and the run with two have the same number of bags per step and
+worker. "Start" is the time that Ray Train and the imports take before the training loop of a run begins;
+Ray itself was started before.
 
     python benchmarks/train_step.py [--json FILE] [--folder FOLDER] [--quick]
 """

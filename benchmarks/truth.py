@@ -1,9 +1,9 @@
-"""Does the model find what is there? Simulated screens with a known causal truth, by seed and strategy.
+"""Does the model recover the truth? Simulated screens with a known causal truth, by seed and strategy.
 
 For every seed: the share of targets assigned to their true factor and the F1 of the graph's edges, read
-from interventions (``TADVAE.causal_graph``) and from the graph that training learned; and the correlation of
-each pathway's activity with the true one over cells, by masking strategy, beside two bounds: the best
-straight line from the pathway's own genes to the true activity, and from all genes (both see the truth)::
+from interventions (``TADVAE.causal_graph``) and from the graph that training learned; and the correlation
+over cells of each pathway's activity with the true activity, by masking strategy, with two upper bounds:
+the best linear fit of the true activity on the pathway's own genes, and on all genes (both use the truth)::
 
     python benchmarks/truth.py --seeds 5 --json benchmarks/results/truth.json
 """

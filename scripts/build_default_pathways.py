@@ -1,4 +1,4 @@
-"""Build ``tadvae/data/pathways_human_go_bp.parquet``, the packaged default pathways.
+"""Build ``tadvae/resources/pathways_human_go_bp.parquet``, the packaged default pathways.
 
 The sources are the SQLite files of Bioconductor's packages GO.db and org.Hs.eg.db, as Debian ships them: the
 Gene Ontology of 2022-07-01. On a Debian system, without installing anything::
@@ -8,7 +8,7 @@ Gene Ontology of 2022-07-01. On a Debian system, without installing anything::
     python scripts/build_default_pathways.py \
         --go extracted/usr/lib/R/site-library/GO.db/extdata/GO.sqlite \
         --genes extracted/usr/lib/R/site-library/org.Hs.eg.db/extdata/org.Hs.eg.sqlite \
-        --out tadvae/data/pathways_human_go_bp.parquet
+        --out tadvae/resources/pathways_human_go_bp.parquet
 
 Annotations of protein-coding genes are closed over is_a and part_of and filtered by the project's own
 selection, preset ``packaged``: what ``tadvae pathways build`` does with GO's own files. The same input gives
@@ -56,7 +56,7 @@ def read_ontology(connection: sqlite3.Connection, name: str) -> Ontology:
 def read_annotations(connection: sqlite3.Connection, name: str) -> Annotations:
     """Return the direct annotations of protein-coding genes, under their symbols in the packaged gene table.
 
-    ND, which says that nothing is known, is left out. The package keeps no qualifiers.
+    The evidence code ND ("no data") is left out. The package keeps no qualifiers.
     """
     rows = pd.read_sql(
         "SELECT DISTINCT CAST(gene_id AS INTEGER) AS entrez, go_id FROM go_bp JOIN genes USING (_id)"
@@ -80,7 +80,7 @@ def _metadata(connection: sqlite3.Connection) -> dict[str, str]:
 
 
 def _package(sqlite: Path) -> str:
-    """Name and version of the R package, whose description lies one folder above the SQLite file's."""
+    """Name and version of the R package, whose description is one folder above the SQLite file's."""
     lines = (sqlite.resolve().parent.parent / "DESCRIPTION").read_text(encoding="utf-8").splitlines()
     field = dict(line.split(": ", 1) for line in lines if ": " in line)
     name = field["Package"]

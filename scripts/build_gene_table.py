@@ -1,4 +1,4 @@
-"""Build ``tadvae/data/genes_human.parquet``, the packaged human gene table.
+"""Build ``tadvae/resources/genes_human.parquet``, the packaged human gene table.
 
 The source is the SQLite file of Bioconductor's annotation package org.Hs.eg.db, as Debian ships it.
 On a Debian system, without installing anything::
@@ -7,7 +7,7 @@ On a Debian system, without installing anything::
     dpkg-deb -x r-bioc-org.hs.eg.db_*.deb extracted
     python scripts/build_gene_table.py \
         --sqlite extracted/usr/lib/R/site-library/org.Hs.eg.db/extdata/org.Hs.eg.sqlite \
-        --out tadvae/data/genes_human.parquet
+        --out tadvae/resources/genes_human.parquet
 
 The same input gives the same table, row for row. Provenance goes into the file's footer.
 """

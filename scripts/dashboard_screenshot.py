@@ -1,10 +1,9 @@
-"""Look at a Ray dashboard as a person does: is the job there, and the training run? Keep a picture of it.
+"""Open a Ray dashboard in a browser, check that the job and the training run are shown, and save pictures.
 
     python scripts/dashboard_screenshot.py http://127.0.0.1:8265 docs/images/dashboard.png --job raysubmit_…
 
 Needs Chromium and its driver (Debian: `apt-get install chromium chromium-driver`) and the package `selenium`.
-Ray 2.60's pages have no tab of their own for Ray Train: a run is seen by its controller and workers among the
-actors.
+Ray 2.60 has no separate page for Ray Train: a run appears as its controller and workers among the actors.
 """
 
 import argparse
@@ -49,7 +48,7 @@ def wait_for_text(page: webdriver.Chrome, words: list[str], seconds: float = 120
 
 
 def wait(condition: Callable[[], bool], seconds: float, what: object) -> None:
-    """Wait until a condition holds; then a SystemExit says what did not come."""
+    """Wait until a condition holds; if it does not, a SystemExit says what is missing."""
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
@@ -58,7 +57,7 @@ def wait(condition: Callable[[], bool], seconds: float, what: object) -> None:
 
 
 def main() -> None:
-    """Log in, look at the jobs and the actors, keep a picture of each."""
+    """Log in, open the jobs and the actors, and save a picture of each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("url", help="The dashboard's address.")
     parser.add_argument("out", type=Path, help="The picture; another of the actors is written beside it.")
