@@ -83,3 +83,66 @@ def test_what_is_imported_is_declared():
             if not names(of.get(module, [module])) & declared:
                 missing[module] = str(file.relative_to(ROOT))
     assert missing == {}
+
+
+def tracked(*patterns):
+    """Files of the repository by their path patterns, as text paths."""
+    found = subprocess.run(["git", "ls-files", *patterns], cwd=ROOT, capture_output=True, text=True)
+    if found.returncode:  # an unpacked archive
+        return [str(p.relative_to(ROOT)) for pattern in patterns for p in ROOT.rglob(pattern.split("/")[-1])]
+    return [name for name in found.stdout.split() if (ROOT / name).is_file()]
+
+
+def test_every_module_is_in_a_folder():
+    assert [path.name for path in (ROOT / "tadvae").glob("*.py")] == ["__init__.py"]
+
+
+RUN_FILES = re.compile(
+    r"(run\.json|split\.parquet|controls\.parquet|ensemble\.json|calibration\.(json|safetensors))$"
+    r"|^/?(evaluation|log|checkpoints)(/|$)|^(steps|bags|restart)-"
+)
+
+
+def test_only_run_folder_opens_the_files_of_a_run():
+    """Docstrings may name them; strings of the code may not, where a path could be made of them."""
+    found = set()
+    for name in tracked("tadvae/*.py", "pipelines/*.py", "tune/*.py"):
+        tree = ast.parse((ROOT / name).read_text(encoding="utf-8"))
+        docstrings = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings:
+                found |= {(name, node.value)} if RUN_FILES.search(node.value) else set()
+    others = {each for each in found if each[0] != "tadvae/model/run_folder.py"}
+    assert found > others, "the pattern does not even find what RunFolder has"
+    assert {text for _, text in others} <= {"log"}  # the logarithm of a variance, and of an axis
+
+
+WORDS = re.compile(
+    r"\bmend(s|ed|ing)?\b|beside arithmetic|the honest table|has the whole say|door for users"
+    r"|DESIGN §|REFERENCES [A-C]",
+    re.IGNORECASE,
+)
+
+
+def test_texts_use_plain_words_and_name_no_file_that_is_not_here():
+    files = tracked("tadvae/*", "pipelines/*", "tune/*", "docs/*.md", "benchmarks/*.py", "*.md", "tests/*.py")
+    found = {}
+    for name in files:
+        path = ROOT / name
+        if path.suffix not in (".py", ".md", ".yaml", ".j2") or path == Path(__file__):
+            continue
+        if match := WORDS.search(path.read_text(encoding="utf-8")):
+            found[name] = match[0]
+    assert found == {}
+
+
+def test_documents_name_only_files_that_exist():
+    places = re.compile(r"`((?:tadvae|pipelines|tune|tests|benchmarks|scripts|deploy|docs)/[\w./-]+\.\w+)`")
+    files = set(tracked("*"))
+    missing = {
+        (page, place)
+        for page in tracked("*.md", "docs/*.md")
+        for place in places.findall((ROOT / page).read_text(encoding="utf-8"))
+        if place not in files
+    }
+    assert missing == set()

@@ -65,7 +65,7 @@ def run_sweep(
     config = config or SweepConfig.load(None)
     config.check(config.experiment)
     logging.getLogger("ray.tune").setLevel(logging.ERROR)  # it misses files that it was told not to write
-    with ray_session(config.workers * (config.max_concurrent or 1) + 2, worker_logs=False):
+    with ray_session(config.workers * (config.max_concurrent or 1) + 2):
         require_cleaning()
         prepared = prepare_training(store, config.experiment, ray_map)
         split = config.experiment.split

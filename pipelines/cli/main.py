@@ -15,6 +15,7 @@ from rich.markup import escape
 from pipelines.cli.datasets import datasets_app
 from pipelines.cli.pathways import pathways_app
 from pipelines.cli.show import out
+from pipelines.cluster.ray_log import RAY_LOG
 from tadvae import __version__
 from tadvae.base.errors import UserError
 from tadvae.base.filesystem import Location
@@ -42,7 +43,11 @@ def _presets(incomplete: str) -> list[str]:
 @app.callback(invoke_without_command=True)
 def _top(
     version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", help="Print what Ray says; it otherwise goes to a log file.")
+    ] = False,
 ) -> None:
+    RAY_LOG.verbose = verbose
     if version:
         print(f"tadvae {__version__}")
         raise typer.Exit
@@ -285,8 +290,12 @@ def doctor(
 def main(arguments: list[str] | None = None) -> None:
     """Run the command; the only place where a UserError becomes words and exit code 2."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    words = sys.argv[1:] if arguments is None else arguments
+    if "--verbose" in words:  # before the command or after it
+        words = ["--verbose", *(word for word in words if word != "--verbose")]
     try:
-        app(arguments, prog_name="tadvae")
+        app(words, prog_name="tadvae")
     except UserError as error:
-        print(f"tadvae: {error}", file=sys.stderr)
+        notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
+        print(f"tadvae: {error}{notes}", file=sys.stderr)
         sys.exit(2)

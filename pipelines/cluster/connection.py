@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from pipelines.cluster.ray_log import RAY_LOG, say
 from tadvae.base.errors import UserError
 
 LOCAL_ENVIRONMENT = {
@@ -22,9 +23,7 @@ LOCAL_ENVIRONMENT = {
 
 
 @contextmanager
-def ray_session(
-    min_cpus: float = 1, gpus: float = 0, address: str | None = None, *, worker_logs: bool = True
-) -> Iterator[None]:
+def ray_session(min_cpus: float = 1, gpus: float = 0, address: str | None = None) -> Iterator[None]:
     """Be connected to Ray inside the block; a Ray that the block started ends with it.
 
     Parameters
@@ -36,8 +35,6 @@ def ray_session(
         GPUs that the work needs at once.
     address
         Address of a cluster; default: ``RAY_ADDRESS``, else a local Ray.
-    worker_logs
-        Show here what workers print.
     """
     for name, value in LOCAL_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -49,12 +46,15 @@ def ray_session(
     if not already:
         address = address or os.environ.get("RAY_ADDRESS")
         if address:
+            say(f"connecting to the Ray cluster at {address}…")
+        else:
+            say("starting Ray on this machine (up to half a minute)…")
+        if address:
             try:
                 ray.init(
                     address=address,
                     runtime_env=_named(address),
                     logging_level=logging.WARNING,
-                    log_to_driver=worker_logs,
                 )
             except (ConnectionError, RuntimeError) as error:
                 reason = str(error).splitlines()[0][:160]
@@ -64,16 +64,21 @@ def ray_session(
                 ) from None
         else:
             cpus = max(int(-(-min_cpus // 1)), os.cpu_count() or 1)
-            start_local_ray(cpus, worker_logs)
+            start_local_ray(cpus)
+        RAY_LOG.capture()
     try:
         _require(min_cpus, gpus)
         yield
+    except Exception as error:
+        if mention := RAY_LOG.mention():
+            error.add_note(mention)
+        raise
     finally:
         if not already:
             ray.shutdown()
 
 
-def start_local_ray(num_cpus: int, worker_logs: bool = True) -> None:
+def start_local_ray(num_cpus: int) -> None:
     """Start a Ray on this machine, whose processes know it by name.
 
     Ray Train's placement-group cleaner asks the dashboard, and looks for it by ``RAY_ADDRESS`` or else among
@@ -94,7 +99,6 @@ def start_local_ray(num_cpus: int, worker_logs: bool = True) -> None:
             num_cpus=num_cpus,
             include_dashboard=True,
             logging_level=logging.WARNING,
-            log_to_driver=worker_logs,
         )
     finally:  # this process is connected; a Ray of its children's is their own affair
         for name, value in before.items():

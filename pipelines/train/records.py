@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from typing import Any
 
+from pipelines.cluster.ray_log import say
 from pipelines.train.metrics import TrainingMetrics
 from tadvae.data.plan import rank_bags
 from tadvae.model.run_folder import RunFolder
@@ -105,9 +106,8 @@ def log_restart(run: RunFolder, data: TrainingSet, start: Position) -> None:
         "bags_repeated": repeated,
     }
     run.write_restart(about)
-    print(
+    say(
         f"restart at epoch {start.epoch + 1}, step {start.global_step}, with {start.world_size} workers: "
         f"{again} logged steps after the last checkpoint are made again; {len(repeated)} bags "
-        "of this epoch are repeated to give every worker an equal share",
-        flush=True,
+        "of this epoch are repeated to give every worker an equal share"
     )

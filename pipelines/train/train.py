@@ -16,6 +16,7 @@ import ray.train.torch
 from ray.train.v2.api.exceptions import TrainingFailedError
 
 from pipelines.cluster.connection import ray_map, ray_session
+from pipelines.cluster.ray_log import say
 from pipelines.train.phases import phases
 from pipelines.train.step_log import StepLog
 from pipelines.train.trackers import check_trackers, trackers
@@ -103,6 +104,8 @@ def train(
             ),
         )
         n_bags = run.about()["bags"]
+        if progress:
+            say(f"starting {fewest} training worker{'' if fewest == 1 else 's'}…")
         called = time.time()
         with StepLog(run, n_bags, config.train.epochs, trackers(run, config)) if progress else nullcontext():
             try:

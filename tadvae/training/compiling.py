@@ -1,12 +1,14 @@
 """torch.compile for the parts that are plain tensor code; the pathway kernels are compiled already."""
 
-import warnings
+import logging
 from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
 
 Terms = tuple[Tensor, dict[str, Tensor]]
+
+log = logging.getLogger("tadvae")
 
 
 def parts(module: nn.Module) -> Iterator[nn.Module]:
@@ -30,7 +32,7 @@ def or_eager(module: nn.Module, step: Callable[[], Terms]) -> Terms:
         return step()
     except torch._dynamo.exc.TorchDynamoException as error:
         reason = str(error).strip().splitlines()[0][:160]
-        warnings.warn(f"train.compile: not compiled ({reason}); the run goes on without.", stacklevel=2)
+        log.warning("train.compile: not compiled (%s); the run goes on without.", reason)
         for part in parts(module):
             part._compiled_call_impl = None
         return step()
