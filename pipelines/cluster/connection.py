@@ -59,7 +59,7 @@ def ray_session(min_cpus: float = 1, gpus: float = 0, address: str | None = None
             except (ConnectionError, RuntimeError) as error:
                 reason = str(error).splitlines()[0][:160]
                 raise UserError(
-                    f"the Ray cluster at {address} cannot be reached ({reason}); mend RAY_ADDRESS, "
+                    f"the Ray cluster at {address} cannot be reached ({reason}); correct RAY_ADDRESS, "
                     f"or unset it to run on this machine{_token_hint()}."
                 ) from None
         else:

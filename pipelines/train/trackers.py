@@ -72,7 +72,7 @@ class TensorBoard:
 class MLflow:
     """A run of MLflow at ``MLFLOW_TRACKING_URI``, else in ``RUN/mlflow.db``; a later driver goes on with it.
 
-    Steps that the server does not take are left out, with a word; the run's own log has them.
+    Steps that the server does not take are left out with a message; the run's own log has them.
     """
 
     BATCH = 1000
@@ -102,7 +102,7 @@ class MLflow:
             for start in range(0, len(params), self.BATCH // 10):
                 self._client.log_batch(self._run.run_id, params=params[start : start + self.BATCH // 10])
         except MlflowException as error:
-            raise UserError(_sentence("MLflow", error, "mend MLFLOW_TRACKING_URI")) from None
+            raise UserError(_sentence("MLflow", error, "correct MLFLOW_TRACKING_URI")) from None
 
     def log(self, records: Sequence[Mapping[str, Any]]) -> None:
         """Send one metric for each quantity and step."""
@@ -146,8 +146,8 @@ class WandB:
             )
         except wandb.Error as error:
             self._local.cleanup()
-            mend = "run `wandb login`, or set WANDB_MODE=offline"
-            raise UserError(_sentence("W&B", error, mend)) from None
+            fix = "run `wandb login`, or set WANDB_MODE=offline"
+            raise UserError(_sentence("W&B", error, fix)) from None
         # its own count of steps only grows, but a restart makes some steps again
         self._run.define_metric("train/*", step_metric="step")
 
@@ -215,6 +215,6 @@ def _digest(run: RunFolder) -> str:
     return hashlib.sha256(str(run).encode()).hexdigest()[:16]
 
 
-def _sentence(tool: str, error: Exception, mend: str) -> str:
+def _sentence(tool: str, error: Exception, fix: str) -> str:
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0].partition(". ")[0].rstrip(".")
-    return f"{tool}: {reason}; {mend}."
+    return f"{tool}: {reason}; {fix}."

@@ -151,7 +151,7 @@ def test_mlflow_that_fails_later_costs_steps_but_not_the_run(run, capsys):
 @needs["mlflow"]
 def test_mlflow_at_a_wrong_place_is_a_sentence(run, monkeypatch, refused):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "nosuch://place")
-    assert "mend MLFLOW_TRACKING_URI" in refused(MLflow, run, ExperimentConfig())
+    assert "correct MLFLOW_TRACKING_URI" in refused(MLflow, run, ExperimentConfig())
 
 
 @needs["wandb"]
