@@ -38,7 +38,8 @@ class PreprocessConfig(Config):
     """Highly variable genes to keep per dataset, chosen on training cells; targets are always kept.
 
     - ``all``: no selection; use it with the packaged pathways.
-    - a number: so many genes, ranked as by scanpy's ``flavor="seurat"``; use it to save memory and time.
+    - a number: this number of genes, ranked as by scanpy's ``flavor="seurat"``; use it to save memory and
+      time.
     """
 
 

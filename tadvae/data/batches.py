@@ -73,7 +73,7 @@ class BatchAssembler:
     bags_per_batch
         Number of bags in a batch.
     seed
-        With the epoch and the id of a bag, it determines the bag's controls, on whatever rank the bag is.
+        With the epoch and the id of a bag, it determines the bag's controls, on any rank.
     """
 
     def __init__(

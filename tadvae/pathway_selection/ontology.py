@@ -36,7 +36,7 @@ NAMESPACES: Mapping[Aspect, str] = {
 """The three ontologies of GO, by the letter that annotation files use."""
 
 Edge = tuple[str, str, str]
-"""(child, relation, parent)"""
+"""Identifiers (child, relation, parent) of one relation between terms."""
 
 
 def relations(regulates: bool) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ seeds and takes, for every gene set, the smallest of the 15 absolute Pearson cor
 activities of two runs; sets above 0.7 are kept. Its network is an autoencoder with one unit per gene set,
 which sees only the genes of the set (ELU), and a linear decoder to all genes, trained in three steps:
 
-1. for every set by itself, a linear autoencoder |P| → 1 → |P|;
+1. for every set separately, a linear autoencoder |P| → 1 → |P|;
 2. with the encoder of step 1 frozen, the decoder to all genes;
 3. everything together.
 

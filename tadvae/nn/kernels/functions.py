@@ -62,7 +62,7 @@ class EdgeAttention(torch.autograd.Function):
         cells: PackedCells,
         edges: ActiveEdges,
     ) -> Tensor:
-        """(B, P)."""
+        """Activities, shape (B, P)."""
         shape = cells.n_cells, edges.n_pathways, load.shape[-1]
         saved = [x.new_empty(shape) for _ in range(3)]
         activity = x.new_empty(shape[:2])
@@ -101,7 +101,7 @@ class EdgeSum(torch.autograd.Function):
     def forward(
         ctx: Any, phi: Tensor, weight: Tensor, first: Tensor, cells: PackedCells, edges: ActiveEdges
     ) -> Tensor:
-        """(B, P)."""
+        """Activities, shape (B, P)."""
         ctx.save_for_backward(phi, weight, first)
         ctx.cells, ctx.edges = cells, edges
         activity = phi.new_zeros(cells.n_cells, edges.n_pathways)
@@ -138,7 +138,7 @@ class TokenAttention(torch.autograd.Function):
         cells: PackedCells,
         edges: ActiveEdges,
     ) -> Tensor:
-        """(B, P)."""
+        """Activities, shape (B, P)."""
         shape = cells.n_cells, edges.n_pathways, query.shape[1]
         log_sum, mean, activity = key.new_empty(shape), key.new_empty(shape), key.new_empty(shape[:2])
         ctx.save_for_backward(query, readout, key, value, gate, shift, log_sum, mean)
@@ -182,7 +182,7 @@ class MemberSum(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, table: EdgeTable) -> Tensor:
-        """(P, d)."""
+        """Sums of the rows, shape (P, d)."""
         ctx.table, ctx.n_rows = table, len(rows)
         starts, gene = table.member_starts.numpy(), table.member_gene.numpy()
         result = rows.new_zeros(table.n_pathways, rows.shape[1])

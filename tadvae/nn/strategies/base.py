@@ -82,7 +82,8 @@ class PathwayConfig(Config):
     """Genes in addition to its members that each pathway may learn; only for ``soft`` and ``soft_log``.
 
     - ``0``: none, members only.
-    - a number: so many genes that share most pathways with the members; use it to find missing members.
+    - a number: this number of genes, those that share most pathways with the members; use it to find missing
+      members.
     - ``all``: every gene; use it to reproduce the paper. It needs much memory.
     """
     gate_noise: float = Field(0.01, ge=0)
