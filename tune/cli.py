@@ -22,7 +22,7 @@ FORMATS = ("csv", "parquet", "markdown", "html", "yaml")
 @tune_app.command("run")
 def run(
     store: StoreArgument,
-    out_: Annotated[str, typer.Option("--out", metavar="SWEEP", help="New folder or URL of the sweep.")],
+    out_: Annotated[str, typer.Option("--out", metavar="SWEEP", help="Folder or URL of the sweep.")],
     config: Annotated[
         str | None,
         typer.Option(

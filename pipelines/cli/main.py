@@ -115,7 +115,7 @@ def simulate(
 @app.command()
 def train(
     store: StoreArgument,
-    out_: Annotated[str, typer.Option("--out", metavar="RUN", help="New folder or URL of the run.")],
+    out_: Annotated[str, typer.Option("--out", metavar="RUN", help="Folder or URL of the run.")],
     config: Annotated[
         str | None, typer.Option(metavar="F.yaml", help="File of settings; see the docs.")
     ] = None,

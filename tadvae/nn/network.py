@@ -74,7 +74,7 @@ class ModelConfig(Config):
 class TADVAEModule(nn.Module):
     """Parameters and equations of the network; the public API is :class:`tadvae.model.tadvae.TADVAE`.
 
-    ``forward`` returns the loss of a batch, because DDP synchronises gradients only of parameters used there.
+    ``forward`` returns the loss of a batch, so that DDP sees every use of a parameter.
 
     Parameters
     ----------
