@@ -1,4 +1,4 @@
-"""``python -m pipelines COMMAND …`` is ``tadvae COMMAND …``: for Ray jobs, which may lack the script."""
+"""``python -m pipelines COMMAND …`` runs ``tadvae COMMAND …``, for Ray jobs without the ``tadvae`` script."""
 
 from pipelines.cli.main import main
 

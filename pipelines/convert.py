@@ -1,9 +1,9 @@
 """``tadvae convert``: many ``.h5ad`` files → one cell store, as Ray tasks.
 
-Two rounds of independent tasks (see :mod:`tadvae.store.writer`): every chunk of source rows is spilled
-sorted by target shard, then every shard is collected. On a disk all is built in ``STORE.partial`` beside
-the store, which takes the store's place at the end; on an object store it is built in place, and the
-manifest, written last, makes it a store. An interrupted conversion of the same spec goes on where it was.
+There are two rounds of independent tasks (see :mod:`tadvae.store.writer`): every chunk of source rows is
+written sorted by target shard, then the rows of every shard are collected. On a disk, the store is built in
+``STORE.partial``, which is renamed at the end; on an object store it is built in place and becomes a store
+when the manifest is written, which is the last step. An interrupted conversion of the same spec continues.
 """
 
 from contextlib import suppress
@@ -27,16 +27,16 @@ from tadvae.store.writer import (
 )
 
 MARK = "conversion.txt"
-"""Holds the fingerprint of the conversion that an unfinished store belongs to."""
+"""File with the fingerprint of the conversion that an unfinished store belongs to."""
 
 
 def convert(spec_path: str, out: str, tasks_at_once: int | None = None) -> Manifest:
-    """Convert what ``spec_path`` lists into a store at ``out`` (a path or URL).
+    """Convert the files that ``spec_path`` lists into a store at ``out`` (a path or URL).
 
     Raises
     ------
     UserError
-        For bad input; then nothing is left at ``out`` or beside it.
+        For bad input; then neither ``out`` nor a partial store is left.
     """
     store = Location.of(out)
     if (store if store.is_local else store / MANIFEST).exists():
@@ -51,7 +51,7 @@ def convert(spec_path: str, out: str, tasks_at_once: int | None = None) -> Manif
             manifest = _run(plan, partial, tasks_at_once)
             _publish(partial, store)
         except UserError:
-            with suppress(UserError):  # storage that cannot be written may not be cleared either
+            with suppress(UserError):  # storage that cannot be written may not allow deleting either
                 partial.delete()
             raise
     return manifest
@@ -98,7 +98,7 @@ def _collect(plan: DatasetPlan, shard: int, chunks: list[Location], out: Locatio
 
 
 def _require_own(partial: Location) -> None:
-    """Refuse a folder that no conversion has made: it is about to be deleted."""
+    """Raise a UserError for a folder that no conversion has made, because it would be deleted."""
     own = {"spill", "cells", "datasets", "genes.parquet", "bags.parquet", "perturbations.parquet"}
     own |= {"spec.yaml", MANIFEST, MARK}
     others = [name for name in partial.names() if name not in own and not name.endswith(".tmp")]
@@ -110,7 +110,7 @@ def _require_own(partial: Location) -> None:
 
 
 def _start_or_continue(partial: Location, plan: StorePlan) -> None:
-    """Keep the chunks that an interrupted conversion of the same input left; drop anything else."""
+    """Keep the chunks of an interrupted conversion of the same input; delete everything else."""
     mark = partial / MARK
     if mark.exists() and mark.read_text() == plan.fingerprint():
         for name in partial.names():

@@ -1,4 +1,4 @@
-"""``tadvae evaluate``: a run's held-out groups, the model beside arithmetic and other runs."""
+"""``tadvae evaluate``: comparison of a run with baselines and other runs on its held-out groups."""
 
 from collections.abc import Callable, Sequence
 
@@ -20,7 +20,7 @@ SHOWN = {
         "rank_cosine", "centroid_accuracy", "mmd", "energy_distance", "coverage", "interval_width",
     ),
 }  # fmt: skip
-"""Columns of the two printed tables of a category."""
+"""Metrics of the two printed tables of each category."""
 
 
 def evaluate_run(
@@ -31,16 +31,16 @@ def evaluate_run(
     Parameters
     ----------
     category
-        Only held-out groups of this category.
+        Category of held-out groups to evaluate; None: all.
     store_path
-        Where the run's store is now; None: where it was.
+        Path or URL of the run's store, if it has moved; None: its path at training.
     against
-        Other runs or ensembles of the same split, for the same table.
+        Other runs or ensembles of the same split to include in the table.
 
     Raises
     ------
     UserError
-        For a run that is not finished, a store that is not the run's, or nothing to evaluate.
+        If the run is not finished, the store is not that of the run, or there is nothing to evaluate.
     """
     run = RunFolder(run_path)
     model, groups, store_of_run = _load(run_path)
@@ -63,7 +63,7 @@ def evaluate_run(
 
 
 def _load(path: str) -> tuple[Model, pd.DataFrame, str]:
-    """A run or ensemble, its split, and where its store was."""
+    """Load a run or ensemble, its split, and the path of its store."""
     first = next(iter(RunFolder(path).members().values()))
     model = load_model(path)
     first.require_run("evaluate")
@@ -71,7 +71,7 @@ def _load(path: str) -> tuple[Model, pd.DataFrame, str]:
 
 
 def _free_name(name: str, taken: dict) -> str:
-    """The name of a rival in the table: its folder's, with a number where another has it."""
+    """Name of a rival in the table: its folder name, with a number if the name is taken."""
     reserved = {METHOD, CEILING, NULL, *taken}
     number, free = 2, name
     while free in reserved:
@@ -80,7 +80,7 @@ def _free_name(name: str, taken: dict) -> str:
 
 
 def as_json(scores: Scores) -> dict:
-    """The summary for other programs: category → method → metric → mean, low, high, n."""
+    """The summary for JSON: category → method → metric → mean, low, high, n."""
     result: dict = {}
     for row in scores.summary().itertuples():
         cell = {"mean": row.mean, "low": row.low, "high": row.high, "n": int(row.n)}
@@ -89,7 +89,7 @@ def as_json(scores: Scores) -> dict:
 
 
 def tables(scores: Scores) -> list[Table]:
-    """Two tables a category, one row a method: mean [95% interval]; the best of a column is bold."""
+    """Two tables per category, one row per method: mean [95% interval]; the best of a column is bold."""
     summary = scores.summary()
     categories = [name for name in summary["category"].unique() if name != "all"]
     shown = ["all", *categories] if len(categories) > 1 else categories

@@ -1,4 +1,4 @@
-"""``tadvae inspect``: what a store holds."""
+"""``tadvae inspect``: describe the contents of a store."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ def describe(path: str, *, verify: bool = False) -> dict[str, Any]:
     Parameters
     ----------
     verify
-        Also compare every shard's checksum; a difference is a UserError.
+        Whether to compare the checksum of every file; a difference is a UserError.
     """
     store = Store.open(path)
     if verify:
@@ -59,7 +59,7 @@ def describe(path: str, *, verify: bool = False) -> dict[str, Any]:
 
 
 def as_tables(about: dict[str, Any]) -> list[Table]:
-    """The same for people."""
+    """The description as tables for the terminal."""
     top = Table(
         title=f"{about['store']}: {about['n_cells']:,} cells, {about['n_genes']:,} genes, "
         f"{about['n_bags']:,} bags, vocabulary {about['vocabulary_hash']}",

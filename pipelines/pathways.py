@@ -1,4 +1,4 @@
-"""What ``tadvae pathways select`` and ``build`` do: read a source, filter it, write one file."""
+"""``tadvae pathways select`` and ``build``: read pathways, filter them, and write one file."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,22 +31,22 @@ FORMATS = (".parquet", ".gmt", ".gmt.gz")
 
 @dataclass(frozen=True)
 class SelectionJob:
-    """What to read, and what to measure it by.
+    """Sources of pathways, and the genes that are measured.
 
     Attributes
     ----------
     source
-        A pathway file of any format; None: ontology and annotations, or else the packaged default.
+        A pathway file of any format; None: ontology and annotations if given, else the packaged default.
     obo, gaf
-        The ontology, and the annotations to group along it.
+        Files of the ontology, and of the annotations to group along it.
     evidence, aspect
-        Which annotations.
+        Evidence codes and aspect (``P``, ``F``, ``C``) of the annotations to use.
     store
-        Folder or URL of the store whose panels decide what is measured.
+        Folder or URL of the store whose panels define the measured genes.
     genes
-        A file with one measured gene a line, in place of a store.
+        A file with one measured gene per line, instead of a store.
     reference
-        Names the genes: ``human``, ``none`` or a gene table; None: the store's, or else ``human``.
+        Gene reference: ``human``, ``none`` or a gene table; None: that of the store, or ``human``.
     replicability
         Settings of :class:`tadvae.pathway_selection.replicability.ReplicabilityConfig`.
     """
@@ -72,7 +72,7 @@ class _Read:
 
 
 def select_pathways(job: SelectionJob, config: SelectionConfig, out: str) -> tuple[PathwayTable, Selection]:
-    """Select and write; returns the table as written, and what the filters did.
+    """Select pathways and write them; return the written table, and the effect of the filters.
 
     Raises
     ------
@@ -121,7 +121,7 @@ def select_pathways(job: SelectionJob, config: SelectionConfig, out: str) -> tup
 
 
 def _read(job: SelectionJob, config: SelectionConfig) -> _Read:
-    """The sets, and what tells their ancestors."""
+    """Read the sets, and the ontology that defines their ancestors."""
     closed = relations(config.regulates)
     ontology: Ontology | None = None
     sources = []
@@ -143,8 +143,8 @@ def _read(job: SelectionJob, config: SelectionConfig) -> _Read:
     if job.source is None:
         if ontology is not None:
             raise UserError(
-                f"{job.obo}: expected pathways beside the ontology, found none; add --gaf FILE, or name a "
-                "pathway file."
+                f"{job.obo}: expected pathways in addition to the ontology, found none; add --gaf FILE, or "
+                "name a pathway file."
             )
         table = packaged()
         licence = table.provenance.get("licence", "")
@@ -163,17 +163,17 @@ def _read(job: SelectionJob, config: SelectionConfig) -> _Read:
 
 
 def source_of(path: str) -> dict[str, str]:
-    """Provenance of a file that a reader will open; a missing one is the reader's to refuse."""
+    """Provenance of a file; a missing file is reported later, by its reader."""
     return source(path) if Path(path).is_file() else {"file": Path(path).name}
 
 
 def _measured_list(path: str | None) -> Measured | None:
     if path is None:
         return None
-    lines = read_text(path, "list of genes, one a line", "a text file").split("\n")
+    lines = read_text(path, "list of genes, one per line", "a text file").split("\n")
     names = {line.strip() for line in lines if line.strip()}
     if not names:
-        raise UserError(f"{path}: expected one gene a line, found none; list the measured genes.")
+        raise UserError(f"{path}: expected one gene per line, found none; list the measured genes.")
     return Measured.of_names(names, Path(path).name)
 
 
@@ -187,7 +187,7 @@ def _reference(job: SelectionJob, store: Store | None) -> GeneReference:
 def _replicability(
     job: SelectionJob, config: SelectionConfig, store: Store | None
 ) -> Iterator[Replicability | None]:
-    """Score sets by parallel Ray tasks, where the config asks for it."""
+    """Yield a function that scores sets by parallel Ray tasks; None if the config does not need it."""
     if config.min_replicability is None or store is None:
         yield None
         return

@@ -1,4 +1,4 @@
-"""``tadvae predict``: files in, a file out."""
+"""``tadvae predict``: predict cells and write them to an ``.h5ad`` file."""
 
 import tempfile
 import warnings
@@ -22,7 +22,7 @@ def predict_to(
     dataset: str | None = None,
     values: Literal["counts", "log1p"] = "counts",
 ) -> ad.AnnData:
-    """Predict by a run or an ensemble and write one ``.h5ad``, whole or not at all; returns it."""
+    """Predict with a run or an ensemble, write one ``.h5ad`` atomically, and return it."""
     place = Location.of(out)
     if place.exists():
         raise UserError(f"{place}: already exists; name another file with --out.")
@@ -31,7 +31,7 @@ def predict_to(
     model = load_model(run)
     controls = None if controls_path is None else _read(controls_path)
     adata = model.predict(target, context=context, dataset=dataset, controls=controls, values=values)
-    with tempfile.TemporaryDirectory() as folder:  # HDF5 is written by a library that knows only disks
+    with tempfile.TemporaryDirectory() as folder:  # the HDF5 library can only write to local files
         local = Path(folder) / place.name
         adata.write_h5ad(local)
         place.write_bytes(local.read_bytes())
@@ -41,7 +41,7 @@ def predict_to(
 def _read(path: str) -> ad.AnnData:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of old files
+            warnings.simplefilter("ignore")  # anndata warns about old files
             return ad.read_h5ad(path)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; give an .h5ad of control cells with --controls.") from None

@@ -1,6 +1,6 @@
-"""The console command ``tadvae``: all of ``pipelines.cli.main``, and ``tadvae tune``.
+"""The console command ``tadvae``: all commands of ``pipelines.cli.main``, and ``tadvae tune``.
 
-It lives here and not in ``pipelines`` because imports go one way; see docs/decisions.md.
+It is here and not in ``pipelines``, because ``tune`` imports ``pipelines``; see docs/decisions.md.
 """
 
 from typing import Annotated
@@ -12,30 +12,41 @@ from pipelines.cli.main import StoreArgument, app
 from pipelines.cli.show import out
 from tadvae.base.errors import UserError
 
-tune_app = typer.Typer(help="Search for better settings with Ray Tune, and look at what was found.")
+tune_app = typer.Typer(help="Search for better settings with Ray Tune, and show the results.")
 app.add_typer(tune_app, name="tune")
 
-SweepArgument = Annotated[str, typer.Argument(metavar="SWEEP", help="A sweep's folder or URL.")]
+SweepArgument = Annotated[str, typer.Argument(metavar="SWEEP", help="Folder or URL of a sweep.")]
 FORMATS = ("csv", "parquet", "markdown", "html", "yaml")
 
 
 @tune_app.command("run")
 def run(
     store: StoreArgument,
-    out_: Annotated[str, typer.Option("--out", metavar="SWEEP", help="The sweep's folder or URL.")],
+    out_: Annotated[str, typer.Option("--out", metavar="SWEEP", help="Folder or URL of the sweep.")],
     config: Annotated[
-        str | None, typer.Option(metavar="F.yaml", help="Space and settings; default: the packaged ones.")
+        str | None,
+        typer.Option(
+            metavar="F.yaml", help="Search space and settings of the sweep; default: the packaged ones."
+        ),
     ] = None,
-    trials: Annotated[int | None, typer.Option(min=1, help="How many settings are tried.")] = None,
-    max_concurrent: Annotated[int | None, typer.Option(min=1, help="Trials at once.")] = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="Ray Train workers of each trial.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted sweep.")] = False,
+    trials: Annotated[
+        int | None, typer.Option(min=1, help="Number of trials, each with other settings.")
+    ] = None,
+    max_concurrent: Annotated[
+        int | None, typer.Option(min=1, help="Largest number of trials at the same time.")
+    ] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Ray Train workers per trial.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted sweep.")] = False,
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="One setting, such as experiment.train.epochs=10."),
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Change one setting, for example experiment.train.epochs=10; may be repeated.",
+        ),
     ] = None,
 ) -> None:
-    """Train many times with different settings; the worse ones stop early.
+    """Train many times with different settings; trials with worse results stop early.
 
     Example: tadvae tune run store --out sweep --trials 20 --set experiment.pathways.file=go.gmt
     """
@@ -46,9 +57,7 @@ def run(
     overrides = [f"{key}={value}" for key, value in given.items() if value is not None]
     if resume:
         if config or settings or overrides:
-            raise UserError(
-                "--resume goes on with the sweep's own settings; only --trials may be given anew."
-            )
+            raise UserError("--resume continues with the sweep's own settings; only --trials can be changed.")
         records = run_sweep(store, out_, None, resume=True, trials=trials)
     else:
         overrides += [f"trials={trials}"] if trials is not None else []
@@ -61,7 +70,7 @@ def run(
         + f"; see `tadvae tune table {out_}`."
     )
     if any(record.status == "running" for record in records):
-        out.print(f"{out_}: interrupted; go on with it by --resume.")
+        out.print(f"{out_}: interrupted; continue it with --resume.")
         raise typer.Exit(1)
     if not counts["finished"]:
         raise typer.Exit(1)
@@ -71,18 +80,19 @@ def run(
 def table(
     sweep: SweepArgument,
     out_: Annotated[
-        str | None, typer.Option("--out", metavar="DIR", help="Also write files into this folder.")
+        str | None,
+        typer.Option("--out", metavar="DIR", help="Folder for the files of the table; default: print only."),
     ] = None,
     formats: Annotated[
         list[str] | None,
         typer.Option(
             "--format",
             metavar="NAME",
-            help=f"Which files, of {', '.join(FORMATS)}; may be repeated; default: all.",
+            help=f"Format of the files: {', '.join(FORMATS)}; may be repeated; default: all.",
         ),
     ] = None,
 ) -> None:
-    """Show a sweep's trials, the best first; write CSV, Parquet, Markdown, one HTML page and the best YAML.
+    """Show the trials of a sweep, the best first; write CSV, Parquet, Markdown, HTML and the best settings.
 
     Example: tadvae tune table sweep --out sweep-report
     """
@@ -91,7 +101,7 @@ def table(
     from tune.table import as_rich, rows_of, write_report
 
     if formats and out_ is None:
-        raise UserError("--format says which files to write; say where with --out.")
+        raise UserError("--format says which files to write; name their folder with --out.")
     unknown = sorted(set(formats or ()) - set(FORMATS))
     if unknown:
         raise UserError(f"--format {unknown[0]}: no such format; expected one of {', '.join(FORMATS)}.")

@@ -1,4 +1,4 @@
-"""A sweep's whole configuration: what ``tadvae tune run --config`` reads and saves, resolved."""
+"""All settings of a sweep: what ``tadvae tune run --config`` reads, and saves with the sweep."""
 
 from pathlib import Path
 from typing import Literal
@@ -15,29 +15,39 @@ Metric = Literal["val_pearson_delta", "val_l2", "val_rmse", "val_cosine_logfc"]
 
 
 class HalvingConfig(Config):
-    """Asynchronous successive halving (Li et al. 2020): the worse trials stop early."""
+    """Asynchronous successive halving (Li et al. 2020): trials with worse results stop early."""
 
     grace_epochs: int = Field(3, ge=1)
-    """Epochs that every trial may train."""
+    """Epochs that every trial trains before it can be stopped."""
     reduction_factor: float = Field(3.0, gt=1)
-    """Of the trials that reach a rung, one in so many goes on; the next rung is so many times farther."""
+    """Of the trials that reach a rung (an epoch of comparison), one in this number continues; the next rung
+    is later by the same factor."""
 
 
 class SweepConfig(Space):
     """All settings of a sweep."""
 
     trials: int = Field(20, ge=1)
+    """Number of trials."""
     max_concurrent: int | None = Field(None, ge=1)
-    """Trials at once; None: as many as the CPUs allow."""
+    """Largest number of trials at the same time; None: as many as the CPUs allow."""
     workers: int = Field(1, ge=1)
-    """Ray Train workers of each trial."""
+    """Ray Train workers per trial."""
     seed: int = 0
-    """Of the search; that of the trials is ``experiment.seed``."""
+    """Seed of the search; the seed of the trials is ``experiment.seed``."""
     metric: Metric = "val_pearson_delta"
-    """What is best, over perturbations held out for validation."""
+    """Metric that trials are compared by, over perturbations held out for validation.
+
+    - ``val_pearson_delta``: correlation of predicted and observed effects; use it if the direction matters.
+    - ``val_l2``: Euclidean distance of mean profiles; use it if the size of effects matters too.
+    - ``val_rmse``: ``val_l2`` per gene; use it to compare panels of different sizes.
+    - ``val_cosine_logfc``: cosine similarity of log fold changes; use it to compare with publications that
+      report it.
+    """
     scheduler: HalvingConfig = HalvingConfig()
+    """When trials stop early."""
     experiment: ExperimentConfig = ExperimentConfig()
-    """What all trials have in common."""
+    """Settings that all trials share."""
 
     @model_validator(mode="after")
     def _validates(self) -> "SweepConfig":
@@ -52,5 +62,5 @@ class SweepConfig(Space):
 
     @property
     def mode(self) -> Literal["max", "min"]:
-        """Whether more or less of the metric is better."""
+        """``max`` if larger values of the metric are better, else ``min``."""
         return "max" if HIGHER_IS_BETTER[self.metric.removeprefix("val_")] else "min"

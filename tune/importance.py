@@ -1,4 +1,4 @@
-"""Which parameters mattered, by Optuna's own measure."""
+"""Importance of the parameters of a sweep, as computed by Optuna."""
 
 import warnings
 from collections.abc import Sequence
@@ -12,11 +12,11 @@ from tune.search import study_of
 
 
 def importances(records: Sequence[TrialRecord], config: SweepConfig) -> dict[str, float]:
-    """Share of each parameter, the largest first; empty where the trials are too few or too alike.
+    """Share of each parameter, from 0 to 1, largest first; empty if trials are too few or have equal values.
 
-    Optuna's default (PED-ANOVA, Watanabe et al. 2023) on the last validation of every trial that has one,
-    stopped ones too. Parameters without a condition share 1 among them; one with a condition has the share
-    it would have beside those, among the trials where it was set.
+    It is Optuna's default (PED-ANOVA, Watanabe et al. 2023) on the last validation of every trial that has
+    one, also of stopped trials. The shares of parameters without a condition sum to 1; the share of a
+    parameter with a condition is computed together with these, on the trials in which it was set.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = study_of(config, records)

@@ -1,4 +1,4 @@
-"""Follows Ray Tune's events: writes the trials' records and says what happens, a plain line each."""
+"""Callback of Ray Tune: writes the records of the trials, and prints one line per event."""
 
 import time
 from collections.abc import Sequence
@@ -16,12 +16,12 @@ KEPT = ("epoch", CELLS_SEEN, "loss", "val_pearson_delta", "val_l2", "val_rmse", 
 
 
 class Journal(Callback):
-    """The only writer of a sweep's records.
+    """Writes the records of a sweep; no other code does.
 
     Attributes
     ----------
     records
-        By the trial's number.
+        Records of the trials, by number.
     """
 
     def __init__(
@@ -32,19 +32,19 @@ class Journal(Callback):
         self._began: dict[int, tuple[float, float]] = {}
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """A new trial, or one that goes on."""
+        """Called when a trial starts or continues."""
         number, values = trial.config["number"], trial.config["values"]
         fresh = TrialRecord(number=number, values=values, settings=self.config.settings(values))
         record = self.records.get(number, fresh)
         self._began[number] = (time.monotonic(), record.seconds)
         self._write(record)
         shown = " ".join(f"{key.rsplit('.', 1)[-1]}={short(value)}" for key, value in values.items())
-        say(f"trial {number:04d}: {'goes on' if record.curve else 'starts'}: {shown}")
+        say(f"trial {number:04d}: {'continues' if record.curve else 'starts'}: {shown}")
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        """A validation; what the record already has is not entered twice."""
+        """Record a validation, unless the record already has it."""
         record = self.records[trial.config["number"]]
         if self.config.metric not in result:
             return
@@ -59,15 +59,15 @@ class Journal(Callback):
         )
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """The end, by itself or by the scheduler."""
+        """Record the end of a trial, whether it finished or the scheduler stopped it."""
         reason = self.scheduler.reasons.get(trial.trial_id, "")
-        if reason and trial.last_result:  # the report that stopped it may not have been announced
+        if reason and trial.last_result:  # Ray Tune may not have passed on the report that stopped it
             self.on_trial_result(iteration, trials, trial, trial.last_result)
         record = self.records[trial.config["number"]]
         self._end(record, "stopped" if reason else "finished", reason)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """The trial failed; the sweep goes on."""
+        """Record a failed trial; the sweep continues."""
         self._end(self.records[trial.config["number"]], "failed", reason_of(_error_text(trial)))
 
     def _end(self, record: TrialRecord, status: str, reason: str) -> None:
@@ -82,25 +82,25 @@ class Journal(Callback):
 
 
 def _error_text(trial: Any) -> str:
-    """What Ray Tune wrote down of a trial's error, on this machine."""
+    """Text of the error file that Ray Tune wrote for a trial on this machine."""
     place = trial.error_file
     return Path(place).read_text(encoding="utf-8") if place and Path(place).exists() else ""
 
 
 def reason_of(text: str) -> str:
-    """One line for a trial's traceback: a UserError's sentence, else its last line."""
+    """Shorten a traceback to one line: the sentence of a UserError, else the last line."""
     _, marker, sentence = text.rpartition("UserError: ")
     if marker:
         return sentence.splitlines()[0]
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1][:300] if lines else "it died without a word"
+    return lines[-1][:300] if lines else "it ended without an error message"
 
 
 def short(value: Any) -> str:
-    """A value in few characters."""
+    """Format a value in few characters."""
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def say(line: str) -> None:
-    """A line of the log."""
+    """Print one line of the log."""
     print(line, flush=True)

@@ -1,4 +1,4 @@
-"""Gives the CPUs and GPUs of ended trials back where Ray Train itself did not."""
+"""Callback of Ray Tune: frees the CPUs and GPUs of ended trials if Ray Train did not."""
 
 import time
 from typing import Any
@@ -12,21 +12,23 @@ from ray.util.state import list_actors, list_placement_groups
 from pipelines.train.worker import PLACEMENT_GROUP
 
 EVERY_SECONDS = 10.0
+"""Seconds between two checks."""
 GRACE_SECONDS = 20.0
-"""For Ray Train's own cleaning after a trial."""
+"""Seconds after the end of a trial in which Ray Train itself may free its resources."""
 LAST_SECONDS = 60.0
+"""Longest time to wait after the last trial, in seconds."""
 LIMITS: dict[str, Any] = {"limit": 1000, "timeout": 10}
-"""Of a question to Ray: entries, seconds."""
+"""Limits of a request to Ray's state API: number of entries, and seconds."""
 WORKER = "RayTrainWorker"
 
 
 class Reclaim(Callback):
-    """Removes the placement groups of trainings that are no more.
+    """Removes the placement groups of trainings that have ended.
 
-    A trial is stopped from outside: its training's controller dies and cannot clean up. Ray Train has a
-    cleaner of its own, which ends for good at the first error it did not expect; later trials would then
-    wait for ever. What is removed is named in a report of a trial that has ended, or had workers, none of
-    which lives, at two looks in a row.
+    If Ray Tune stops a trial, the controller of its training is killed and cannot clean up. Ray Train has its
+    own cleaner, but it ends at the first unexpected error, and later trials would then wait forever. A
+    placement group is removed if a trial that has ended reported it, or if all its workers were dead in two
+    successive checks.
     """
 
     def __init__(self) -> None:
@@ -36,28 +38,28 @@ class Reclaim(Callback):
         self._looked = time.monotonic()
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        """Called by Ray Tune all the time."""
+        """Called by Ray Tune at every step of its loop."""
         if time.monotonic() - self._looked >= EVERY_SECONDS:
             self.look()
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        """Note where the trial's workers are."""
+        """Remember the placement group of the trial's workers."""
         if PLACEMENT_GROUP in result:
             self._of_trial.setdefault(trial.trial_id, set()).add(result[PLACEMENT_GROUP])
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """The end, by itself or by the scheduler; the report that stopped it may not have been announced."""
+        """Remember the end of a trial; the last report may not have been passed to on_trial_result."""
         self.on_trial_result(iteration, trials, trial, trial.last_result or {})
         self._ended |= dict.fromkeys(self._of_trial.pop(trial.trial_id, ()), time.monotonic())
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """The trial failed."""
+        """Remember the end of a failed trial."""
         self.on_trial_complete(iteration, trials, trial)
 
     def look(self) -> bool:
-        """Remove what ended or was abandoned; whether some training may hold resources still."""
+        """Remove groups that have ended or were abandoned; return whether a training may still hold some."""
         self._looked = time.monotonic()
         overdue = {name for name, ended in self._ended.items() if self._looked - ended >= GRACE_SECONDS}
         held = trainings()
@@ -69,14 +71,14 @@ class Reclaim(Callback):
         return held is None or bool(held)
 
     def finish(self) -> None:
-        """After the last trial: until all is given back, or some training does not end."""
+        """Check repeatedly after the last trial, until all resources are free or the time is over."""
         deadline = time.monotonic() + LAST_SECONDS
         while self.look() and time.monotonic() < deadline:
             time.sleep(1.0)
 
 
 def trainings() -> dict[str, bool] | None:
-    """Placement groups of the job's trainings, by id: whether a worker lives. None if Ray is silent."""
+    """Whether each placement group of the job's trainings has a live worker; None if Ray does not answer."""
     here, result = ray.get_runtime_context(), {}
     asked = LIMITS | {"address": here.gcs_address}  # there may be other Rays on this machine
     try:

@@ -1,14 +1,14 @@
-"""What a sweep keeps of its trials: one small JSON file each, written as things happen.
+"""Records of the trials of a sweep: one small JSON file per trial, updated at every event.
 
 ::
 
     SWEEP/sweep.yaml            settings and space, resolved
     SWEEP/sweep.json            store, versions
     SWEEP/trials/0003/trial.json
-    SWEEP/trials/0003/run/      what `tadvae train` would have left
+    SWEEP/trials/0003/run/      a run, as `tadvae train` writes it
     SWEEP/tune/                 Ray Tune's own files, while it runs
 
-Nothing else is needed to resume a sweep or to table it: Ray Tune's files are pickles, and never read.
+Nothing else is needed to resume a sweep or to show it: Ray Tune's files are pickles, which are never read.
 """
 
 import json
@@ -28,16 +28,25 @@ class TrialRecord(Config):
     """One trial."""
 
     number: int
+    """Number of the trial, from 0."""
     values: dict[str, Any]
-    """What the search chose, by dotted key."""
+    """Values of the parameters that the search chose, by dotted key."""
     settings: dict[str, Any]
-    """The same with what follows from it."""
+    """These values and the settings derived from them, by dotted key."""
     status: Status = "running"
+    """State of the trial.
+
+    - ``running``: not yet ended, or interrupted.
+    - ``finished``: trained to the end.
+    - ``stopped``: stopped early by successive halving.
+    - ``failed``: ended with an error.
+    """
     reason: str = ""
-    """Why it stopped or failed."""
+    """Why the trial stopped or failed."""
     curve: list[dict[str, float]] = []
-    """One entry a validation: epoch, cells_seen, loss and the validation metrics."""
+    """One entry per validation: epoch, cells_seen, loss and the validation metrics."""
     seconds: float = 0.0
+    """Time that the trial has run, in seconds."""
 
     def value(self, metric: str) -> float | None:
         """The metric at the trial's last validation."""
@@ -45,12 +54,12 @@ class TrialRecord(Config):
 
 
 def trial_folder(sweep: Location, number: int) -> Location:
-    """Where a trial's record and run are."""
+    """Folder of a trial's record and run."""
     return sweep / f"{TRIALS}/{number:04d}"
 
 
 def write_record(sweep: Location, record: TrialRecord) -> None:
-    """Replace a trial's record."""
+    """Write a trial's record, replacing the previous one."""
     folder = trial_folder(sweep, record.number)
     folder.make_folder()
     (folder / "trial.json").write_text(json.dumps(record.model_dump(), indent=1))
@@ -82,7 +91,7 @@ def read_sweep(sweep: Location) -> SweepConfig:
 
 
 def best_of(records: list[TrialRecord], config: SweepConfig) -> TrialRecord | None:
-    """The best finished trial by its last validation; of all trials where none has finished."""
+    """The best finished trial by its last validation; the best of all trials if none has finished."""
     scored = [record for record in records if record.value(config.metric) is not None]
     pool = [record for record in scored if record.status == "finished"] or scored
     sign = 1.0 if config.mode == "max" else -1.0

@@ -1,6 +1,6 @@
-"""What to try next, and what to give up: Optuna's search and successive halving, started from records.
+"""The search by Optuna and successive halving, both started from records.
 
-A resumed sweep is given the trials there have been, so it goes on as one that never ended.
+A resumed sweep gets the records of its earlier trials, so it continues as if it had not been interrupted.
 """
 
 import math
@@ -21,7 +21,7 @@ from tune.space import Parameter
 
 STUDY = "sweep"
 RUNG_SLACK = 0.1
-"""Share of an epoch that a rung lies before its end, so that the report of that end is past it."""
+"""Distance of a rung before the end of its epoch, in epochs, so that the report at the end has passed it."""
 
 
 def study_of(
@@ -29,7 +29,7 @@ def study_of(
     records: Sequence[TrialRecord],
     storage: optuna.storages.BaseStorage | None = None,
 ) -> optuna.Study:
-    """The trials as an Optuna study; those still running are not in it."""
+    """The trials as an Optuna study, without those that are still running."""
     study = optuna.create_study(
         storage=storage, study_name=STUDY, direction="maximize" if config.mode == "max" else "minimize"
     )
@@ -50,7 +50,7 @@ def study_of(
 
 
 def distribution(parameter: Parameter) -> BaseDistribution:
-    """Optuna's name for a parameter's range."""
+    """Optuna's distribution for the range of a parameter."""
     if parameter.choice is not None:
         return CategoricalDistribution(parameter.choice)
     if parameter.integer is not None:
@@ -60,12 +60,14 @@ def distribution(parameter: Parameter) -> BaseDistribution:
 
 
 class Define:
-    """What Optuna asks for each trial: values, and the trial's number and config.
+    """The define-by-run space that Optuna calls for each trial: values, number and config of the trial.
 
     Parameters
     ----------
+    config
+        Settings of the sweep.
     number
-        Of the first new trial; trials that go on bring theirs.
+        Number of the first new trial; continued trials keep their number.
     """
 
     def __init__(self, config: SweepConfig, number: int) -> None:
@@ -84,9 +86,9 @@ class Define:
 
 
 def optuna_search(config: SweepConfig, records: Sequence[TrialRecord]) -> OptunaSearch:
-    """The tree-structured Parzen estimator, define by run: a parameter is asked for when its condition holds.
+    """The search by a tree-structured Parzen estimator; a parameter is sampled only if its condition holds.
 
-    Trials that were running when the sweep ended come first, with the values and the number they had.
+    Trials that were running when the sweep ended come first, with the same values and number.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     storage = optuna.storages.InMemoryStorage()
@@ -107,14 +109,14 @@ def optuna_search(config: SweepConfig, records: Sequence[TrialRecord]) -> Optuna
 
 
 class Halving(ASHAScheduler):
-    """Asynchronous successive halving that remembers why it stopped a trial.
+    """Asynchronous successive halving that records why it stopped a trial.
 
-    Time is counted in cells seen, which no restart sets back.
+    Progress is measured in training cells seen, which continues to count after a restart.
 
     Attributes
     ----------
     reasons
-        By Ray Tune's trial id.
+        Reason for stopping, by Ray Tune's trial id.
     """
 
     def __init__(self, config: SweepConfig, cells_per_epoch: float) -> None:
@@ -124,7 +126,9 @@ class Halving(ASHAScheduler):
             metric=config.metric,
             mode=config.mode,
             grace_period=max(cells_per_epoch * (halving.grace_epochs - RUNG_SLACK), 1),
-            max_t=max(cells_per_epoch * (epochs - 1), 1),  # whoever reaches the last epoch may end it
+            max_t=max(
+                cells_per_epoch * (epochs - 1), 1
+            ),  # a trial that reaches the last epoch is not stopped
             reduction_factor=halving.reduction_factor,
             stop_last_trials=False,
         )
@@ -132,14 +136,14 @@ class Halving(ASHAScheduler):
         self.reasons: dict[str, str] = {}
 
     def replay(self, record: TrialRecord) -> None:
-        """Enter an earlier trial's results into the rungs."""
+        """Add the results of an earlier trial to the rungs."""
         trial = SimpleNamespace(trial_id=f"earlier-{record.number}")
         for point in record.curve:
             if self.metric in point:
                 self._brackets[0].on_result(trial, point[CELLS_SEEN], self._sign * point[self.metric])
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        """Whether the trial goes on."""
+        """Decide whether the trial continues."""
         action = super().on_trial_result(tune_controller, trial, result)
         if action == TrialScheduler.STOP:
             self.reasons[trial.trial_id] = self._reason(result[CELLS_SEEN], result[self.metric])
@@ -151,6 +155,6 @@ class Halving(ASHAScheduler):
         cutoff = self._sign * float(bracket.cutoff(recorded))
         side = "below" if self._sign > 0 else "above"
         return (
-            f"{self.metric} {value:.4f} at {cells:,.0f} cells is {side} {cutoff:.4f}, the cut of "
+            f"{self.metric} {value:.4f} at {cells:,.0f} cells is {side} {cutoff:.4f}, the threshold of "
             f"{len(recorded)} trials at {rung:,.0f} cells"
         )

@@ -1,4 +1,4 @@
-"""The search space: which settings of a run vary, over what, and when.
+"""The search space: which settings of a run vary, in which range, and under which condition.
 
 Keys are dotted settings of :class:`~tadvae.settings.experiment.ExperimentConfig`, such as
 ``model.pathway.d_embed``.
@@ -16,24 +16,24 @@ from tadvae.settings.experiment import ExperimentConfig
 
 Scalar = bool | int | float | str | None
 Values = dict[str, Any]
-"""Setting by dotted key."""
+"""Value of each setting, by dotted key."""
 KINDS = ("choice", "uniform", "loguniform", "integer")
 
 
 class Parameter(Config):
-    """What one setting may be: exactly one of the four kinds."""
+    """Possible values of one setting: exactly one of the four kinds of range."""
 
     choice: list[Scalar] | None = None
-    """One of these values."""
+    """One value of a list."""
     uniform: tuple[float, float] | None = None
-    """A number between two."""
+    """A number between two bounds."""
     loguniform: tuple[float, float] | None = None
-    """A positive number between two, its logarithm uniform."""
+    """A positive number between two bounds, with a uniform logarithm."""
     integer: tuple[int, int] | None = None
-    """A whole number between two, both included."""
+    """A whole number between two bounds, both included."""
     when: dict[str, list[Scalar]] = {}
-    """Only where other parameters have one of these values; elsewhere the setting stays as it is in
-    ``experiment``."""
+    """The parameter varies only if other parameters have one of these values; otherwise the setting of
+    ``experiment`` is used."""
 
     @model_validator(mode="after")
     def _one_kind(self) -> "Parameter":
@@ -53,11 +53,11 @@ class Parameter(Config):
 
     @property
     def corners(self) -> list[Any]:
-        """Every value of a choice, else the two ends of the range."""
+        """All values of a choice, or the two bounds of a range."""
         return list(self.choice or self.uniform or self.loguniform or self.integer or ())
 
     def suggest(self, trial: optuna.trial.BaseTrial, key: str) -> Any:
-        """Ask Optuna for a value."""
+        """Let Optuna choose a value."""
         if self.choice is not None:
             return trial.suggest_categorical(key, self.choice)
         if self.integer is not None:
@@ -67,19 +67,21 @@ class Parameter(Config):
 
 
 class Derived(Config):
-    """A setting that follows from a parameter."""
+    """A setting that is computed from a parameter."""
 
     key: str
-    """The parameter."""
+    """Dotted key of the parameter."""
     divide_by: int = Field(ge=1)
-    """The setting is the parameter divided by this."""
+    """The setting is the value of the parameter divided by this number."""
 
 
 class Space(Config):
-    """Parameters and what follows from them."""
+    """Parameters, and settings that are derived from them."""
 
     parameters: dict[str, Parameter] = Field(min_length=1)
+    """Settings that vary, by dotted key; at least one."""
     derived: dict[str, Derived] = {}
+    """Settings that are computed from a parameter, by dotted key."""
 
     @model_validator(mode="after")
     def _consistent(self) -> "Space":
@@ -118,7 +120,7 @@ class Space(Config):
             raise ValueError(f"'{key}': its condition asks for '{other}' to be {strange}, which it never is")
 
     def order(self) -> list[str]:
-        """Keys, each after those its condition names; a circle is a ValueError."""
+        """Keys, each after the keys in its condition; a cycle of conditions is a ValueError."""
         done: list[str] = []
         while len(done) < len(self.parameters):
             ready = [
@@ -128,12 +130,12 @@ class Space(Config):
             ]
             if not ready:
                 circle = ", ".join(key for key in self.parameters if key not in done)
-                raise ValueError(f"conditions go in a circle ({circle})")
+                raise ValueError(f"conditions form a cycle ({circle})")
             done += ready
         return done
 
     def pick(self, value_of: Callable[[str, Parameter], Any]) -> Values:
-        """Values of the parameters whose conditions hold, each from a call."""
+        """Values of the parameters whose conditions hold, each from a call of ``value_of``."""
         found: Values = {}
         for key in self.order():
             parameter = self.parameters[key]
@@ -142,7 +144,7 @@ class Space(Config):
         return found
 
     def settings(self, values: Values) -> Values:
-        """Values with what is derived from them."""
+        """Values, and the settings derived from them."""
         found = {
             key: values[derived.key] // derived.divide_by
             for key, derived in self.derived.items()
@@ -151,7 +153,7 @@ class Space(Config):
         return {**values, **found}
 
     def trial_experiment(self, base: ExperimentConfig, values: Values) -> ExperimentConfig:
-        """The config of a trial: the base, every default written out, with the trial's settings."""
+        """The config of a trial: the base config with the settings of the trial."""
         data = base.model_dump(mode="json")
         for key, value in self.settings(values).items():
             node = data
@@ -163,12 +165,12 @@ class Space(Config):
         return ExperimentConfig.parse(data, f"a trial with {shown}")
 
     def check(self, base: ExperimentConfig) -> None:
-        """See that every value, and both ends of every range, make a valid run.
+        """Check that every value, and both bounds of every range, give a valid config.
 
         Raises
         ------
         UserError
-            That names the values that do not go together.
+            If values do not fit together; the message names them.
         """
         for key, parameter in self.parameters.items():
             for value in parameter.corners:
@@ -180,13 +182,13 @@ class Space(Config):
                 self.trial_experiment(base, self.pick(value_of))
 
     def _wanted(self, key: str, value: Any) -> Values:
-        """A parameter's value, with values of others under which it is asked for."""
+        """A value of a parameter, with values of other parameters that satisfy its condition."""
         wanted: Values = {key: value}
         queue = [key]
         while queue:
             for other, values in self.parameters[queue.pop()].when.items():
                 if wanted.setdefault(other, values[0]) not in values:
-                    raise UserError(f"'{key}': its conditions can never hold together; mend them.")
+                    raise UserError(f"'{key}': its conditions can never hold together; fix them.")
                 queue.append(other)
         return wanted
 

@@ -1,4 +1,4 @@
-"""``tadvae tune run``: many trainings, the better ones longer.
+"""``tadvae tune run``: trains with many settings; trials with better results train longer.
 
 Also the entry point of a job: ``python -m tune run STORE --out SWEEP``.
 """
@@ -26,25 +26,25 @@ from tune.search import Halving, optuna_search
 from tune.trial import beneath, run_trial
 
 TUNE_ENVIRONMENT = {
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the journal writes what is needed
-    "RAY_AIR_NEW_OUTPUT": "0",  # its banner ignores verbose=0
-    "TUNE_GLOBAL_CHECKPOINT_S": "3600",  # its own checkpoints are pickles, which nobody reads
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the journal writes all records
+    "RAY_AIR_NEW_OUTPUT": "0",  # the new output prints a banner even with verbose=0
+    "TUNE_GLOBAL_CHECKPOINT_S": "3600",  # checkpoints of Ray Tune are pickles, which are not used
 }
 DRIVER_CPUS = 0.01
-"""A trial's driver only waits; Ray Tune refuses 0."""
+"""CPUs of a trial's driver, which only waits; Ray Tune does not accept 0."""
 
 
 def run_sweep(
     store_path: str, out: str, config: SweepConfig | None, *, resume: bool = False, trials: int | None = None
 ) -> list[TrialRecord]:
-    """Run a sweep, or go on with one whose driver has died; returns the records of all trials.
+    """Run a sweep, or resume an interrupted one; return the records of all trials.
 
     Parameters
     ----------
     config
-        None to resume: a sweep goes on with the settings it began with.
+        Settings of the sweep; None to resume, because a sweep is resumed with its own settings.
     trials
-        With ``resume``: another number of trials, those there are counted.
+        With ``resume``: a new number of trials, which includes the existing ones.
 
     Raises
     ------
@@ -60,11 +60,12 @@ def run_sweep(
         config = config if trials is None else config.model_copy(update={"trials": trials})
     elif sweep.exists() and sweep.names():
         raise UserError(
-            f"{sweep}: already holds a sweep; name another folder with --out, or go on with it by --resume."
+            f"{sweep}: already holds a sweep; name another folder with --out, or continue it with --resume."
         )
     config = config or SweepConfig.load(None)
     config.check(config.experiment)
-    logging.getLogger("ray.tune").setLevel(logging.ERROR)  # it misses files that it was told not to write
+    # it warns about files that it was told not to write
+    logging.getLogger("ray.tune").setLevel(logging.ERROR)
     with ray_session(config.workers * (config.max_concurrent or 1) + 2):
         require_cleaning()
         prepared = prepare_training(store, config.experiment, ray_map)
@@ -98,8 +99,9 @@ def _config_to_resume(sweep: Location, store: Store) -> SweepConfig:
     about = json.loads((sweep / ABOUT).read_text())
     if about["vocabulary_hash"] != store.manifest.vocabulary_hash:
         raise UserError(
-            f"{sweep}: this sweep began with a store of another gene vocabulary ({about['vocabulary_hash']}, "
-            f"this one has {store.manifest.vocabulary_hash}); resume with the store it began with."
+            f"{sweep}: this sweep was started with a store of another gene vocabulary "
+            f"({about['vocabulary_hash']}, this one has {store.manifest.vocabulary_hash}); resume with the "
+            "same store."
         )
     return config
 
@@ -114,7 +116,7 @@ def _tune(
         say(f"all {config.trials} trials have ended; nothing to do")
         return
     if earlier:
-        say(f"{len(ended)} trials have ended, {len(earlier) - len(ended)} go on, {left} to run")
+        say(f"{len(ended)} trials have ended, {len(earlier) - len(ended)} continue, {left} to run")
     scheduler = Halving(config, cells)
     for record in ended:
         if record.status != "failed":
@@ -157,14 +159,14 @@ def _name(trial: ray.tune.experiment.Trial) -> str:
 
 
 def _write_best(sweep: Location, config: SweepConfig, records: Sequence[TrialRecord]) -> None:
-    """``SWEEP/best.yaml``: the best trial's settings for ``tadvae train --config``."""
+    """Write ``SWEEP/best.yaml``: the settings of the best trial, for ``tadvae train --config``."""
     best = best_of(list(records), config)
     if best is not None:
         (sweep / "best.yaml").write_text(best_yaml(config, best))
 
 
 def best_yaml(config: SweepConfig, best: TrialRecord) -> str:
-    """A trial's config, without validation: the last training learns from those perturbations too."""
+    """Config of a trial without validation, so that the final training uses all perturbations."""
     experiment = config.trial_experiment(config.experiment, best.values)
     validation = experiment.validation.model_copy(update={"every": None})
     note = f"# trial {best.number:04d}: {config.metric} {best.value(config.metric):.4f}\n"

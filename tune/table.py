@@ -1,4 +1,4 @@
-"""A sweep as a table: on the terminal, and as CSV, Parquet, Markdown, HTML and the best settings."""
+"""The table of a sweep: on the terminal, and as CSV, Parquet, Markdown and HTML; and the best settings."""
 
 import io
 import math
@@ -28,14 +28,14 @@ FILES = {
 
 
 def rows_of(records: Sequence[TrialRecord], config: SweepConfig) -> pd.DataFrame:
-    """One row a trial, the best first.
+    """One row per trial, the best first.
 
     Returns
     -------
-    Columns: ``rank`` (among trials with a value), ``trial``, ``status``, one a parameter and derived setting
-    (missing where its condition did not hold), the validation metrics at the trial's last validation,
-    ``epochs``, ``cells_seen``, ``loss`` (of the last step), ``seconds``, ``reason``. Finished trials come
-    before stopped and running ones, since those trained for less; failed ones are last.
+    Columns: ``rank`` (among trials with a value), ``trial``, ``status``, one per parameter and derived
+    setting (missing if its condition did not hold), the metrics of the trial's last validation, ``epochs``,
+    ``cells_seen``, ``loss`` (of the last step), ``seconds``, ``reason``. Finished trials come before stopped
+    and running ones, which trained for a shorter time; failed trials are last.
     """
     order = {"finished": 0, "stopped": 1, "running": 1, "failed": 2}
     sign = -1.0 if config.mode == "max" else 1.0
@@ -61,7 +61,7 @@ def rows_of(records: Sequence[TrialRecord], config: SweepConfig) -> pd.DataFrame
         row |= {"loss": last.get("loss"), "seconds": record.seconds, "reason": record.reason}
         rows.append(row)
     frame = pd.DataFrame(rows)
-    for name in varied:  # one type a column; a choice may mix them
+    for name in varied:  # one type per column; the values of a choice may have several
         if not pd.api.types.is_numeric_dtype(frame[name]):
             frame[name] = frame[name].map(str, na_action="ignore").astype("string")
         elif all(isinstance(record.settings.get(name, 0), int) for record in records):
@@ -74,7 +74,7 @@ def rows_of(records: Sequence[TrialRecord], config: SweepConfig) -> pd.DataFrame
 
 
 def as_rich(rows: pd.DataFrame, config: SweepConfig, name: str) -> Table:
-    """The table for the terminal; reasons go in full."""
+    """The table for the terminal, with complete reasons."""
     sign = "↑" if config.mode == "max" else "↓"
     table = Table(title=f"{escape(name)}: {len(rows)} trials by {config.metric} {sign}", title_justify="left")
     varied = [key for key in config.parameters if rows[key].notna().any()]
@@ -93,12 +93,12 @@ def as_rich(rows: pd.DataFrame, config: SweepConfig, name: str) -> Table:
 
 
 def text(value: Any) -> str:
-    """A cell for people; nothing where there is nothing."""
+    """Format a table cell; a missing value is the empty string."""
     return "" if value is None or pd.isna(value) else short(value)
 
 
 def as_markdown(rows: pd.DataFrame) -> str:
-    """A pipe table."""
+    """The table in Markdown."""
 
     def line(cells: Sequence[str]) -> str:
         return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |\n"
@@ -110,7 +110,7 @@ def as_markdown(rows: pd.DataFrame) -> str:
 def write_report(
     folder: Location, sweep: str, config: SweepConfig, records: Sequence[TrialRecord], formats: Sequence[str]
 ) -> list[Location]:
-    """Write files of the given formats into a folder; returns them."""
+    """Write files of the given formats into a folder, and return their locations."""
     rows = rows_of(records, config)
     best = best_of(list(records), config)
 

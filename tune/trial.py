@@ -1,4 +1,4 @@
-"""One trial: a Ray Train run inside a driver function of Ray Tune."""
+"""One trial: a Ray Train run inside a function that Ray Tune calls."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from tadvae.settings.experiment import ExperimentConfig
 
 
 class ReportValidations(TuneReportCallback):
-    """Hand Ray Tune the reports that carry the metric: its scheduler and its search need nothing else."""
+    """Pass the reports that contain the metric to Ray Tune; its scheduler and search need no others."""
 
     def __init__(self, metric: str) -> None:
         super().__init__()
@@ -24,20 +24,20 @@ class ReportValidations(TuneReportCallback):
         metrics: list[dict[str, Any]],
         checkpoint: ray.train.Checkpoint | None,
     ) -> None:
-        """Called on Ray Train's controller; rank 0 has validated."""
+        """Called by Ray Train's controller after a report; the validation is in the report of rank 0."""
         if self._metric in metrics[0]:
             super().after_report(run_context, metrics, None)
 
 
 def run_trial(config: dict[str, Any], store: str, folder: str, metric: str, workers: int) -> None:
-    """What Ray Tune calls; a trial whose run exists goes on where that is, a finished one only reports.
+    """The function that Ray Tune calls: start a run, resume an existing one, or report a finished one.
 
     Parameters
     ----------
     config
-        ``number`` and ``experiment``, the latter as YAML.
+        ``number`` of the trial, and its ``experiment`` as YAML.
     folder
-        Path or URL of the sweep's trials.
+        Path or URL of the folder of trials.
     """
     place = beneath(folder, f"{config['number']:04d}/run")
     run = RunFolder(place)
@@ -62,6 +62,6 @@ def run_trial(config: dict[str, Any], store: str, folder: str, metric: str, work
 
 
 def beneath(place: str, name: str) -> str:
-    """A path or URL one level down; what a URL asks of its storage (``?region=…``) stays at its end."""
+    """A path or URL one level deeper; a query of the URL (``?region=…``) stays at its end."""
     folder, mark, query = place.partition("?") if "://" in place else (place, "", "")
     return f"{folder.rstrip('/')}/{name}{mark}{query}"

@@ -1,1 +1,1 @@
-"""The command line."""
+"""The command line: all commands of ``tadvae`` except ``tadvae tune``."""

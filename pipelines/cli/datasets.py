@@ -1,4 +1,4 @@
-"""``tadvae datasets``: public screens to train on."""
+"""``tadvae datasets``: list and download public screens."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ import typer
 from pipelines.cli.show import out
 
 datasets_app = typer.Typer(
-    help="Public screens: which there are, and fetch them with the spec that converts them.",
+    help="List public screens, and download them with a spec for `tadvae convert`.",
     no_args_is_help=True,
 )
 
@@ -34,7 +34,7 @@ def list_(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] =
     if as_json:
         print(json.dumps({name: entry.model_dump(mode="json") for name, entry in entries.items()}, indent=1))
         return
-    table = Table(title="Public screens; --json has citations and addresses")
+    table = Table(title="Public screens; --json shows citations and addresses")
     for column in ("name", "what", "size", "licence", "checksum"):
         table.add_column(column, justify="right" if column == "size" else "left")
     for name, entry in entries.items():
@@ -48,19 +48,24 @@ def list_(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] =
 def fetch(
     names: Annotated[
         list[str],
-        typer.Argument(metavar="NAME...", help="As listed, or a YAML of your own.", autocompletion=_names),
+        typer.Argument(
+            metavar="NAME...", help="Names as listed, or your own YAML files.", autocompletion=_names
+        ),
     ],
     out_: Annotated[
-        str | None, typer.Option("--out", metavar="FOLDER", help="Where files go; default: the user's cache.")
+        str | None,
+        typer.Option("--out", metavar="FOLDER", help="Folder for the files; default: the user's cache."),
     ] = None,
     url: Annotated[
         str | None,
-        typer.Option(metavar="URL", envvar="TADVAE_DATASETS_URL", help="A mirror that holds the same files."),
+        typer.Option(
+            metavar="URL", envvar="TADVAE_DATASETS_URL", help="Address of a mirror with the same files."
+        ),
     ] = None,
 ) -> None:
-    """Download screens, check them, and write the spec for `tadvae convert` beside them.
+    """Download screens, check them, and write a spec for `tadvae convert` into the same folder.
 
-    What is there already is checked and not downloaded again.
+    Existing files are checked and not downloaded again.
 
     Example: tadvae datasets fetch norman19 replogle22_k562 --out screens
     """

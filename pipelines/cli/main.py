@@ -1,4 +1,4 @@
-"""The console command ``tadvae``: words in, one call to the library or a pipeline, words out.
+"""The console command ``tadvae``: reads options, calls the library or a pipeline, and prints the result.
 
 Bad input ends with one sentence on standard error and exit code 2.
 """
@@ -22,7 +22,7 @@ from tadvae.base.filesystem import Location
 
 app = typer.Typer(
     name="tadvae",
-    help="One interpretable perturbation model over many single-cell screens.",
+    help="Train one interpretable perturbation model on many single-cell screens.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
@@ -30,8 +30,8 @@ app = typer.Typer(
 app.add_typer(pathways_app, name="pathways")
 app.add_typer(datasets_app, name="datasets")
 
-StoreArgument = Annotated[str, typer.Argument(metavar="STORE", help="A cell store: folder or URL.")]
-RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="A run's folder or URL.")]
+StoreArgument = Annotated[str, typer.Argument(metavar="STORE", help="Folder or URL of a cell store.")]
+RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="Folder or URL of a run.")]
 
 
 def _presets(incomplete: str) -> list[str]:
@@ -55,8 +55,10 @@ def _top(
 
 @app.command()
 def convert(
-    spec: Annotated[str, typer.Argument(metavar="SPEC.yaml", help="Which files, which columns.")],
-    out_: Annotated[str, typer.Option("--out", metavar="STORE", help="Where the store is written.")],
+    spec: Annotated[
+        str, typer.Argument(metavar="SPEC.yaml", help="Spec: the files, and the meaning of their columns.")
+    ],
+    out_: Annotated[str, typer.Option("--out", metavar="STORE", help="New folder or URL of the store.")],
 ) -> None:
     """Convert many .h5ad files into one cell store.
 
@@ -76,9 +78,9 @@ def convert(
 def inspect(
     store: StoreArgument,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    verify: Annotated[bool, typer.Option(help="Compare every shard's checksum.")] = False,
+    verify: Annotated[bool, typer.Option(help="Compare the checksum of every file of cells.")] = False,
 ) -> None:
-    """Show a store's datasets, contexts, perturbations, genes and overlaps.
+    """Show the datasets, contexts, perturbations, genes and overlaps of a store.
 
     Example: tadvae inspect store --verify
     """
@@ -94,13 +96,16 @@ def inspect(
 
 @app.command()
 def simulate(
-    out_: Annotated[str, typer.Option("--out", metavar="FOLDER", help="Where the screens are written.")],
-    seed: Annotated[int, typer.Option(help="Another seed, other screens.")] = 0,
+    out_: Annotated[str, typer.Option("--out", metavar="FOLDER", help="New folder for the screens.")],
+    seed: Annotated[int, typer.Option(help="Seed; each gives other screens.")] = 0,
     settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting of the simulation.")
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="Change one setting of the simulation; may be repeated."
+        ),
     ] = None,
 ) -> None:
-    """Write small screens with a known causal truth, their spec and their pathways.
+    """Write small simulated screens with known causal effects, their spec and their pathways.
 
     Example: tadvae simulate --out demo
     """
@@ -115,33 +120,48 @@ def simulate(
 @app.command()
 def train(
     store: StoreArgument,
-    out_: Annotated[str, typer.Option("--out", metavar="RUN", help="The run's folder or URL.")],
-    config: Annotated[str | None, typer.Option(metavar="F.yaml", help="Settings; see docs.")] = None,
+    out_: Annotated[str, typer.Option("--out", metavar="RUN", help="Folder or URL of the run.")],
+    config: Annotated[
+        str | None, typer.Option(metavar="F.yaml", help="File of settings; see the docs.")
+    ] = None,
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="One setting, such as train.epochs=1."),
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Change one setting, for example train.epochs=1; may be repeated.",
+        ),
     ] = None,
     preset: Annotated[
         str | None,
         typer.Option(
             metavar="NAME",
-            help="A whole model to start from: dvae, sena, …; see docs/model.md.",
+            help="Settings of a published model to start from: dvae, sena, …; see docs/model.md.",
             autocompletion=_presets,
         ),
     ] = None,
     workers: Annotated[
-        str, typer.Option(metavar="N|MIN:MAX", help="Ray Train workers, or the fewest and the most.")
+        str,
+        typer.Option(
+            metavar="N|MIN:MAX", help="Number of Ray Train workers, or its smallest and largest value."
+        ),
     ] = "1",
-    gpu: Annotated[bool, typer.Option("--gpu", help="One GPU a worker.")] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
+    gpu: Annotated[bool, typer.Option("--gpu", help="Use one GPU per worker.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")] = False,
     seeds: Annotated[
-        int, typer.Option(min=1, help="Members of an ensemble, one CPU each; with intervals.")
+        int,
+        typer.Option(
+            min=1, help="Train an ensemble of this size, with prediction intervals; one CPU per member."
+        ),
     ] = 1,
     calibration_folds: Annotated[
-        int, typer.Option(min=0, help="Folds of training perturbations that intervals are calibrated on.")
+        int,
+        typer.Option(
+            min=0, help="Folds of training perturbations for calibrating the intervals; 0: no intervals."
+        ),
     ] = 4,
 ) -> None:
-    """Train one model on a whole store, or with --seeds an ensemble of them.
+    """Train one model on all datasets of a store, or with --seeds an ensemble of models.
 
     Example: tadvae train store --out run --set pathways.file=go.gmt --workers 2
     """
@@ -151,7 +171,7 @@ def train(
 
     if resume and (config or settings or preset):
         raise UserError(
-            "--resume goes on with the run's own settings; leave out --config, --preset and --set."
+            "--resume continues with the run's own settings; leave out --config, --preset and --set."
         )
     count = _workers(workers)
     base = None if preset is None else settings_of(preset)
@@ -170,11 +190,11 @@ def train(
         from pipelines.train.train import train as run
 
         run(store, out_, experiment, workers=count, gpu=gpu, resume=resume)
-    out.print(f"{out_}: done; compare it with arithmetic: `tadvae evaluate {out_}`.")
+    out.print(f"{out_}: done; compare it with baselines: `tadvae evaluate {out_}`.")
 
 
 def _workers(text: str) -> int | tuple[int, int]:
-    """``4``, or the range ``1:4``."""
+    """Parse a number of workers, ``4``, or a range, ``1:4``."""
     numbers = [int(part) if part.isascii() and part.isdecimal() else 0 for part in text.split(":")]
     if len(numbers) > 2 or not 1 <= numbers[0] <= numbers[-1]:
         raise UserError(f"--workers {text}: expected a number from 1 on, or a range such as 1:4.")
@@ -186,16 +206,18 @@ def evaluate(
     run: RunArgument,
     split: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Only held-out groups of this kind, such as combo_seen2."),
+        typer.Option(metavar="NAME", help="Only held-out groups of this category, such as combo_seen2."),
     ] = None,
-    json_: Annotated[str | None, typer.Option("--json", metavar="FILE", help="Also write JSON.")] = None,
+    json_: Annotated[
+        str | None, typer.Option("--json", metavar="FILE", help="File for the scores as JSON.")
+    ] = None,
     store: Annotated[str | None, typer.Option(help="The run's store, if it has moved.")] = None,
     against: Annotated[
         list[str] | None,
-        typer.Option(metavar="RUN2", help="Another run of the same split, in the same table; repeatable."),
+        typer.Option(metavar="RUN2", help="Another run of the same split to compare with; may be repeated."),
     ] = None,
 ) -> None:
-    """Compare a run, or an ensemble, with arithmetic on what it has not seen.
+    """Compare a run, or an ensemble, with baselines on its held-out perturbations.
 
     Example: tadvae evaluate run --against other_run
     """
@@ -208,7 +230,7 @@ def evaluate(
     for note in scores.notes:
         out.print(escape(note))
     for group, reason in scores.abstained.items():
-        out.print(escape(f"no answer of the model's own for {group}: {reason}"))
+        out.print(escape(f"no specific prediction of the model for {group}: {reason}"))
     if json_ is not None:
         Location.of(json_).write_text(json.dumps(as_json(scores), indent=1))
     out.print(f"all scores: {RunFolder(run).scores_place(split or 'all')}")
@@ -217,10 +239,10 @@ def evaluate(
 @app.command()
 def report(
     run: RunArgument,
-    out_: Annotated[str, typer.Option("--out", metavar="FILE.html", help="The page.")],
+    out_: Annotated[str, typer.Option("--out", metavar="FILE.html", help="HTML file to write.")],
     store: Annotated[str | None, typer.Option(help="The run's store, if it has moved.")] = None,
 ) -> None:
-    """Write one page about a run: its data, learning curves, scores, predictions, factors and mask.
+    """Write one HTML page about a run: data, learning curves, scores, predictions, factors and mask.
 
     A run that was not evaluated is evaluated first.
 
@@ -239,16 +261,25 @@ def report(
 @app.command()
 def predict(
     run: RunArgument,
-    target: Annotated[str, typer.Option(metavar="A+B", help="What is perturbed.")],
-    context: Annotated[str, typer.Option(metavar="C", help="In which context.")],
-    out_: Annotated[str, typer.Option("--out", metavar="FILE.h5ad", help="Where predicted cells go.")],
+    target: Annotated[
+        str, typer.Option(metavar="A+B", help="Target of the perturbation, or several joined by +.")
+    ],
+    context: Annotated[
+        str, typer.Option(metavar="C", help="Context (cell line or cell type) to predict in.")
+    ],
+    out_: Annotated[str, typer.Option("--out", metavar="FILE.h5ad", help="File for the predicted cells.")],
     controls: Annotated[
-        str | None, typer.Option(metavar="FILE.h5ad", help="Your own control cells to start from.")
+        str | None,
+        typer.Option(metavar="FILE.h5ad", help="Your own control cells, which predictions start from."),
     ] = None,
-    dataset: Annotated[str | None, typer.Option(help="Whose context, or whose way of perturbing.")] = None,
-    values: Annotated[Literal["counts", "log1p"], typer.Option(help="What --controls holds.")] = "counts",
+    dataset: Annotated[
+        str | None, typer.Option(help="Dataset of the context and of the modality, if several have it.")
+    ] = None,
+    values: Annotated[
+        Literal["counts", "log1p"], typer.Option(help="Whether --controls holds counts or log1p values.")
+    ] = "counts",
 ) -> None:
-    """Predict cells under a perturbation, or several at once.
+    """Predict cells under a perturbation of one or several targets.
 
     Example: tadvae predict run --target KLF1+MAP2K6 --context k562 --out predicted.h5ad
     """
@@ -267,13 +298,14 @@ def predict(
 
 @app.command()
 def doctor(
-    workers: Annotated[int, typer.Option(min=1, help="Workers that a run would have.")] = 1,
-    gpu: Annotated[bool, typer.Option("--gpu", help="One GPU a worker.")] = False,
+    workers: Annotated[int, typer.Option(min=1, help="Number of workers of the planned run.")] = 1,
+    gpu: Annotated[bool, typer.Option("--gpu", help="Check for one GPU per worker.")] = False,
     storage: Annotated[
-        str | None, typer.Option(metavar="PLACE", envvar="TADVAE_STORAGE", help="Where stores and runs lie.")
+        str | None,
+        typer.Option(metavar="PLACE", envvar="TADVAE_STORAGE", help="Folder or URL of stores and runs."),
     ] = None,
 ) -> None:
-    """Find what would stop a run on this cluster; exit code 2 if something must be mended.
+    """Check the cluster for problems that would stop a run; exit code 2 if something must be fixed.
 
     Example: tadvae doctor --workers 4 --storage s3://lab
     """
@@ -282,13 +314,13 @@ def doctor(
     wrong = 0
     for finding in examine(workers, gpu, storage):
         print(finding, flush=True)
-        wrong += finding.mend is not None
+        wrong += finding.fix is not None
     if wrong:
-        raise UserError(f"{wrong} of these must be mended before a run.")
+        raise UserError(f"{wrong} of these must be fixed before a run.")
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command; the only place where a UserError becomes words and exit code 2."""
+    """Run the command; a UserError is printed here, and nowhere else, with exit code 2."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     words = sys.argv[1:] if arguments is None else arguments
     if "--verbose" in words:  # before the command or after it

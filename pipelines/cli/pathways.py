@@ -1,4 +1,4 @@
-"""``tadvae pathways``: select pathways, build them from a release, and ask what a store sees of them."""
+"""``tadvae pathways``: select pathways, build them from a GO release, and show which a store can see."""
 
 import json
 import sys
@@ -14,68 +14,87 @@ if TYPE_CHECKING:
     from tadvae.pathways.sets import PathwaySets
 
 pathways_app = typer.Typer(
-    help="Pathways: select, build from a GO release, show, list.", no_args_is_help=True
+    help="Select pathways, build them from a GO release, show and list them.", no_args_is_help=True
 )
 
 NEEDED = 5  # tadvae.pathways.membership.MIN_MEASURED, whose import would slow every --help
 Preset = Annotated[
     Literal["netactivity", "paper", "packaged", "none"],
     typer.Option(
-        help="Filters to start from, as published by NetActivity or in the paper, or as the packaged default."
+        help="Filters to start from: those of NetActivity, of the paper, or of the packaged default; or none."
     ),
 ]
-Out = Annotated[str, typer.Option("--out", metavar="FILE", help=".parquet (best), .gmt or .gmt.gz.")]
+Out = Annotated[
+    str, typer.Option("--out", metavar="FILE", help="File to write: .parquet (recommended), .gmt or .gmt.gz.")
+]
 Evidence = Annotated[
-    str, typer.Option(help="Evidence of annotations: all, curated, experimental, or codes such as IDA,IMP.")
+    str,
+    typer.Option(
+        help="Evidence codes of annotations: all, curated, experimental, or a list such as IDA,IMP."
+    ),
 ]
 AspectOption = Annotated[
-    Literal["P", "F", "C"], typer.Option(help="Biological process, molecular function, cellular component.")
+    Literal["P", "F", "C"],
+    typer.Option(help="P: biological process, F: molecular function, C: cellular component."),
 ]
 StoreOption = Annotated[
     str | None,
-    typer.Option("--store", metavar="STORE", help="A cell store: its panels say what is measured."),
+    typer.Option(
+        "--store",
+        metavar="STORE",
+        help="Folder or URL of a cell store, whose panels define the measured genes.",
+    ),
 ]
 Genes = Annotated[
-    str | None, typer.Option(metavar="FILE", help="Measured genes, one a line, in place of a store.")
+    str | None, typer.Option(metavar="FILE", help="File of measured genes, one per line, instead of a store.")
 ]
 Reference = Annotated[
     str | None,
-    typer.Option(metavar="human|none|TABLE", help="What names the genes; default: the store's, or human."),
+    typer.Option(metavar="human|none|TABLE", help="Gene reference; default: that of the store, or human."),
 ]
-MinGenes = Annotated[int | None, typer.Option(min=1, help="Fewest genes of a pathway.")]
-MaxGenes = Annotated[int | None, typer.Option(min=0, help="Most genes of a pathway; 0: no bound.")]
+MinGenes = Annotated[int | None, typer.Option(min=1, help="Smallest number of genes of a pathway.")]
+MaxGenes = Annotated[
+    int | None, typer.Option(min=0, help="Largest number of genes of a pathway; 0: no limit.")
+]
 Redundancy = Annotated[
     Literal["jaccard", "overlap", "none"] | None,
-    typer.Option(help="How overlapping pathways are thinned out."),
+    typer.Option(help="How overlapping pathways are removed."),
 ]
 Bound = Annotated[
-    float | None, typer.Option(help="Jaccard distance of the cut, or the greatest share of genes in common.")
+    float | None,
+    typer.Option(help="For jaccard the distance of the cut, for overlap the largest share of common genes."),
 ]
 MinMeasured = Annotated[
-    int | None, typer.Option(min=0, help="Measured genes that some dataset of the store must have; 0: any.")
+    int | None,
+    typer.Option(min=0, help="Measured genes that a pathway needs in at least one dataset; 0: no limit."),
 ]
 Ancestors = Annotated[
     bool | None,
-    typer.Option("--ancestors/--no-ancestors", help="Keep, or remove, ancestors of selected terms."),
+    typer.Option("--ancestors/--no-ancestors", help="Whether to keep ancestors of selected terms."),
 ]
 Regulates = Annotated[
     bool | None,
-    typer.Option("--regulates/--no-regulates", help="Close over regulates too, beside is_a, part_of."),
+    typer.Option(
+        "--regulates/--no-regulates",
+        help="Whether ancestors also follow regulates, in addition to is_a and part_of.",
+    ),
 ]
 MinReplicability = Annotated[
     float | None,
     typer.Option(
-        help="Train the pathway layer on the store several times and keep what is above; published: 0.7."
+        help="Train the pathway layer on the store several times, and keep pathways with a replicability "
+        "above this value; published: 0.7."
     ),
 ]
-Runs = Annotated[int, typer.Option(min=2, help="Trainings for replicability.")]
-MaxCells = Annotated[int, typer.Option(min=2, help="Cells of each dataset for replicability.")]
+Runs = Annotated[int, typer.Option(min=2, help="Number of trainings for replicability.")]
+MaxCells = Annotated[int, typer.Option(min=2, help="Largest number of cells per dataset for replicability.")]
 BatchSize = Annotated[
-    int, typer.Option(min=1, help="Cells of a training step, for replicability; fewer for a small dataset.")
+    int, typer.Option(min=1, help="Cells per training step for replicability; use fewer for a small dataset.")
 ]
-Cells = Annotated[Literal["all", "controls"], typer.Option(help="Which cells, for replicability.")]
+Cells = Annotated[Literal["all", "controls"], typer.Option(help="Cells to train on for replicability.")]
 PathwaysOption = Annotated[
-    str | None, typer.Option("--pathways", metavar="FILE", help="A pathway file; default: the packaged one.")
+    str | None,
+    typer.Option("--pathways", metavar="FILE", help="Pathway file; default: the packaged pathways."),
 ]
 
 
@@ -85,12 +104,13 @@ def select(
     source: Annotated[
         str | None,
         typer.Argument(
-            metavar="FILE", help="GMT, two-column table or Parquet; default: the packaged pathways."
+            metavar="FILE",
+            help="Pathway file: GMT, two-column table or Parquet; default: the packaged pathways.",
         ),
     ] = None,
     preset: Preset = "netactivity",
     obo: Annotated[
-        str | None, typer.Option(metavar="FILE", help="The ontology, such as go-basic.obo.")
+        str | None, typer.Option(metavar="FILE", help="Ontology in OBO format, such as go-basic.obo.")
     ] = None,
     gaf: Annotated[
         str | None,
@@ -114,7 +134,7 @@ def select(
     batch_size: BatchSize = 128,
     cells: Cells = "all",
 ) -> None:
-    """Filter pathways, say what each filter removed and why, and write one file with its provenance.
+    """Filter pathways, report what each filter removes and why, and write one file with provenance.
 
     Example: tadvae pathways select --obo go-basic.obo --gaf goa_human.gaf.gz --out go.parquet
     """
@@ -146,12 +166,14 @@ def build(
     url: Annotated[
         str | None,
         typer.Option(
-            metavar="URL", envvar="TADVAE_GO_URL", help="A mirror that holds ontology/ and annotations/."
+            metavar="URL",
+            envvar="TADVAE_GO_URL",
+            help="Address of a mirror with the folders ontology/ and annotations/.",
         ),
     ] = None,
     cache: Annotated[
         str | None,
-        typer.Option(metavar="FOLDER", help="Where downloads are kept; default: the user's cache."),
+        typer.Option(metavar="FOLDER", help="Folder for downloads; default: the user's cache."),
     ] = None,
     preset: Preset = "packaged",
     evidence: Evidence = "all",
@@ -206,9 +228,11 @@ def show(
     term: Annotated[str, typer.Argument(metavar="TERM", help="Id or name of a pathway.")],
     pathways: PathwaysOption = None,
     store: StoreOption = None,
-    min_measured: Annotated[int, typer.Option(min=1, help="Measured genes a pathway needs.")] = NEEDED,
+    min_measured: Annotated[
+        int, typer.Option(min=1, help="Measured genes that a pathway needs to be visible.")
+    ] = NEEDED,
 ) -> None:
-    """Show a pathway's genes and, with a store, which datasets can see it.
+    """Show the genes of a pathway and, with a store, which datasets can see it.
 
     Example: tadvae pathways show GO:0006954 --store store
     """
@@ -230,9 +254,15 @@ def list_(
     pathways: PathwaysOption = None,
     store: StoreOption = None,
     min_measured: Annotated[
-        int | None, typer.Option(min=1, help=f"Measured genes a pathway needs; {NEEDED} with --store.")
+        int | None,
+        typer.Option(
+            min=1,
+            help=f"Measured genes that a pathway needs to be visible; default: {NEEDED}; needs --store.",
+        ),
     ] = None,
-    everything: Annotated[bool, typer.Option("--all", help="Also list what no dataset can see.")] = False,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Also list pathways that no dataset can see.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """List pathways and, with a store, how many of their genes each dataset measures.
@@ -294,7 +324,7 @@ def _config(
     regulates: bool | None,
     min_replicability: float | None,
 ) -> "SelectionConfig":
-    """The preset with what was said on the command line."""
+    """The preset with the options of the command line."""
     from tadvae.pathway_selection.selection import PRESETS, SelectionConfig
 
     given: dict[str, Any] = {
@@ -331,7 +361,7 @@ def _rows(sets: "PathwaySets") -> list[tuple[str, str, list[str]]]:
 
 
 def _find(sets: "PathwaySets", term: str) -> int:
-    """Row of a pathway by id or name; else a UserError that names what comes near."""
+    """Row of a pathway by id or name; an unknown one is a UserError that suggests similar names."""
     import difflib
 
     wanted = term.strip().lower()
@@ -342,7 +372,7 @@ def _find(sets: "PathwaySets", term: str) -> int:
     names = {name.lower(): f"{key} {name}" for key, name, _ in _rows(sets)}
     within = [text for name, text in names.items() if wanted and wanted in name]
     near = within or [names[name] for name in difflib.get_close_matches(wanted, names, n=3, cutoff=0.5)]
-    hint = f"; near it are {', '.join(near[:3])}" if near else ""
+    hint = f"; similar are {', '.join(near[:3])}" if near else ""
     raise UserError(
         f"{sets.source}: expected the id or name of one of its {len(sets):,} pathways, found '{term}'{hint}; "
         "see `tadvae pathways list`."

@@ -1,1 +1,1 @@
-"""Connection to Ray, tasks on it, and what a cluster must have."""
+"""Connection to Ray, running tasks on it, and checks of a cluster."""

@@ -1,4 +1,4 @@
-"""``tadvae doctor``: what would stop a run on this cluster, found before it starts, each with its mend."""
+"""``tadvae doctor``: check a cluster before a run, and say how to fix each problem."""
 
 import importlib.metadata
 import os
@@ -23,41 +23,41 @@ MARKER = ".tadvae-doctor-"
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing looked at.
+    """Result of one check.
 
     Attributes
     ----------
     what
-        One word.
+        What was checked, in one word.
     found
-        What is so.
-    mend
-        How to make it right; None where nothing is wrong.
+        What was found.
+    fix
+        How to fix the problem; None if there is none.
     """
 
     what: str
     found: str
-    mend: str | None = None
+    fix: str | None = None
 
     def __str__(self) -> str:
-        if self.mend is None:
+        if self.fix is None:
             return f"ok    {self.what}: {self.found}"
-        return f"MEND  {self.what}: {self.found}; {self.mend}."
+        return f"FIX   {self.what}: {self.found}; {self.fix}."
 
 
 def examine(workers: int = 1, gpu: bool = False, storage: str | None = None) -> Iterator[Finding]:
-    """Look at everything in turn.
+    """Run all checks, one after the other.
 
     Parameters
     ----------
     workers, gpu
-        What a run would ask for.
+        Number of workers of the planned run, and whether each needs a GPU.
     storage
-        Where stores and runs would lie.
+        Folder or URL of stores and runs; None: storage is not checked.
     """
     address = _address()
     yield address
-    if address.mend is not None and os.environ.get("RAY_ADDRESS"):
+    if address.fix is not None and os.environ.get("RAY_ADDRESS"):
         return
     try:
         with ray_session():
@@ -72,22 +72,24 @@ def examine(workers: int = 1, gpu: bool = False, storage: str | None = None) -> 
             if storage is not None:
                 yield from _storage(absolute(storage))
     except UserError as error:
-        sentence, _, mend = str(error).rstrip(".").rpartition("; ")
-        yield Finding("connection", sentence, mend)
+        sentence, _, fix = str(error).rstrip(".").rpartition("; ")
+        yield Finding("connection", sentence, fix)
 
 
 def _address() -> Finding:
     address = os.environ.get("RAY_ADDRESS")
     if address:
         host, colon, port = address.rpartition(":")
-        if colon and port.isdecimal() and "/" not in host:  # ray.init would try for minutes
+        if (
+            colon and port.isdecimal() and "/" not in host
+        ):  # without this check, ray.init would try for minutes
             try:
                 socket.create_connection((host, int(port)), timeout=10).close()
             except OSError as error:
                 return Finding(
                     "address",
-                    f"nobody answers at RAY_ADDRESS={address} ({error.strerror or error})",
-                    "start the head there, mend RAY_ADDRESS, or unset it to run on this machine",
+                    f"no server answers at RAY_ADDRESS={address} ({error.strerror or error})",
+                    "start the head there, correct RAY_ADDRESS, or unset it to run on this machine",
                 )
         return Finding("address", f"RAY_ADDRESS={address}")
     others = ray._private.services.find_gcs_addresses()
@@ -95,7 +97,7 @@ def _address() -> Finding:
         return Finding(
             "address",
             f"RAY_ADDRESS is not set, but Ray runs on this machine at {', '.join(sorted(others))}: a "
-            "run would start another Ray beside it",
+            "run would start a second one",
             "set RAY_ADDRESS to the one to use",
         )
     return Finding("address", "RAY_ADDRESS is not set: a run starts a Ray on this machine alone")
@@ -112,7 +114,7 @@ def _token() -> Finding:
 
 
 def _dashboard() -> Finding:
-    """By the question that Ray Train's placement-group cleaner asks: without an answer it leaks CPUs."""
+    """Send the request that Ray Train's placement-group cleaner sends: without an answer it leaks CPUs."""
     from ray.util.state import list_nodes
     from ray.util.state.exception import RayStateApiException
 
@@ -151,7 +153,7 @@ def _describe_node(gpu: bool) -> dict[str, Any]:
 
 
 def _ask_every_node(gpu: bool) -> dict[str, dict[str, Any] | str]:
-    """The answer of every node, or what went wrong there."""
+    """The description of every node, or the error that occurred there."""
     return _on_every_node(_describe_node, lambda node: (gpu,))
 
 
@@ -206,9 +208,9 @@ def _read_and_write(storage: str, written: str, mine: str) -> str:
 
 
 def _storage(storage: str) -> Iterator[Finding]:
-    """A marker written here is read on every node, and each node's is read here."""
+    """Check that every node can read a file written here, and that files of every node can be read here."""
     place, word = Location.of(storage), uuid.uuid4().hex
-    mend = (
+    fix = (
         "use storage that every node reaches: a shared folder, s3:// or gs://, with credentials on every node"
     )
     driver = f"{MARKER}{word}"
@@ -231,7 +233,7 @@ def _storage(storage: str) -> Iterator[Finding]:
                 reason = f"node {node} writes there what this machine cannot read"
             if reason:
                 wrong = True
-                yield Finding("storage", f"{storage}: {reason}", mend)
+                yield Finding("storage", f"{storage}: {reason}", fix)
         if not wrong:
             yield Finding("storage", f"{storage}: shared by {_n(len(answers), 'node')} and this machine")
     finally:
@@ -240,7 +242,7 @@ def _storage(storage: str) -> Iterator[Finding]:
 
 
 def _on_every_node(function: Callable[..., Any], arguments: Callable[[str], tuple]) -> dict[str, Any]:
-    """Results by node name; what a task failed with as text."""
+    """Results by node name; the error as text if a task failed."""
     call = ray.remote(num_cpus=0, max_retries=0)(function)
     references = {}
     for node in _nodes():

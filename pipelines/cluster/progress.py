@@ -1,4 +1,4 @@
-"""Progress of many pieces of work: a bar on a terminal, plain lines in a log."""
+"""Progress of a number of tasks: a bar on a terminal, plain lines in a log."""
 
 import sys
 import time
@@ -12,10 +12,10 @@ console = Console(stderr=True)
 
 
 class Steps:
-    """Counts finished pieces of work.
+    """Counts finished tasks and shows their number.
 
-    On a terminal it draws a bar on standard error; elsewhere it writes a line at most every few seconds,
-    and the last one.
+    On a terminal it draws a bar on standard error; otherwise it prints a line every few seconds and at the
+    end.
     """
 
     def __init__(self, what: str, total: int, every_seconds: float = 5.0) -> None:
@@ -38,7 +38,7 @@ class Steps:
         return self
 
     def advance(self, n: int = 1, note: str = "") -> None:
-        """Count ``n`` more pieces; ``note`` is shown beside them."""
+        """Count ``n`` more tasks; ``note`` is shown after the number."""
         self.done += n
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, advance=n, description=f"{self.what} {note}".rstrip())

@@ -1,4 +1,4 @@
-"""Many remote calls, a bounded number at once."""
+"""Running many remote calls with a limit on how many run at the same time."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,20 +12,20 @@ from tadvae.base.errors import UserError
 def run_tasks(
     what: str, calls: Sequence[tuple[Any, tuple]], at_once: int | None, already: int = 0
 ) -> list[Any]:
-    """Run remote calls, a bounded number at once; results in the order of the calls.
+    """Run remote calls, at most ``at_once`` at a time; return the results in the order of the calls.
 
-    The first bad input ends them all: its UserError is raised as it was in the task.
+    The first UserError of a task ends all calls and is raised here.
 
     Parameters
     ----------
     what
-        Shown with the count.
+        Name of the work, shown with the progress.
     calls
         Remote functions and their arguments.
     at_once
-        None: twice as many as there are CPUs.
+        Largest number of running calls; None: twice the number of CPUs.
     already
-        Pieces of the same work that were done before.
+        Number of tasks of the same work that were done before.
     """
     at_once = at_once or max(2 * int(ray.cluster_resources().get("CPU", 1)), 2)
     results: dict[int, Any] = {}
@@ -42,8 +42,9 @@ def run_tasks(
             try:
                 results[running.pop(done)] = ray.get(done)
             except ray.exceptions.RayTaskError as error:
-                # Not ray.cancel: forced, it can abort the driver (a failed check in Ray 2.60's task manager),
-                # and a task that goes on would write into a folder that is being deleted.
+                # Wait for the others instead of ray.cancel: a forced cancel can abort the driver (a failed
+                # check in Ray 2.60's task manager), and a task that continues would write into a folder that
+                # is being deleted.
                 if running:
                     ray.wait(list(running), num_returns=len(running))
                 cause = error.cause

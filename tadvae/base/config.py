@@ -1,7 +1,7 @@
 """Configuration: pydantic models in, YAML in and out, dotted overrides.
 
-Each component owns its config class, next to the code that reads it; this module only holds what
-they share. A resolved config is saved with every run.
+Each component defines its config class next to the code that reads it; this module holds only what
+they share. The resolved config is saved with every run.
 """
 
 from collections.abc import Iterable, Mapping
@@ -41,7 +41,7 @@ class Config(BaseModel):
         Parameters
         ----------
         base
-            Settings that the file's are laid over, such as a preset's.
+            Settings that the settings of the file replace, such as those of a preset.
         """
         data = read_yaml(path) if path is not None else {}
         if not isinstance(data, dict):
@@ -88,7 +88,7 @@ def _from_yaml(text: str, source: str) -> Any:
         mark = getattr(error, "problem_mark", None)
         where = f"{source}, line {mark.line + 1}" if mark else source
         reason = str(getattr(error, "problem", None) or error).splitlines()[0]
-        raise UserError(f"{where}: not valid YAML ({reason}); mend it.") from None
+        raise UserError(f"{where}: not valid YAML ({reason}); fix it.") from None
 
 
 def override(data: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
@@ -122,7 +122,7 @@ def _copy(data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _over(base: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, Any]:
-    """``data`` over ``base``, group by group."""
+    """Merge ``data`` into ``base``, group by group; values of ``data`` win."""
     result = _copy(base)
     for key, value in data.items():
         below = result.get(key)
@@ -131,11 +131,11 @@ def _over(base: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _first_problem(error: ValidationError) -> str:
-    """One clause for the first of pydantic's complaints, with the number of others."""
+    """Describe the first validation error of pydantic in one clause, with the number of others."""
     problem, *others = error.errors()
     where = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
-        text = f"unknown setting '{where}'; remove it or mend its spelling"
+        text = f"unknown setting '{where}'; remove it or fix its spelling"
     elif problem["type"] == "missing":
         text = f"'{where}' is missing"
     else:
@@ -143,7 +143,7 @@ def _first_problem(error: ValidationError) -> str:
         if problem["type"] == "model_type":
             message = "expected a mapping of settings"
         text = (f"'{where}': " if where else "") + message[:1].lower() + message[1:]
-        if not isinstance(problem["input"], Mapping):  # a whole group of settings says nothing
+        if not isinstance(problem["input"], Mapping):  # printing a whole group of settings would not help
             shown = repr(problem["input"])
             text += f" (got {shown if len(shown) <= 80 else shown[:79] + '…'})"
     return text + (f" (and {len(others)} more problems)" if others else "")

@@ -1,4 +1,4 @@
-"""Download one file over HTTP; what is broken or unwanted leaves nothing behind."""
+"""Download one file over HTTP; an incomplete or rejected download leaves no file behind."""
 
 import logging
 import shutil
@@ -11,29 +11,29 @@ from tadvae.base.errors import UserError
 
 
 def download(
-    url: str, place: Path, timeout: float, mend: str, check: Callable[[Path], None] | None = None
+    url: str, place: Path, timeout: float, fix: str, check: Callable[[Path], None] | None = None
 ) -> None:
-    """Fetch a file; one that is there already stays until the new one is whole.
+    """Download a file; an existing file is replaced only once the new one is complete and checked.
 
     Parameters
     ----------
     timeout
-        Seconds to wait for an answer of the server.
-    mend
-        What to do where there is no network, for the sentence.
+        Seconds to wait for the server to answer.
+    fix
+        What the user can do without a network; the error message ends with it.
     check
-        Looks at the new file and raises if it is not what it should be.
+        Called with the new file; raises if the content is not the expected one.
 
     Raises
     ------
     UserError
-        If there is no such file, or none can be written.
+        If the file cannot be downloaded or written.
     """
     import pooch
     import requests
 
     pooch.get_logger().setLevel(logging.WARNING)
-    # pooch leaves the socket of a refused request open until the garbage is collected
+    # pooch leaves the socket of a refused request open until garbage collection; Python then warns
     downloader = pooch.HTTPDownloader(timeout=timeout, hooks={"response": _close_if_refused})
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -47,7 +47,7 @@ def download(
         reason = " ".join(str(error).split())[:160]
         raise UserError(
             f"{url}: expected a file to download, found none ({reason}); check the network and the address, "
-            f"or {mend}."
+            f"or {fix}."
         ) from None
 
 

@@ -1,9 +1,9 @@
-"""The one error that a user can mend."""
+"""The error class for input that the user can fix."""
 
 
 class UserError(Exception):
-    """Bad input: one sentence naming what, where, what was expected, and the mend.
+    """Bad input: one sentence that says what is wrong, where, what was expected and how to fix it.
 
-    The command line prints the sentence alone and exits with code 2. Raise it before anything is
+    The command line prints only this sentence and exits with code 2. Raise it before anything is
     written.
     """

@@ -16,25 +16,26 @@ from tadvae.base.errors import UserError
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _S3_ATTEMPTS = 11
-"""The waits between them double, from 25 ms, and come to about 50 seconds."""
+"""Attempts per S3 request. The wait doubles after each, from 25 ms, and sums to about 50 seconds."""
 
 
-def _patient_s3(options: dict[str, Any]) -> pafs.S3FileSystem:
+def _retrying_s3(options: dict[str, Any]) -> pafs.S3FileSystem:
+    """An S3 filesystem whose requests are retried."""
     retry = pafs.AwsDefaultS3RetryStrategy(max_attempts=_S3_ATTEMPTS)
     return pafs.S3FileSystem(**options, retry_strategy=retry)
 
 
 def _pickle_s3(filesystem: pafs.S3FileSystem) -> tuple[Any, ...]:
     _, (options,) = filesystem.__reduce__()
-    return _patient_s3, (options,)
+    return _retrying_s3, (options,)
 
 
-# pyarrow's own way of pickling forgets how often to try again, and every process of a run gets a copy
+# pyarrow drops the retry strategy when it pickles a filesystem, and Ray sends a pickled copy to every process
 copyreg.pickle(pafs.S3FileSystem, _pickle_s3)
 
 
 def absolute(place: str | os.PathLike[str]) -> str:
-    """A path that holds in any folder, or a URL as it was given: for handing to other processes."""
+    """An absolute path, or a URL as it was given, for processes with another working directory."""
     text = os.fspath(place)
     return text if "://" in text else Location.of(text).path
 
@@ -84,7 +85,7 @@ class Location:
         return self.path.rstrip("/").rsplit("/", 1)[-1]
 
     def sibling(self, suffix: str) -> "Location":
-        """The location beside this one, ``suffix`` added to its name."""
+        """The location in the same folder with ``suffix`` added to the name."""
         return Location(self.filesystem, self.path.rstrip("/") + suffix)
 
     def exists(self) -> bool:
@@ -127,17 +128,17 @@ class Location:
         return self.read_bytes().decode("utf-8")
 
     def write_bytes(self, data: bytes) -> None:
-        """Write the file whole or not at all."""
+        """Write the file atomically: complete or not at all."""
         with self.replacing() as partial, partial.filesystem.open_output_stream(partial.path) as stream:
             stream.write(data)
 
     def write_text(self, text: str) -> None:
-        """Write the UTF-8 file whole or not at all."""
+        """Write the text as UTF-8, atomically: complete or not at all."""
         self.write_bytes(text.encode("utf-8"))
 
     @contextmanager
     def replacing(self) -> Iterator["Location"]:
-        """Yield a temporary location; it takes this one's place when the block ends well.
+        """Yield a temporary location that replaces this one when the block ends without an error.
 
         An object store shows an object only once it is complete, so there the block writes in place.
         """
@@ -154,7 +155,7 @@ class Location:
                 Path(partial.path).unlink(missing_ok=True)
 
     def delete(self) -> None:
-        """Remove the file, or the folder with all in it; an absent one is no error."""
+        """Remove the file, or the folder with its content; it is no error if it does not exist."""
         with self.reachable():
             kind = self.filesystem.get_file_info(self.path).type
             if kind == pafs.FileType.Directory:
@@ -164,7 +165,7 @@ class Location:
 
     @contextmanager
     def reachable(self) -> Iterator[None]:
-        """Turn a storage failure inside the block into one clear sentence."""
+        """Turn a storage error inside the block into a UserError of one sentence."""
         try:
             yield
         except OSError as error:
@@ -174,5 +175,5 @@ class Location:
                     f"{self}: cannot be written, the disk is full ({reason}); free some space or name "
                     "another place."
                 ) from None
-            mend = "path and its permissions" if self.is_local else "URL, the credentials and the network"
-            raise UserError(f"{self}: the storage cannot be used ({reason}); check the {mend}.") from None
+            fix = "path and its permissions" if self.is_local else "URL, the credentials and the network"
+            raise UserError(f"{self}: the storage cannot be used ({reason}); check the {fix}.") from None

@@ -1,1 +1,1 @@
-"""Ragged cells, their normalisation, and the compiled loops over them."""
+"""Sparse (ragged) cells, their normalisation, and the compiled loops over them."""

@@ -11,13 +11,15 @@ from tadvae.base.numba_jit import kernel
 def take_cells(
     gene_ids: np.ndarray, values: np.ndarray, offsets: np.ndarray, rows: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Tokens of some cells, in the order of ``rows``; gene ids, values, offsets."""
+    """Copy the tokens of some cells, in the order of ``rows``: gene ids, values, offsets."""
+    # The offsets come first, so that the outputs are allocated once, at their final size.
     taken = np.zeros(len(rows) + 1, np.int64)
     for i in range(len(rows)):
         taken[i + 1] = taken[i] + offsets[rows[i] + 1] - offsets[rows[i]]
     ids = np.empty(taken[-1], gene_ids.dtype)
     data = np.empty(taken[-1], values.dtype)
     for i in range(len(rows)):
+        # Unsigned indices: numba would otherwise check each for a negative value, which stops vectorisation.
         start, at = np.uint64(offsets[rows[i]]), np.uint64(taken[i])
         for j in range(np.uint64(taken[i + 1]) - at):
             ids[at + j] = gene_ids[start + j]
@@ -36,19 +38,22 @@ def add_moments(
     square: np.ndarray,
     detected: np.ndarray,
 ) -> None:
-    """Add every cell's values to the sums by gene.
+    """Add the values of all cells to the sums per gene.
 
     Parameters
     ----------
     data, gene_ids, offsets
-        Of B cells.
+        Values and gene ids of the T tokens of B cells, shape (T,), and the start of each cell, (B + 1,).
     per_cell
-        Factor of each cell's values, float64, shape (B,).
+        Factor that each cell's values are multiplied by, float64, shape (B,).
     log1p
-        The values are log1p values; the factor is then not used.
+        Whether the values are log1p values; ``per_cell`` is then not used.
     total, square, detected
-        Sums of values and of their squares, and how many are above zero; float64, shape (n_genes,).
+        Changed in place: sums of values, sums of squares, and number of values above zero; float64, shape
+        (n_genes,).
     """
+    # Sums in float64, one cell after the other: float32 sums lose digits over millions of cells, and a fixed
+    # order makes the result reproducible bit for bit.
     for cell in range(len(offsets) - 1):
         for i in range(offsets[cell], offsets[cell + 1]):
             value = math.expm1(np.float64(data[i])) if log1p else data[i] * per_cell[cell]

@@ -12,7 +12,7 @@ from tadvae.cells.normalize import SCALE
 
 @dataclass(frozen=True)
 class Moments:
-    """Sums over cells, by gene of the vocabulary, of linear normalised values (CP10K scale).
+    """Sums over cells of linear normalised values (CP10K scale), per gene of the vocabulary.
 
     Attributes
     ----------
@@ -31,7 +31,7 @@ class Moments:
 
     @classmethod
     def of(cls, values: sparse.csr_matrix, library: np.ndarray, *, log1p: bool) -> "Moments":
-        """Moments of some cells.
+        """Compute the moments of some cells.
 
         Parameters
         ----------
@@ -55,14 +55,14 @@ class Moments:
 
     @classmethod
     def sum(cls, parts: Iterable["Moments"], n_genes: int) -> "Moments":
-        """Merge in the order given, so that the last bit does not depend on who finished first."""
+        """Merge in the given order, so that the sums do not depend on which task finished first."""
         result = cls(0, np.zeros(n_genes), np.zeros(n_genes), np.zeros(n_genes))
         for part in parts:
             result = result + part
         return result
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """For an ``.npz`` file."""
+        """The sums as arrays for an ``.npz`` file."""
         return {"n": np.array(self.n), "total": self.total, "square": self.square, "detected": self.detected}
 
     @classmethod
@@ -72,16 +72,16 @@ class Moments:
 
     @property
     def mean(self) -> np.ndarray:
-        """Mean by gene, shape (n_genes,)."""
+        """Mean per gene, float64, shape (n_genes,)."""
         return self.total / max(self.n, 1)
 
     @property
     def variance(self) -> np.ndarray:
-        """Unbiased variance by gene, shape (n_genes,)."""
+        """Unbiased variance per gene, float64, shape (n_genes,)."""
         if self.n < 2:
             return np.zeros_like(self.total)
         return np.maximum(self.square - self.total**2 / self.n, 0.0) / (self.n - 1)
 
     def scaled(self, factor: float) -> "Moments":
-        """Moments of the same values times ``factor``."""
+        """Moments of the values multiplied by ``factor``."""
         return Moments(self.n, self.total * factor, self.square * factor**2, self.detected)

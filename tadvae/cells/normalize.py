@@ -1,8 +1,7 @@
-"""Normalisation and highly variable genes, from streaming moments.
+"""Normalisation of counts, and the settings of preprocessing.
 
-Source: the paper's section "Data" (CPM, log1p, the most variable genes); the choice of genes follows
-scanpy's ``highly_variable_genes`` with ``flavor="seurat"``, which needs only each gene's mean and
-variance, so one pass over any number of cells is enough.
+Source: the paper's section "Data" (CPM, log1p, the most variable genes). The variable genes themselves are
+chosen in :mod:`tadvae.cells.variable_genes`.
 """
 
 from typing import Literal
@@ -14,18 +13,34 @@ from tadvae.base.config import Config
 from tadvae.base.errors import UserError
 
 SCALE = {"cpm": 1e6, "cp10k": 1e4, "tpm": 1e6}
+"""Total to which each method scales a cell."""
 
 
 class PreprocessConfig(Config):
-    """How stored counts become the model's values, and which genes it sees."""
+    """How stored counts are normalised, and which genes the model sees."""
 
     normalize: Literal["cpm", "cp10k", "tpm"] = "cp10k"
-    """Counts per million (the paper), per ten thousand, or per million by transcript length."""
+    """How the counts of a cell are scaled before log1p.
+
+    - ``cp10k``: counts per ten thousand; use it for droplet-based single-cell screens.
+    - ``cpm``: counts per million, as in the paper; use it to reproduce it.
+    - ``tpm``: transcripts per million; use it for full-length protocols and bulk profiles. It needs gene
+      lengths in the store (``genes: {length: …}`` in the spec).
+    """
     genes: str = "all"
-    """Genes that may be tokens: ``all`` of the store, ``protein_coding``, or a file with one gene a line;
-    perturbation targets are always kept."""
+    """Genes that the model may use as input; perturbation targets are always kept.
+
+    - ``all``: all genes of the store; the usual choice.
+    - ``protein_coding``: only protein-coding genes; use it for a smaller model. It needs the human reference.
+    - a file: one gene per line; use it for a gene list of your own.
+    """
     n_top_genes: int | Literal["all"] = Field("all")
-    """Highly variable genes of each dataset, chosen on training cells; perturbation targets are kept too."""
+    """Highly variable genes to keep per dataset, chosen on training cells; targets are always kept.
+
+    - ``all``: no selection; use it with the packaged pathways.
+    - a number: this number of genes, ranked as by scanpy's ``flavor="seurat"``; use it to save memory and
+      time.
+    """
 
 
 def normalize(
@@ -41,9 +56,9 @@ def normalize(
     Parameters
     ----------
     counts, gene_ids
-        Of T tokens, shape (T,).
+        Count and vocabulary index of each of T tokens, shape (T,).
     offsets
-        Where each of B cells starts, shape (B + 1,).
+        Position of the first token of each of B cells, shape (B + 1,).
     library
         Total counts of each cell, shape (B,). A cell without counts stays empty.
     method
@@ -52,7 +67,7 @@ def normalize(
 
     Returns
     -------
-    float32, shape (T,).
+    Log-normalised values, float32, shape (T,).
     """
     n_tokens = np.diff(offsets)
     values = counts.astype(np.float64)
@@ -63,6 +78,7 @@ def normalize(
                 "of the dataset in the spec and convert again, or use cp10k."
             )
         values = values / (lengths[gene_ids] / 1e3)
+        # TPM divides by the sum of the length-scaled counts, so the stored library size does not apply.
         library = np.bincount(
             np.repeat(np.arange(len(n_tokens)), n_tokens), weights=values, minlength=len(n_tokens)
         )

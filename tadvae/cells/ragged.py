@@ -1,7 +1,6 @@
-"""Packed batches: ragged cells without padding, grouped in bags.
+"""Sparse cells without padding: the expressed genes of many cells in one array, one cell after the other.
 
-A batch is plain arrays. ``Cells`` holds any number of cells end to end; ``Batch`` pairs bags of perturbed
-cells with control cells of the same dataset and context.
+It is the CSR layout of a scipy matrix, as plain numpy arrays.
 """
 
 from collections.abc import Sequence
@@ -12,7 +11,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Cells:
-    """B ragged cells of T tokens in all (numpy; the model sees :class:`PackedCells`).
+    """B cells with T tokens (expressed genes) in all, in numpy; the network reads :class:`PackedCells`.
 
     Attributes
     ----------
@@ -21,7 +20,7 @@ class Cells:
     values
         Log-normalised expression, float32, shape (T,).
     offsets
-        Where each cell starts, int64, shape (B + 1,).
+        Position of each cell's first token, and T at the end, int64, shape (B + 1,).
     total_counts
         Library size of each cell, shape (B,).
     """
@@ -48,15 +47,15 @@ class Cells:
         )
 
     def take(self, rows: np.ndarray) -> "Cells":
-        """The cells ``rows``, in that order, repeats allowed."""
-        from tadvae.cells.kernels import take_cells  # the network itself runs without numba
+        """Return the cells ``rows`` in that order; repeats are allowed."""
+        from tadvae.cells.kernels import take_cells  # imported here: the network runs without numba
 
         ids, values, offsets = take_cells(self.gene_ids, self.values, self.offsets, rows)
         return Cells(ids, values, offsets, self.total_counts[rows])
 
     @classmethod
     def concat(cls, parts: Sequence["Cells"]) -> "Cells":
-        """Cells of all parts, end to end."""
+        """Concatenate the cells of all parts."""
         if not parts:
             return cls(np.empty(0, np.int64), np.empty(0, np.float32), np.zeros(1, np.int64), np.empty(0))
         n_tokens = np.concatenate([np.diff(part.offsets) for part in parts])
@@ -76,6 +75,6 @@ class Cells:
 
 
 def runs(bag_of_row: np.ndarray) -> list[tuple[int, int]]:
-    """Start and stop of every run of equal bag ids."""
+    """Return start and stop of every run of equal bag ids."""
     starts = np.flatnonzero(np.diff(bag_of_row, prepend=-1)).tolist()
     return list(zip(starts, [*starts[1:], len(bag_of_row)], strict=True)) if starts else []

@@ -18,7 +18,7 @@ def rank_variable_genes(mean: np.ndarray, variance: np.ndarray, n_bins: int = 20
     Parameters
     ----------
     mean, variance
-        Of the linear normalised values of each measured gene, shape (G,).
+        Mean and variance of the linear normalised values of each measured gene, shape (G,).
 
     Returns
     -------
@@ -29,7 +29,7 @@ def rank_variable_genes(mean: np.ndarray, variance: np.ndarray, n_bins: int = 20
     Satija et al. 2015 as scanpy computes it (``flavor="seurat"``): log dispersion, standardised within
     20 bins of log mean; a bin of one gene has its dispersion as its own standard deviation.
     """
-    mean = np.where(mean == 0, 1e-12, mean)
+    mean = np.where(mean == 0, 1e-12, mean)  # as scanpy: avoids 0 / 0 for genes that are never detected
     dispersion = variance / mean
     dispersion[dispersion == 0] = np.nan
     frame = pd.DataFrame({"mean": np.log1p(mean), "dispersion": np.log(dispersion)})
@@ -40,7 +40,8 @@ def rank_variable_genes(mean: np.ndarray, variance: np.ndarray, n_bins: int = 20
     spread[alone] = centre[alone]
     centre[alone] = 0.0
     score = (frame["dispersion"] - frame["bin"].map(centre)) / frame["bin"].map(spread)
-    # Rounded: scores tie (as in every bin of two genes), and the last bit hangs on how moments were merged.
+    # Rounded because scores tie (in every bin of two genes) and their last bits depend on how the moments
+    # were merged; without rounding the order of tied genes would not be reproducible.
     order = np.argsort(-score.fillna(-np.inf).to_numpy().round(9), kind="stable")
     rank = np.empty(len(order), np.int64)
     rank[order] = np.arange(len(order))
@@ -50,12 +51,12 @@ def rank_variable_genes(mean: np.ndarray, variance: np.ndarray, n_bins: int = 20
 def choose_genes(
     moments: Moments, measured: np.ndarray, targets: np.ndarray, config: PreprocessConfig
 ) -> np.ndarray:
-    """Genes of one dataset that the model sees.
+    """Choose the genes of one dataset that the model sees.
 
     Parameters
     ----------
     moments
-        Of the dataset's training cells.
+        Moments of the dataset's training cells.
     measured
         Sorted vocabulary indices of the dataset's panel, shape (G,).
     targets

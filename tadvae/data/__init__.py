@@ -1,1 +1,1 @@
-"""A store as a model reads it: splits, plans, readers, vocabularies and batches."""
+"""Reading a store for training: splits, plans, readers, vocabularies and batches."""

@@ -1,4 +1,4 @@
-"""Batches of bags of cells with matched control cells, made from what was read of an epoch's plan."""
+"""Batches of bags of cells with matched control cells, built from the cells that an epoch's plan reads."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -12,9 +12,20 @@ from tadvae.data.plan import Window
 
 @dataclass(frozen=True)
 class Bag:
-    """Cells of one (dataset, context, perturbation), with as many matched controls.
+    """Cells of one (dataset, context, perturbation), with an equal number of matched controls.
 
-    A bag of control cells has no controls of its own: it is only encoded and reconstructed.
+    A bag of control cells has no matched controls: it is only encoded and reconstructed.
+
+    Attributes
+    ----------
+    bag
+        Row of the bag in the store's bag table.
+    dataset, context, perturbation
+        Indices in the store.
+    cells
+        The cells of the bag.
+    controls
+        Matched control cells; None for a bag of control cells.
     """
 
     bag: int
@@ -27,41 +38,42 @@ class Bag:
 
 @dataclass(frozen=True)
 class Batch:
-    """Bags of one training step, sorted by dataset and context."""
+    """Bags of one training step on one rank, sorted by dataset and context."""
 
     bags: list[Bag]
 
     @property
     def n_cells(self) -> int:
-        """Cells in all bags, controls not counted."""
+        """Number of cells in all bags, controls not counted."""
         return sum(len(bag.cells) for bag in self.bags)
 
     @property
     def n_tokens(self) -> int:
-        """Tokens of all cells and controls."""
+        """Number of tokens of all cells and controls."""
         parts = [part for bag in self.bags for part in (bag.cells, bag.controls) if part is not None]
         return sum(len(part.values) for part in parts)
 
 
 class BatchAssembler:
-    """Puts bags in their order and gives each its controls.
+    """Puts bags into their planned order and matches control cells to each.
 
     Attributes
     ----------
     skipped
-        Bags left out so far, since all of their cells are held out.
+        Number of bags left out so far because all of their cells are held out.
 
     Parameters
     ----------
     bags
-        The store's bag table.
+        Bag table of the store.
     controls
         Control cells of every (dataset, context).
     control_perturbation
         Store index of the control.
     bags_per_batch
+        Number of bags in a batch.
     seed
-        Together with the epoch and the bag's id it decides the bag's controls, on whichever rank.
+        With the epoch and the id of a bag, it determines the bag's controls, on any rank.
     """
 
     def __init__(
@@ -89,10 +101,10 @@ class BatchAssembler:
         Parameters
         ----------
         windows
-            As planned.
+            Windows of the epoch's plan.
         reads
             For every read of every window, in order: bag id of each row, and the cells. A bag whose cells
-            are all held out is in none of them and is left out.
+            are all held out does not occur here and is left out.
         """
         pending: list[Bag] = []
         for window in windows:

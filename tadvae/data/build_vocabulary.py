@@ -1,4 +1,4 @@
-"""From a store and its split to the names behind a model's indices."""
+"""Build the vocabulary of a model from a store and its split."""
 
 from collections.abc import Callable
 
@@ -22,7 +22,7 @@ def build_vocabulary(
     membership: Membership,
     min_measured: int = MIN_MEASURED,
 ) -> Vocabulary:
-    """Name every index of the model."""
+    """Build the vocabulary: the meaning of every index of the model."""
     perturbations = store.perturbations
     train = set(groups.loc[~groups["part"].isin([VALIDATION, TEST]), "perturbation"])
     gene_of: dict[str, int] = {}
@@ -80,7 +80,7 @@ def mean_profile(cells: Cells, genes: np.ndarray) -> np.ndarray:
 
 
 def interventions(store: Store, vocabulary: Vocabulary) -> list[list[tuple[int, int]]]:
-    """(target, modality) model indices of every perturbation of the store."""
+    """For every perturbation of the store, its (target, modality) pairs as model indices."""
     return [
         [
             (vocabulary.target_index[t], vocabulary.modalities.index(m))
@@ -91,13 +91,13 @@ def interventions(store: Store, vocabulary: Vocabulary) -> list[list[tuple[int, 
 
 
 def context_rows(store: Store, vocabulary: Vocabulary) -> dict[tuple[int, int], int]:
-    """Row of the vocabulary's contexts by the store's (dataset, context)."""
+    """Index of each (dataset, context) of the store among the contexts of the vocabulary."""
     number = {name: c for c, name in enumerate(store.manifest.contexts)}
     return {(entry.dataset, number[entry.name]): i for i, entry in enumerate(vocabulary.contexts)}
 
 
 def resolver(store: Store) -> Callable[[list[str]], list[str | None]]:
-    """How identifiers of pathway files become gene keys of this store."""
+    """A function that maps identifiers of pathway files to gene keys of this store."""
     reference = store.gene_reference
     return lambda names: canonical_targets(names, reference)
 

@@ -1,4 +1,4 @@
-"""Stored rows → normalised tokens of the genes that the model sees."""
+"""Decode stored cells to normalised values of the genes that the model sees."""
 
 from dataclasses import dataclass
 
@@ -10,21 +10,21 @@ from tadvae.cells.ragged import Cells
 from tadvae.store import tokens as varint
 
 COLUMNS = (*varint.COLUMNS, "total_counts")
-"""Stored columns that decoding reads."""
+"""Columns of a shard that decoding reads."""
 
 
 @dataclass(frozen=True)
 class DatasetView:
-    """What a model sees of a dataset.
+    """Genes of a dataset that a model sees, and their normalisation.
 
     Attributes
     ----------
     genes
         Sorted vocabulary indices of the chosen genes, shape (G,).
     method
-        Normalisation (``cpm``, ``cp10k``, ``tpm``), or ``none`` where stored values are log1p already.
+        Normalisation: ``cpm``, ``cp10k``, ``tpm``, or ``none`` if the stored values are log1p values.
     lengths
-        Transcript lengths by vocabulary index, shape (n_genes,), for ``tpm``.
+        Transcript lengths in bases by vocabulary index, shape (n_genes,); only for ``tpm``.
     """
 
     genes: np.ndarray

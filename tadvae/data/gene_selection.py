@@ -1,4 +1,4 @@
-"""Which genes of a store may be tokens at all: all, the protein-coding ones, or a list."""
+"""Genes of a store that a model may use as input: all, the protein-coding ones, or a list."""
 
 from importlib import resources
 from pathlib import Path
@@ -15,17 +15,17 @@ ALL, PROTEIN_CODING = "all", "protein_coding"
 
 
 def selected_genes(store: Store, which: str) -> np.ndarray:
-    """Genes of the store's vocabulary that are wanted, bool, shape (n_genes,).
+    """Select genes of the store's vocabulary, bool, shape (n_genes,).
 
     Parameters
     ----------
     which
-        ``all``, ``protein_coding``, or a text file with one gene a line (Ensembl id, symbol or alias).
+        ``all``, ``protein_coding``, or a text file with one gene per line (Ensembl id, symbol or alias).
 
     Raises
     ------
     UserError
-        If nothing is known of gene types, the file cannot be read, or none of its genes is in the store.
+        If gene types are unknown, the file cannot be read, or none of its genes is in the store.
     """
     genes = store.genes["gene"].to_numpy()
     if which == ALL:
@@ -42,7 +42,7 @@ def selected_genes(store: Store, which: str) -> np.ndarray:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
             f"preprocess.genes: {which} cannot be read ({type(error).__name__}); give all, protein_coding, "
-            "or a text file with one gene a line."
+            "or a text file with one gene per line."
         ) from None
     wanted = canonical_targets([name for name in names if name], store.gene_reference)
     chosen = np.isin(genes, [key for key in wanted if key is not None])

@@ -1,4 +1,4 @@
-"""Mean profiles of every group of cells, from one pass over the store."""
+"""Mean profiles of all groups of cells, in one pass over the store."""
 
 from dataclasses import dataclass
 
@@ -16,9 +16,9 @@ class GroupMeans:
     Attributes
     ----------
     mean
-        By group, float64 on its dataset's genes, shape (G,).
+        Mean of each group on the genes of its dataset, float64, shape (G,).
     n_cells
-        By group.
+        Number of cells of each group.
     """
 
     mean: dict[Group, np.ndarray]
@@ -26,7 +26,7 @@ class GroupMeans:
 
 
 def group_means(reader: CellReader, bags: pd.DataFrame, mapper: Mapper = loop) -> GroupMeans:
-    """Average the cells of each group over some bags."""
+    """Average the cells of each group in some bags."""
     keys = bags[["dataset", "context", "perturbation"]]
     parts = mapper(_sums, [(reader, keys, *read) for read in reader.store.row_groups(bags)])
     total: dict[Group, np.ndarray] = {}

@@ -1,7 +1,7 @@
-"""The order of an epoch: which rank sees which bag when.
+"""The order of an epoch: which rank sees which bag at which step.
 
-A pure function of ``(seed, epoch, rank, world_size)`` and the store's bag table. Nothing is read here;
-the plan can be made from the middle of an epoch, which is how training resumes.
+The plan is a pure function of ``(seed, epoch, rank, world_size)`` and the store's bag table. No cells are
+read here. The plan can start in the middle of an epoch, so that training can resume there.
 """
 
 import math
@@ -16,23 +16,23 @@ from tadvae.base.config import Config
 
 
 class StreamConfig(Config):
-    """How bags are put into batches."""
+    """How bags of cells are ordered and put into batches."""
 
     bags_per_batch: int = Field(8, ge=1)
-    """Bags of one step on one rank."""
+    """Bags (groups of up to ``layout.bag_size`` cells) per step on each worker."""
     shuffle_window: int = Field(8, ge=1)
-    """Row groups whose bags are shuffled together; more mixes better and holds more in memory."""
+    """Row groups whose bags are shuffled together; more of them mix better and need more memory."""
     max_controls: int = Field(2048, ge=1)
-    """Control cells kept of each (dataset, context), to be matched with perturbed bags."""
+    """Largest number of control cells of each (dataset, context) that perturbed bags are matched with."""
     control_bags: bool = True
-    """Also encode and reconstruct the bags of control cells."""
+    """Whether bags of control cells are also encoded and reconstructed."""
     threads: int = Field(2, ge=1)
-    """Threads of a worker that decode."""
+    """Threads per worker that read and decode cells."""
 
 
 @dataclass(frozen=True)
 class Window:
-    """Some row groups read together.
+    """Row groups that are read together and whose bags are shuffled together.
 
     Attributes
     ----------
@@ -49,12 +49,13 @@ class Window:
 def rank_bags(
     bags: pd.DataFrame, seed: int, epoch: int, rank: int, world_size: int
 ) -> tuple[list[tuple[int, int, np.ndarray]], int]:
-    """Row groups and bags of one rank in one epoch.
+    """Row groups and bags that one rank reads in one epoch.
 
-    Row groups are shuffled and laid end to end, the bags of each in a new order, so that ranks which share
-    a row group swap its bags between epochs. The line of bags is cut into equal spans, one a rank. So every
-    rank has the same number of bags, bags stay whole, and at most ``world_size - 1`` row groups are read
-    twice. Where the number of bags does not divide, the last ranks repeat bags of the line's start.
+    Row groups are shuffled and concatenated, with the bags of each in a new order, so that ranks which share
+    a row group swap its bags between epochs. The sequence of bags is cut into equal spans, one per rank.
+    Every rank then has the same number of bags, no bag is divided, and at most ``world_size - 1`` row groups
+    are read twice. If the number of bags is not a multiple of ``world_size``, the last ranks repeat bags from
+    the start of the sequence.
 
     Returns
     -------
@@ -91,7 +92,7 @@ def epoch_windows(
 ) -> list[Window]:
     """Windows of one rank and epoch, without the first ``skip`` bags.
 
-    Ranks wait for each other at every step, so they have their batches of many tokens at the same steps.
+    Ranks wait for each other at every step, so batches with many tokens are placed at the same steps on all.
 
     Parameters
     ----------
@@ -102,14 +103,16 @@ def epoch_windows(
     """
     reads, _ = rank_bags(bags, seed, epoch, rank, world_size)
     n_steps = steps_per_epoch(len(bags), config, world_size)
-    heft = np.random.default_rng([seed, epoch, 3]).random(n_steps)  # the same on all ranks
+    step_key = np.random.default_rng([seed, epoch, 3]).random(n_steps)  # the same on all ranks
     windows, done = [], 0
     for number, start in enumerate(range(0, len(reads), config.shuffle_window)):
         part = reads[start : start + config.shuffle_window]
         order = np.concatenate([ids for _, _, ids in part])
         order = np.random.default_rng([seed, epoch, 1, rank, number]).permutation(order)
         if world_size > 1:
-            order = _in_step(order, bags.loc[order, "n_tokens"].to_numpy(), done, config.bags_per_batch, heft)
+            order = _in_step(
+                order, bags.loc[order, "n_tokens"].to_numpy(), done, config.bags_per_batch, step_key
+            )
         done += len(order)
         if skip >= len(order):
             skip -= len(order)
@@ -125,13 +128,13 @@ def epoch_windows(
 def bags_left(
     bags: pd.DataFrame, config: StreamConfig, *, seed: int, epoch: int, earlier: Sequence[Sequence[int]]
 ) -> pd.DataFrame:
-    """The bags of an epoch that nobody has seen yet, after workers came or went in the middle of it.
+    """Bags of an epoch that no worker has seen yet, after the number of workers changed during the epoch.
 
     Parameters
     ----------
     earlier
-        (world size, bags that each rank saw) of every stretch of the epoch before this one. A stretch is
-        planned over what the ones before left, so this is all there is to know of them.
+        (world size, bags that each rank saw) of every earlier part of the epoch. Each part was planned over
+        the bags that the parts before it left, so these numbers are enough to repeat the plan.
     """
     for world_size, each in earlier:
         seen = []
@@ -143,23 +146,23 @@ def bags_left(
 
 
 def steps_per_epoch(n_bags: int, config: StreamConfig, world_size: int) -> int:
-    """Steps of every rank in one epoch."""
+    """Number of steps of every rank in one epoch."""
     return math.ceil(math.ceil(n_bags / world_size) / config.bags_per_batch)
 
 
 def _in_step(
-    order: np.ndarray, n_tokens: np.ndarray, done: int, per_batch: int, heft: np.ndarray
+    order: np.ndarray, n_tokens: np.ndarray, done: int, per_batch: int, step_key: np.ndarray
 ) -> np.ndarray:
-    """The same batches of a window in another order: the more tokens, the more ``heft`` its step has.
+    """Reorder the batches of a window: batches with more tokens go to steps with a larger ``step_key``.
 
     Parameters
     ----------
     order, n_tokens : (n,)
-        Bags of the window and their tokens.
+        Bags of the window, and the number of tokens of each.
     done
-        Bags before the window: some of the window may complete a batch of those.
-    heft : (n_steps,)
-        A number for every step of the epoch.
+        Number of bags before the window; the first bags of the window may complete a batch of those.
+    step_key : (n_steps,)
+        Random number of each step of the epoch, the same on all ranks.
     """
     first = -done % per_batch
     n_batches = max(len(order) - first, 0) // per_batch
@@ -167,15 +170,15 @@ def _in_step(
     batches = order[span].reshape(n_batches, per_batch)
     by_size = np.argsort(n_tokens[span].reshape(n_batches, per_batch).sum(axis=1), kind="stable")
     step = (done + first) // per_batch
-    by_heft = np.argsort(heft[step : step + n_batches], kind="stable")
+    by_key = np.argsort(step_key[step : step + n_batches], kind="stable")
     result, moved = order.copy(), np.empty_like(batches)
-    moved[by_heft] = batches[by_size]
+    moved[by_key] = batches[by_size]
     result[span] = moved.ravel()
     return result
 
 
 def _spans(first: int, last: int, n: int) -> Iterator[tuple[int, int]]:
-    """``first:last`` on a line of ``n`` that starts again at its end."""
+    """Split ``first:last`` into spans of a sequence of length ``n`` that is repeated."""
     while first < last and n:
         start = first % n
         stop = min(start + last - first, n)

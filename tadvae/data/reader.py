@@ -1,7 +1,7 @@
-"""From a store and a split to what training needs: views, vocabulary, control cells.
+"""Reading the cells of a store on one side of its split.
 
-The passes over cells are independent calls on parts of the store, run by a ``Mapper``: a plain loop here,
-Ray tasks in ``pipelines``. Their results are merged in a fixed order.
+A pass over the cells is a number of independent calls on parts of the store, run by a ``Mapper``: a loop
+here, Ray tasks in ``pipelines``. Their results are merged in a fixed order.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,29 +20,30 @@ from tadvae.store.reader import Store
 Read = tuple[int, int, np.ndarray]
 """(shard, row group, bag ids)"""
 Group = tuple[int, int, int]
-"""(dataset, context, perturbation), store indices"""
+"""(dataset, context, perturbation), indices in the store"""
 Mapper = Callable[[Callable[..., Any], Sequence[tuple[Any, ...]]], list[Any]]
-"""Calls a function on many argument tuples; results in their order."""
+"""Calls a function with each of many argument tuples; returns the results in the same order."""
 
 
 def loop(function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
-    """The plain :data:`Mapper`."""
+    """A :data:`Mapper` that calls the function in a loop, in this process."""
     return [function(*each) for each in arguments]
 
 
 @dataclass(frozen=True)
 class CellReader:
-    """Reads normalised cells of some bags, of the training or of the held-out side.
+    """Reads normalised cells of some bags, either the training cells or the held-out cells.
 
     Attributes
     ----------
     store
+        The store that is read.
     views
-        By dataset.
+        Genes and normalisation of each dataset.
     split
-        Decides single cells where its kind is ``cells``.
+        The split; it divides the cells of a bag if its kind is ``cells``.
     held_out
-        Read the held-out cells instead of the training cells.
+        Whether to read the held-out cells instead of the training cells.
     """
 
     store: Store
@@ -51,7 +52,7 @@ class CellReader:
     held_out: bool = False
 
     def read(self, shard: int, row_group: int, bag_ids: np.ndarray) -> tuple[np.ndarray, Cells]:
-        """Bag id of every cell that is left, and the cells."""
+        """Read some bags of a row group: bag ids of the cells on this side of the split, and the cells."""
         table, bag_of_row = self.store.read_bags(shard, row_group, bag_ids, COLUMNS)
         entry = self.store.manifest.shards[shard]
         try:
@@ -64,14 +65,14 @@ class CellReader:
         return (bag_of_row, cells) if keep is None else (bag_of_row[keep], cells.take(np.flatnonzero(keep)))
 
     def bags_with_cells(self, shard: int, row_group: int, bag_ids: np.ndarray) -> list[int]:
-        """Which of the bags have any cell on this side of the split; reads nothing."""
+        """Return the bags that have a cell on this side of the split; no cells are read."""
         bag_of_row = np.repeat(bag_ids, self.store.bags["n_cells"].to_numpy()[bag_ids])
         keep = self.kept(shard, row_group, bag_of_row)
         result: list[int] = np.unique(bag_of_row if keep is None else bag_of_row[keep]).tolist()
         return result
 
     def kept(self, shard: int, row_group: int, bag_of_row: np.ndarray) -> np.ndarray | None:
-        """Which rows are on this side of the split, bool, shape (n,); None: all."""
+        """Whether each row is on this side of the split, bool, shape (n,); None: all rows are."""
         if self.split.kind != "cells":
             return None
         name = self.store.manifest.datasets[self.store.manifest.shards[shard].dataset].name
@@ -88,14 +89,14 @@ class CellReader:
 def training_bags(
     store: Store, groups: pd.DataFrame, split: SplitConfig, control_bags: bool = True
 ) -> pd.DataFrame:
-    """Bags with training cells; the index is the bag's id.
+    """Bags that have training cells, one row each; the index is the id of the bag.
 
     Parameters
     ----------
     groups
-        From :func:`tadvae.data.splits.split_groups`.
+        Groups with their part of the split, from :func:`tadvae.data.splits.split_groups`.
     control_bags
-        Keep the bags of control cells too.
+        Whether to keep the bags of control cells.
     """
     keys = ["dataset", "context", "perturbation"]
     held = groups[groups["part"].isin([VALIDATION, TEST])][keys]
@@ -113,7 +114,7 @@ def training_bags(
 def load_groups(
     reader: CellReader, bags: pd.DataFrame, max_cells: int, mapper: Mapper = loop
 ) -> dict[Group, Cells]:
-    """Cells of every group among some bags, at most ``max_cells`` of each.
+    """Cells of every group in some bags, at most ``max_cells`` of each.
 
     The bags of a store are shuffled, so the first bags of a group are a random sample.
     """
@@ -132,7 +133,7 @@ def load_groups(
 def load_controls(
     reader: CellReader, bags: pd.DataFrame, max_cells: int, mapper: Mapper = loop
 ) -> dict[tuple[int, int], Cells]:
-    """Control cells of every (dataset, context) among some bags, at most ``max_cells`` of each."""
+    """Control cells of every (dataset, context) in some bags, at most ``max_cells`` of each."""
     controls = bags[bags["perturbation"] == reader.store.control]
     found = load_groups(reader, controls, max_cells, mapper)
     return {(dataset, context): cells for (dataset, context, _), cells in found.items()}

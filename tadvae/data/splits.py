@@ -1,8 +1,8 @@
-"""Splits: which groups of cells a model may learn from.
+"""Splits: which groups of cells are used for training, validation and testing.
 
-A split is made once, before training, saved with the run and read by every later step. Except for
-``cells`` it holds out whole groups (dataset, context, perturbation), never single cells of a perturbation
-that the model saw.
+A split is computed once, before training, saved with the run and read by every later step. Except for the
+kind ``cells`` it holds out whole groups (dataset, context, perturbation), never single cells of a
+perturbation that is also in the training data.
 """
 
 from typing import Any, Literal
@@ -19,21 +19,29 @@ TRAIN, VALIDATION, TEST = "train", "validation", "test"
 
 
 class SplitConfig(Config):
-    """How to hold out a part of a store."""
+    """The part of a store that is held out for testing."""
 
     kind: Literal["combo", "single", "context", "dataset", "cells", "explicit", "none"] = "combo"
-    """``combo``: combinations; ``single``: targets, with all that contains them; ``context``, ``dataset``:
-    whole ones; ``cells``: a share of the cells of every group; ``explicit``: the perturbations in
-    ``test``; ``none``: learn from everything."""
+    """What is held out.
+
+    - ``combo``: combinations of targets; use it to predict unseen combinations.
+    - ``single``: targets, with every perturbation that contains them; use it to predict unseen targets.
+    - ``context``: whole contexts; use it to predict effects in another cell line or cell type.
+    - ``dataset``: whole datasets; use it to test the transfer between screens.
+    - ``cells``: a share of the cells of every group; use it to test reconstruction, not prediction.
+    - ``explicit``: what ``test`` names; use it to reproduce the split of a publication.
+    - ``none``: nothing; use it for a final model that is not evaluated.
+    """
     folds: int = Field(5, ge=2)
-    """One part in ``folds`` is held out."""
+    """Number of parts, of which one is held out: 5 holds out 20%."""
     fold: int = Field(0, ge=0)
-    """Which."""
+    """Index of the part that is held out, from 0 to ``folds - 1``."""
     seed: int = 0
+    """Seed of the random parts."""
     datasets: list[str] | None = None
-    """Hold out in these datasets only; None: in all."""
+    """Datasets in which groups are held out, by name; None: all."""
     test: list[str] = []
-    """``explicit`` only: perturbations (``A+B``), contexts and datasets by name."""
+    """Perturbations (``A+B``), contexts and datasets to hold out, by name; only for ``explicit``."""
 
     @model_validator(mode="after")
     def _consistent(self) -> "SplitConfig":
@@ -45,24 +53,36 @@ class SplitConfig(Config):
 
 
 class ValidationConfig(Config):
-    """Perturbations held out of training to choose settings by; never any of the test's."""
+    """Perturbations held out of training to choose settings; they are never in the test set."""
 
     every: int | None = Field(None, ge=1)
-    """Epochs between validations (the last epoch always has one); None: nothing is held out for it."""
+    """Epochs between validations (the last epoch always has one); None: no validation."""
     kind: Literal["combo", "single"] = "combo"
-    """``combo``: combinations; ``single``: targets, with all that contains them."""
+    """What is held out for validation.
+
+    - ``combo``: combinations of targets; use it with ``split.kind=combo``.
+    - ``single``: targets, with every perturbation that contains them; use it with ``split.kind=single``, or
+      where there are no combinations.
+    """
     folds: int = Field(5, ge=2)
-    """One part in ``folds`` of what the test leaves is held out."""
+    """Number of parts of what is not in the test set; one of them is held out for validation."""
     fold: int = Field(0, ge=0)
-    """Which."""
+    """Index of the part that is held out, from 0 to ``folds - 1``."""
     seed: int = 0
+    """Seed of the random parts."""
     max_cells: int = Field(64, ge=1)
-    """Control cells of each (dataset, context) that predictions start from."""
+    """Largest number of control cells of each (dataset, context) that predictions start from."""
     metric: Literal["pearson_delta", "l2", "rmse", "cosine_logfc"] = "pearson_delta"
-    """By which ``patience`` judges."""
+    """Metric that decides which validation is better; used with ``patience``.
+
+    - ``pearson_delta``: correlation of predicted and observed effects; use it if the direction matters.
+    - ``l2``: Euclidean distance of mean profiles; use it if the size of effects matters too.
+    - ``rmse``: ``l2`` per gene; use it to compare panels of different sizes.
+    - ``cosine_logfc``: cosine similarity of log fold changes; use it to compare with publications that do.
+    """
     patience: int | None = Field(None, ge=1)
-    """Stop after so many validations without a better one, and end with the weights of the best; None: train
-    all epochs and end with the last."""
+    """Stop after this number of validations without an improvement, and keep the weights of the best one;
+    None: train all epochs and keep the last weights."""
 
     @model_validator(mode="after")
     def _consistent(self) -> "ValidationConfig":
@@ -80,15 +100,15 @@ def split_groups(
 
     Returns
     -------
-    ``store.groups`` with the columns ``part`` (``train``, ``validation``, ``test``, or ``both`` where cells
-    are split) and ``category``: for held-out groups what training has seen of them: ``combo_seen2``,
-    ``combo_seen1``, ``combo_seen0``, ``unseen_single``, ``seen_single``, ``unseen_context``,
-    ``unseen_dataset``, ``cells``.
+    ``store.groups`` with the columns ``part`` (``train``, ``validation``, ``test``, or ``both`` if cells are
+    split) and ``category``, which says for held-out groups what is in the training data: ``combo_seen2``,
+    ``combo_seen1``, ``combo_seen0`` (number of targets that were perturbed alone), ``unseen_single``,
+    ``seen_single``, ``unseen_context``, ``unseen_dataset``, ``cells``.
 
     Raises
     ------
     UserError
-        Where nothing would be held out, also for validation, or nothing be left to learn from.
+        If nothing is left to train on, or nothing can be held out for validation.
     """
     groups = store.groups.copy()
     targets = {
@@ -135,14 +155,14 @@ def split_groups(
 
 
 def held_out_rows(n_rows: int, shard: int, row_group: int, config: SplitConfig) -> np.ndarray:
-    """For ``kind="cells"``: which rows of a row group are held out, bool, shape (n_rows,)."""
+    """For ``kind="cells"``: whether each row of a row group is held out, bool, shape (n_rows,)."""
     draw = np.random.default_rng([config.seed, shard, row_group]).integers(0, config.folds, n_rows)
     result: np.ndarray = draw == config.fold
     return result
 
 
 def _validated(left: pd.DataFrame, config: ValidationConfig) -> pd.Index:
-    """Rows of the groups that validation takes from what the test has left."""
+    """Rows of the groups that are held out for validation, among those not in the test set."""
     size = left["targets"].str.len()
     if config.kind == "combo":
         pool = left[size > 1]
@@ -153,8 +173,8 @@ def _validated(left: pd.DataFrame, config: ValidationConfig) -> pd.Index:
         chosen = _fold(targets, config)
         held = left.index[left["targets"].map(lambda item: any(t in chosen for t in item))]
     if held.empty:
-        mend = "set validation.kind=single or lower validation.folds"
-        raise UserError(f"validation: there is no {config.kind} left to hold out for it; {mend}.")
+        fix = "set validation.kind=single or lower validation.folds"
+        raise UserError(f"validation: there is no {config.kind} left to hold out for it; {fix}.")
     return held
 
 
@@ -166,7 +186,7 @@ def _fold(items: pd.Series, config: SplitConfig | ValidationConfig) -> set[Any]:
 
 
 def _categories(groups: pd.DataFrame, held: pd.Series) -> list[str]:
-    """What training has seen of each held-out group."""
+    """What the training data holds of each held-out group, as a category."""
     train = groups[~held]
     datasets, contexts = set(train["dataset"]), set(zip(train["dataset"], train["context"], strict=True))
     seen = {(row.dataset, t) for row in train.itertuples() for t in row.targets}
@@ -195,7 +215,7 @@ def _check_names(store: Store, config: SplitConfig) -> None:
     if unknown:
         raise UserError(
             f"split.datasets: the store has no dataset {', '.join(unknown)} (it has "
-            f"{', '.join(sorted(known))}); mend the config."
+            f"{', '.join(sorted(known))}); correct the config."
         )
     named = known | set(store.manifest.contexts) | set(store.perturbations["name"])
     unknown = [name for name in config.test if name not in named and _canonical(name) not in named]
@@ -211,11 +231,11 @@ def _check(groups: pd.DataFrame, config: SplitConfig) -> None:
         return
     held = groups["part"] == TEST
     if not held.any() and config.kind == "explicit":
-        raise UserError("split: 'test' holds out nothing in the chosen datasets; mend the config.")
+        raise UserError("split: 'test' holds out nothing in the chosen datasets; correct the config.")
     if held.all() or not (groups["part"] == TRAIN).any():
         raise UserError("split: nothing is left to learn from; raise split.folds or hold out less.")
 
 
 def _canonical(name: str) -> str:
-    """``B + A`` as ``A+B``."""
+    """Return a name with sorted targets and without spaces: ``B + A`` becomes ``A+B``."""
     return "+".join(sorted(part.strip() for part in name.split("+")))

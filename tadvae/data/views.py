@@ -17,7 +17,7 @@ from tadvae.store.reader import Store
 
 
 def views_of(store: Store, vocabulary: Vocabulary) -> list[DatasetView]:
-    """The views that a vocabulary was made with."""
+    """The views that a vocabulary was built with."""
     views = []
     for i, dataset in enumerate(vocabulary.datasets):
         lengths = None
@@ -32,7 +32,7 @@ def views_of(store: Store, vocabulary: Vocabulary) -> list[DatasetView]:
 def make_views(
     store: Store, bags: pd.DataFrame, split: SplitConfig, config: PreprocessConfig, mapper: Mapper = loop
 ) -> list[DatasetView]:
-    """Choose each dataset's genes on its training cells alone, and say how it is normalised."""
+    """Choose the genes of each dataset on its training cells only, and its normalisation."""
     targets = np.unique(np.concatenate([np.asarray(t) for t in store.perturbations["target_genes"]]))
     panels = [store.panel(i) for i in range(len(store.manifest.datasets))]
     wanted = selected_genes(store, config.genes)

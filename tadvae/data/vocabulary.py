@@ -1,6 +1,6 @@
-"""What the indices of a model mean: genes, pathways, datasets, contexts, targets, modalities.
+"""The vocabulary of a model: genes, pathways, datasets, contexts, targets, modalities by index.
 
-Saved beside the weights; with it a model folder needs neither its store nor its screens.
+It is saved with the weights, so that a model can be used without its store and its screens.
 """
 
 import io
@@ -30,16 +30,17 @@ class DatasetEntry:
     Attributes
     ----------
     name
+        Name of the dataset.
     genes
-        Sorted vocabulary indices of the genes that the model sees, shape (G,).
+        Sorted vocabulary indices of the genes that the model sees, int64, shape (G,).
     method
-        Normalisation; ``none`` where values came log-transformed.
+        Normalisation: ``cpm``, ``cp10k``, ``tpm``, or ``none`` if the values were already log-transformed.
     kind
         ``cells`` or ``profiles``.
     modality
-        Index of the modality used most.
+        Index of the modality that is most frequent in the dataset.
     target_modality
-        Modality index by target index, for the targets tested in this dataset.
+        Index of the modality by index of the target, for the targets of this dataset.
     """
 
     name: str
@@ -52,7 +53,19 @@ class DatasetEntry:
 
 @dataclass(frozen=True)
 class ContextEntry:
-    """A context of one dataset, with its mean control profile on the dataset's genes, shape (G,)."""
+    """A context of one dataset.
+
+    Attributes
+    ----------
+    dataset
+        Index of the dataset.
+    name
+        Name of the context.
+    profile
+        Mean log-normalised profile of the control cells on the genes of the dataset, float32, shape (G,).
+    n_controls
+        Number of control cells behind the profile.
+    """
 
     dataset: int
     name: str
@@ -62,15 +75,16 @@ class ContextEntry:
 
 @dataclass(frozen=True)
 class TargetEntry:
-    """What can be perturbed.
+    """A target of perturbations.
 
     Attributes
     ----------
     name
+        Name of the target, for a gene its symbol.
     gene
-        Vocabulary index, -1 where it is not a gene (a ligand, a stimulus).
+        Vocabulary index of the gene, -1 for a target that is not a gene (a ligand, a stimulus).
     seen
-        Whether training cells were perturbed with it.
+        Whether a training cell was perturbed at this target.
     """
 
     name: str
@@ -80,19 +94,27 @@ class TargetEntry:
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """All of it, in the order of the model's indices."""
+    """The vocabulary; every list is in the order of the model's indices."""
 
     genes: pd.DataFrame
+    """One row per gene: gene (key), ensembl_id, symbol."""
     membership: Membership
+    """Pathways and their genes."""
     min_measured: int
+    """Measured genes that a pathway needs to be available in a dataset."""
     datasets: list[DatasetEntry]
+    """Training datasets."""
     contexts: list[ContextEntry]
+    """Contexts of the training datasets."""
     targets: list[TargetEntry]
+    """Targets of all perturbations."""
     modalities: list[str]
+    """Names of the modalities, such as CRISPRi."""
     signs: list[int]
+    """Sign of each modality: +1 activation, -1 loss of function, 0 neither."""
     reference: str = "human"
-    """What brings identifiers of other files to these gene keys: ``human``, ``none``, or ``own`` (the genes
-    of this vocabulary and no other)."""
+    """Gene reference that maps identifiers of other files to these gene keys: ``human``, ``none``, or ``own``
+    (only the genes of this vocabulary)."""
 
     @property
     def n_genes(self) -> int:
@@ -101,12 +123,12 @@ class Vocabulary:
 
     @cached_property
     def hash(self) -> str:
-        """Fingerprint of the genes' order; equal to the store's."""
+        """Hash of the ordered genes; equal to that of the store."""
         return vocabulary_hash(self.genes["gene"])
 
     @cached_property
     def available(self) -> np.ndarray:
-        """Which pathways each dataset can see, bool, shape (D, P)."""
+        """Whether each pathway is available in each dataset, bool, shape (D, P)."""
         rows = [self.membership.availability(dataset.genes, self.min_measured) for dataset in self.datasets]
         return np.stack(rows) if rows else np.empty((0, self.membership.n_pathways), bool)
 
@@ -122,19 +144,19 @@ class Vocabulary:
 
     @cached_property
     def gene_reference(self) -> GeneReference:
-        """The :class:`GeneReference` that :attr:`reference` names."""
+        """The gene reference that :attr:`reference` names."""
         if self.reference == "own":
             return GeneReference("the model's genes", self.genes)
         return GeneReference.load(self.reference)
 
     def symbols(self, genes: np.ndarray) -> list[str]:
-        """Readable names of vocabulary indices: the symbol where there is one, else the key."""
+        """Readable names of vocabulary indices: the symbol if the gene has one, else the key."""
         rows = self.genes.iloc[genes]
         result: list[str] = rows["symbol"].where(rows["symbol"].notna(), rows["gene"]).tolist()
         return result
 
     def context(self, name: str, dataset: str | None = None) -> int:
-        """Index of a context by its name, and its dataset's where several have it; else a UserError."""
+        """Index of a context by name, and by dataset if several have it; an unknown one is a UserError."""
         named = [i for i, c in enumerate(self.contexts) if c.name == name]
         if not named:
             known = ", ".join(sorted({c.name for c in self.contexts}))
@@ -238,7 +260,7 @@ class Vocabulary:
         return result
 
     def _check_shapes(self) -> None:
-        """Raise a ValueError where arrays of a folder do not belong together."""
+        """Raise a ValueError if the arrays of a folder do not fit together."""
         for dataset in self.datasets:
             if dataset.genes.size and not 0 <= dataset.genes.min() <= dataset.genes.max() < self.n_genes:
                 raise ValueError(f"dataset '{dataset.name}' has genes outside the vocabulary")

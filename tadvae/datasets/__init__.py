@@ -1,1 +1,1 @@
-"""Public screens: where they are, whose they are, and how they are converted."""
+"""Public screens: where to download them, their authors and licences, and how to convert them."""

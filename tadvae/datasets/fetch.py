@@ -1,4 +1,4 @@
-"""Download public screens once, check them always, and write the spec that converts them."""
+"""Download public screens, check their checksums, and write the spec for ``tadvae convert``."""
 
 import hashlib
 import json
@@ -15,7 +15,7 @@ from tadvae.datasets.registry import Entry
 from tadvae.store.spec import StoreSpec
 
 CHECKSUMS = "checksums.json"
-"""What the files of a folder were when they were first downloaded."""
+"""File name of the checksums that the first download of each file had."""
 SPEC = "spec.yaml"
 BLOCK = 1 << 22
 
@@ -23,16 +23,16 @@ BLOCK = 1 << 22
 def fetch(
     entries: Sequence[Entry], folder: Path, *, mirror: str | None = None, timeout: float = 60.0
 ) -> Path:
-    """Download what a folder does not hold yet, check everything, and write ``spec.yaml`` there.
+    """Download the missing files of a folder, check all of them, and write ``spec.yaml`` there.
 
     Parameters
     ----------
     folder
-        Where the files go. Its ``checksums.json`` keeps a SHA-256 for each, from the first download on.
+        Folder of the files. Its ``checksums.json`` holds the SHA-256 that each had at its first download.
     mirror
-        An address that holds files of the same names; None: each entry's own.
+        URL of a folder with files of the same names; None: the URL of each entry.
     timeout
-        Seconds to wait for an answer of the server.
+        Seconds to wait for the server to answer.
 
     Returns
     -------
@@ -41,7 +41,8 @@ def fetch(
     Raises
     ------
     UserError
-        If a file cannot be fetched, or is not what it was, or not what its publisher says.
+        If a file cannot be downloaded, has changed since its first download, or does not have the checksum
+        that its publisher gives.
     """
     names = [entry.dataset.name for entry in entries]
     repeated = sorted({name for name in names if names.count(name) > 1})
@@ -55,7 +56,7 @@ def fetch(
         url = entry.url if mirror is None else f"{mirror.rstrip('/')}/{entry.dataset.path}"
         _fetch_one(entry, url, folder, timeout)
     spec = StoreSpec.parse(read_yaml(folder / SPEC), str(folder / SPEC)) if (folder / SPEC).exists() else None
-    there = [] if spec is None else spec.datasets  # as its owner may have changed them
+    there = [] if spec is None else spec.datasets  # kept as they are: the user may have edited them
     datasets = [*there, *(e.dataset for e in entries if e.dataset.name not in {d.name for d in there})]
     merged = StoreSpec(datasets=datasets) if spec is None else spec.model_copy(update={"datasets": datasets})
     text = yaml.safe_dump(merged.model_dump(exclude_defaults=True), sort_keys=False)
@@ -68,18 +69,18 @@ def _fetch_one(entry: Entry, url: str, folder: Path, timeout: float) -> None:
     if place.exists():
         _check(entry, place, folder, "delete it, and fetch it again")
         return
-    mend = "try again, and if it stays so the publisher has changed the file"
+    fix = "try again; if the checksum stays different, the publisher has changed the file"
     download(
         url,
         place,
         timeout,
         f"put the file into the folder yourself as {place.name}",
-        check=lambda new: _check(entry, new, folder, mend),
+        check=lambda new: _check(entry, new, folder, fix),
     )
 
 
-def _check(entry: Entry, file: Path, folder: Path, mend: str) -> None:
-    """Compare a file with its publisher's checksum and with what it was at first, which is kept if new."""
+def _check(entry: Entry, file: Path, folder: Path, fix: str) -> None:
+    """Compare a file with the publisher's checksum and with that of its first download, saved if new."""
     kept = _kept(folder)
     algorithms = {"sha256", *([entry.checksum.partition(":")[0]] if entry.checksum else [])}
     found = _digests(file, algorithms)
@@ -89,12 +90,12 @@ def _check(entry: Entry, file: Path, folder: Path, mend: str) -> None:
         if found[algorithm] != expected:
             raise UserError(
                 f"{folder / name}: its {algorithm} is {found[algorithm]}, expected {expected} as published; "
-                f"{mend}."
+                f"{fix}."
             )
     if name in kept and kept[name]["sha256"] != found["sha256"]:
         raise UserError(
             f"{folder / name}: its sha256 is {found['sha256']}, expected {kept[name]['sha256']} as at its "
-            f"first download ({CHECKSUMS}); {mend}."
+            f"first download ({CHECKSUMS}); {fix}."
         )
     if name not in kept:
         kept[name] = {"sha256": found["sha256"], "bytes": file.stat().st_size, "url": entry.url}

@@ -1,8 +1,8 @@
 """The registry of public screens: one small YAML file each, in ``tadvae/datasets/entries``.
 
-Column names and labels are those that the processing scripts of scPerturb write; checksums were found in
-public repositories that use the files; neither was tried on them. Where a file has no checksum here,
-:mod:`tadvae.datasets.fetch` keeps that of the first download.
+Column names and labels are those that the processing scripts of scPerturb write. Checksums come from public
+repositories that use the files. Neither was tested on the files themselves. For a file without a checksum
+here, :mod:`tadvae.datasets.fetch` saves the checksum of the first download.
 """
 
 import re
@@ -18,21 +18,24 @@ from tadvae.store.spec import DatasetSpec
 
 
 class Entry(Config):
-    """One screen."""
+    """One public screen."""
 
     about: str
+    """One line about the screen: cells, perturbations, readout."""
     url: str
+    """Address of the file, ``https://…``."""
     size: int | None = Field(None, gt=0)
-    """Bytes."""
+    """Size of the file in bytes; None: not known."""
     checksum: str | None = None
-    """``md5:…`` or ``sha256:…``; None: not known, kept at the first download."""
+    """``md5:…`` or ``sha256:…`` of the publisher; None: not known, saved at the first download."""
     licence: str
+    """Licence of the data."""
     citation: str
-    """Of the screen."""
+    """Publication of the screen."""
     source: str
     """Who prepared the file."""
     dataset: DatasetSpec
-    """Its entry in a spec for ``tadvae convert``; ``path`` is the file's name."""
+    """Entry of the screen in a spec for ``tadvae convert``; ``path`` is the file's name."""
 
     @field_validator("url")
     @classmethod
@@ -64,12 +67,12 @@ def registered() -> dict[str, Entry]:
 
 
 def find_entry(name: str) -> Entry:
-    """A packaged entry by its name, or one of your own by the path of its YAML file.
+    """Return a packaged entry by its name, or your own entry by the path of its YAML file.
 
     Raises
     ------
     UserError
-        If there is none.
+        If there is no such entry.
     """
     if name.endswith((".yaml", ".yml")):
         return Entry.parse(read_yaml(name), name)

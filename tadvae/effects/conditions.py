@@ -1,7 +1,7 @@
-"""Conditions of a store as numbers, and how alike two of them are.
+"""Conditions of a store as arrays, and the covariance terms (kernels) between them.
 
-The terms below are the model's knowledge of what makes two effects alike. Each is a positive semi-definite
-matrix between conditions; a regression gives each its own variance.
+A term says which conditions are expected to have similar effects. Each is a positive semi-definite matrix
+between conditions; the regression learns one variance per term.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,11 +21,11 @@ class Conditions:
     Attributes
     ----------
     dataset, context : (n,) int64
-        ``context`` is a row of the vocabulary's contexts; negative: one that training has not seen.
+        Index of the dataset, and of the context in the vocabulary; negative: a context not in training.
     targets : (n, n_targets) int64
-        +1 for a target that is activated, −1 for one that is silenced, 0 for one that is left alone.
+        +1 for a target that is activated, −1 for one that is silenced, 0 for one that is not perturbed.
     n_controls : (n,)
-        Control cells of their context.
+        Number of control cells in the context of the condition.
     """
 
     dataset: np.ndarray
@@ -37,7 +37,7 @@ class Conditions:
         return len(self.dataset)
 
     def __getitem__(self, rows: np.ndarray) -> Self:
-        """Some of them."""
+        """The conditions of some rows."""
         return type(self)(self.dataset[rows], self.context[rows], self.targets[rows], self.n_controls[rows])
 
     @classmethod
@@ -49,11 +49,21 @@ class Conditions:
         signs: Sequence[int],
         n_controls: Mapping[int, int],
     ) -> Self:
-        """From (dataset, context) pairs and (target, modality) pairs; a target twice is there once.
+        """Build conditions from (dataset, context) and (target, modality) pairs; repeated targets count once.
 
-        ``n_controls`` goes by context.
-
-        Targets of ``n_targets`` and above (genes that no screen targeted) are like no other.
+        Parameters
+        ----------
+        places
+            Dataset and context of each condition.
+        perturbations
+            Target and modality pairs of each condition. Targets of ``n_targets`` and above (genes that no
+            screen perturbed) have no covariance with other targets and are left out.
+        n_targets
+            Number of targets in the vocabulary.
+        signs
+            Sign of each modality.
+        n_controls
+            Number of control cells by context.
         """
         targets = np.zeros((len(places), n_targets), np.int64)
         for i, pairs in enumerate(perturbations):
@@ -72,23 +82,23 @@ class Conditions:
 
 
 def same_place(a: Conditions, b: Conditions) -> Floats:
-    """1 where dataset and context are the same, (len(a), len(b))."""
+    """1 for pairs with the same dataset and context, else 0; (len(a), len(b))."""
     context = (a.context[:, None] == b.context[None]) & (a.context[:, None] >= 0)
     return _floats((a.dataset[:, None] == b.dataset[None]) & context)
 
 
 def same_targets(a: Conditions, b: Conditions) -> Floats:
-    """1 where all targets are the same and there are any, (len(a), len(b))."""
+    """1 for pairs with the same, non-empty set of targets, else 0; (len(a), len(b))."""
     shared = _shared(a, b)
     return _floats((shared == a.size[:, None]) & (shared == b.size[None]) & (shared > 0))
 
 
 def single_terms(a: Conditions, b: Conditions) -> list[Floats]:
-    """Likeness of single perturbations.
+    """Covariance terms of single perturbations, each (len(a), len(b)).
 
-    In order: any two; two of a dataset; two of a context; the same target anywhere; anywhere, with its
-    sign; in the dataset; two of a context by the sampling error of the controls that both are compared with;
-    the condition itself.
+    In order: all pairs; same dataset; same context; same target in any dataset; the same, with its sign; same
+    target and dataset; same context, by the sampling error of the control cells that both are compared with;
+    same condition.
     """
     place, same = same_place(a, b), same_targets(a, b)
     dataset = _floats(a.dataset[:, None] == b.dataset[None])
@@ -98,28 +108,32 @@ def single_terms(a: Conditions, b: Conditions) -> list[Floats]:
 
 
 def combination_terms(a: Conditions, b: Conditions, near: Floats) -> list[Floats]:
-    """Likeness of what combinations do beyond the scaled sum of their parts.
+    """Covariance terms of the effects of combinations beyond the scaled sum of their parts.
 
-    In order: two of a context; two whose sums are close; that share targets; the same combination in any
-    context; the condition itself.
+    In order: same context; same context and similar sums; same context and shared targets; same combination
+    in any context; same condition.
 
     Parameters
     ----------
     near : (len(a), len(b))
-        From :func:`nearness`.
+        Similarity of the sums, from :func:`nearness`.
     """
+    # Elementwise products of positive semi-definite matrices are positive semi-definite (Schur), so every
+    # term stays a valid covariance.
     place, same = same_place(a, b), same_targets(a, b)
     size = np.sqrt(np.maximum(a.size, 1)[:, None] * np.maximum(b.size, 1)[None])
     return [place, near * place, place * _shared(a, b) / size, same, same * place]
 
 
 def nearness(a: Floats, b: Floats, spread: Floats) -> Floats:
-    """``exp(−‖a_i − b_j‖² / spread_j)`` of sums of effects (n, G) and (m, G), with ``spread`` (m,)."""
+    """RBF kernel ``exp(−‖a_i − b_j‖² / spread_j)`` of sums (n, G) and (m, G); ``spread`` has shape (m,)."""
     return np.exp(-squared_distances(a, b) / spread[None])
 
 
 def squared_distances(a: Floats, b: Floats) -> Floats:
-    """``‖a_i − b_j‖²`` of rows, (n, m)."""
+    """Squared distances ``‖a_i − b_j‖²`` of rows, (n, m)."""
+    # By one matrix product: differences of all rows would need (n, m, G) memory. Rounding can make the
+    # distance of equal rows slightly negative.
     result: Floats = np.maximum((a**2).sum(1)[:, None] + (b**2).sum(1)[None] - 2 * a @ b.T, 0.0)
     return result
 

@@ -1,4 +1,4 @@
-"""The regression of mean effects as one safetensors file of a model folder."""
+"""Saving the regression of mean effects as one safetensors file of a model folder."""
 
 import json
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ STAGES = ("singles", "combinations")
 
 
 def save_effects(model: EffectModel, folder: Location) -> None:
-    """Write :data:`EFFECTS`, whole or not at all; weights in single precision."""
+    """Write :data:`EFFECTS` atomically; weights are stored in single precision."""
     arrays: dict[str, np.ndarray] = {"spread": model.spread}
     about: dict[str, Any] = {
         "n_targets": model.n_targets,
@@ -54,7 +54,7 @@ def load_effects(folder: Location, genes: Mapping[int, np.ndarray]) -> EffectMod
     Parameters
     ----------
     genes
-        By dataset, of the vocabulary.
+        Sorted vocabulary indices of the genes of each dataset.
 
     Raises
     ------

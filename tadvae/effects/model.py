@@ -1,12 +1,13 @@
-"""What a perturbation does to the mean profile, learned from all conditions at once.
+"""Regression of mean effects: the change of the mean profile by a perturbation, from all conditions.
 
-Two regressions (:mod:`tadvae.effects.regression`): one of single perturbations, which shrinks a noisy effect
-towards what its context, its target elsewhere and all perturbations have in common; and one of
-combinations, whose prior mean is the scaled sum of the parts' effects. Arithmetic is inside: with no
-noise and no likeness they are the observed single effects and their sum.
+There are two regressions (:mod:`tadvae.effects.regression`): one of single perturbations, which shrinks a
+noisy effect towards the common effects of its context, of its target in other contexts and of all
+perturbations; and one of combinations, whose prior mean is the scaled sum of the effects of its parts. The
+additive baseline is a special case: without noise and without covariance between conditions, the predictions
+are the observed single effects and their sum.
 
-The network learns what cells do; this learns what means do, where there are few conditions and a closed
-solution. ``weight`` mixes the two.
+The network is trained on single cells; this regression is fitted to means, of which there are few, in closed
+form. ``weight`` combines both.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,45 +31,50 @@ from tadvae.effects.conditions import (
 from tadvae.effects.regression import Block, Regression, fit_regression
 
 Pairs = Sequence[tuple[int, int]]
-"""(target, modality) model indices of a perturbation."""
+"""(target, modality) pairs of a perturbation, as indices of the model."""
 LEAST_COMBINATIONS = 3
-"""Fewer than these in training, and combinations of targets seen alone are sums scaled by
+"""With fewer combinations in training, combinations are predicted as sums of single effects, scaled by
 :data:`UNTESTED_SCALE`."""
 UNTESTED_SCALE = 0.7
-"""Targets together do less than the sum of what each does. On three screens trained without their
-combinations, 0.7 of the sum is 12 to 26% nearer in L2 than the sum: docs/experiments.md, section 5."""
+"""Targets together have a smaller effect than the sum of their single effects. On three screens trained
+without their combinations, 0.7 of the sum has a 12 to 26% smaller L2 error than the sum: docs/experiments.md,
+section 5."""
 UNSURE_COMBINATIONS = 10
-"""So many training combinations have as much to say of a combination with a target that was never alone in
-training as the mean of its parts has: docs/experiments.md, section 5."""
+"""Prior weight of the mean of the parts for a combination with a target that was never perturbed alone in
+training: with this number of training combinations, the regression has the same weight. See
+docs/experiments.md, section 5."""
 LEAST_GENES = 100
-"""A vocabulary with fewer genes is one stratum."""
+"""With fewer genes, all genes are in one stratum."""
 
 
 class EffectsConfig(Config):
-    """The regression of mean effects, and its say in a prediction."""
+    """The regression of mean effects, and its weight in predictions."""
 
     weight: float = Field(0.7, ge=0, le=1)
-    """Share of the regression in the predicted mean of a new perturbation where others were seen; the network
-    has the rest. Elsewhere the regression has all. 0: the network alone."""
+    """Weight of the regression, from 0 to 1, in the predicted mean of a new perturbation in a context with
+    other training perturbations; the network has the remaining weight. In other cases the regression is used
+    alone. 0: the network is used alone in all cases."""
     strata: list[float] = [0.8, 0.98]
-    """Quantiles of the genes' signal-to-noise that part them into strata with variances of their own."""
+    """Quantiles of the signal-to-noise ratio of genes; they divide the genes into strata, each with its own
+    variances."""
 
 
 @dataclass(frozen=True)
 class Observed:
-    """Mean effects to learn from.
+    """Observed mean effects of the training conditions.
 
     Attributes
     ----------
     conditions
-        n of them.
+        The n conditions.
     effects
-        Mean minus mean of the controls, each (G_d,) on the genes of its dataset.
+        Mean profile of each condition minus that of the controls, (G_d,) on the genes of its dataset.
     n_cells : (n,)
+        Number of cells of each condition.
     genes
-        Sorted vocabulary indices by dataset.
+        Sorted vocabulary indices of the genes of each dataset.
     variance
-        Variance of a gene between control cells, (G_d,) by dataset; None where values are profiles.
+        Variance of each gene between control cells, (G_d,) by dataset; None for datasets of profiles.
     """
 
     conditions: Conditions
@@ -78,7 +84,7 @@ class Observed:
     variance: Mapping[int, Floats | None]
 
     def __getitem__(self, rows: np.ndarray) -> Self:
-        """Some conditions."""
+        """The effects of some conditions."""
         return type(self)(
             self.conditions[rows],
             [self.effects[i] for i in rows],
@@ -88,11 +94,11 @@ class Observed:
         )
 
     def noise(self) -> list[Floats]:
-        """Sampling variance of one cell's worth of each condition's genes; zeros: not known."""
+        """Variance of a single cell of each condition, per gene, (G_d,) each; zeros if it is not known."""
         result = []
         for dataset in self.conditions.dataset.tolist():
             variance = self.variance[dataset]
-            # a gene that no control cell expresses is not free of noise
+            # a gene that no control cell expresses has sampling noise too, hence a lower bound
             floor = 0.0 if variance is None else max(0.05 * float(variance.mean()), 1e-8)
             zeros = np.zeros(len(self.genes[dataset]))
             result.append(zeros if variance is None else np.maximum(variance, floor))
@@ -101,12 +107,14 @@ class Observed:
 
 @dataclass
 class Stage:
-    """One regression in strata of genes, with the conditions it learned from.
+    """One regression per stratum of genes, and the training conditions.
 
     Attributes
     ----------
     conditions
+        The n training conditions.
     strata
+        Fitted regression of each stratum.
     """
 
     conditions: Conditions
@@ -116,7 +124,7 @@ class Stage:
     def fit(
         cls, observed: Observed, terms: Sequence[Floats], prior: Sequence[Floats], config: EffectsConfig
     ) -> Self:
-        """Learn variances and weights of every stratum."""
+        """Fit the variances and weights of every stratum."""
         conditions = observed.conditions
         genes = np.unique(np.concatenate([observed.genes[d] for d in conditions.dataset.tolist()]))
         noise = observed.noise()
@@ -130,12 +138,14 @@ class Stage:
         return result
 
     def predict(self, terms: Sequence[Floats], genes: np.ndarray, prior: Floats | None = None) -> Floats:
-        """Mean effects of q new conditions on some genes, (q, G); a gene never seen has its prior mean.
+        """Mean effects of q new conditions on some genes, (q, G); untrained genes have their prior mean.
 
         Parameters
         ----------
         terms : n_terms of (q, n)
+            Covariance terms between new and training conditions.
         prior : (q, G) or None
+            Prior means before scaling; None: zero.
         """
         result = np.zeros((len(terms[0]), len(genes))) if prior is None else prior.copy()
         for regression in self.strata:
@@ -150,22 +160,22 @@ class Stage:
 
 @dataclass
 class EffectModel:
-    """Both stages.
+    """The regressions of single perturbations and of combinations.
 
     Attributes
     ----------
     n_targets, signs
-        Of the vocabulary.
+        Number of targets, and the sign of each modality, in the vocabulary.
     n_controls
-        By context row.
+        Number of control cells by index of the context.
     genes
-        By dataset.
+        Sorted vocabulary indices of the genes of each dataset.
     singles, combinations
-        None: too few conditions in training.
+        The fitted regressions; None if there are too few conditions in training.
     sums
-        Prior means of the training combinations, each (G_d,).
+        Prior means of the training combinations, (G_d,) each.
     spread : (n_combinations,)
-        Median squared distance of the sums of a combination's context.
+        Median squared distance between sums in the context of each training combination.
     """
 
     n_targets: int
@@ -185,7 +195,7 @@ class EffectModel:
         n_controls: Mapping[int, int],
         config: EffectsConfig,
     ) -> Self:
-        """Learn from training conditions."""
+        """Fit both regressions to the training conditions."""
         conditions = observed.conditions
         result = cls(conditions.targets.shape[1], list(signs), n_controls, observed.genes)
         alone = np.flatnonzero(conditions.size == 1)
@@ -215,7 +225,7 @@ class EffectModel:
         Parameters
         ----------
         context
-            Row of the vocabulary's contexts; −1: one that training has not seen.
+            Index of the context in the vocabulary; −1: a context that is not in training.
         """
         places = [(dataset, context)] * len(perturbations)
         asked = Conditions.of(places, perturbations, self.n_targets, self.signs, self.n_controls)
@@ -245,7 +255,7 @@ class EffectModel:
         return result
 
     def is_between(self, dataset: int, context: int, perturbations: Sequence[Pairs]) -> np.ndarray:
-        """Of M perturbations, which are new in a place where training has seen others; bool, (M,)."""
+        """Whether each of M perturbations is new, in a context with training perturbations; bool, (M,)."""
         places = [(dataset, context)] * len(perturbations)
         asked = Conditions.of(places, perturbations, self.n_targets, self.signs, self.n_controls)
         near, seen = np.zeros(len(asked), bool), np.zeros(len(asked), bool)
@@ -257,7 +267,7 @@ class EffectModel:
         return near & ~seen
 
     def _unsure(self, of: Conditions, unknown: np.ndarray) -> np.ndarray:
-        """Which combinations training has not seen, and some of their targets never alone; bool, (n,)."""
+        """Whether a combination is new and has a target that was never perturbed alone; bool, (n,)."""
         assert self.singles is not None
         alone = (self.singles.conditions.targets != 0).any(axis=0)  # (n_targets,)
         never = ((of.targets != 0) & ~alone).any(axis=1)
@@ -267,9 +277,9 @@ class EffectModel:
         return result
 
     def _sum(self, of: Conditions, genes: np.ndarray, unknown: np.ndarray | None = None) -> Floats:
-        """Sum of the effects of each target of conditions in one place, (n, G).
+        """Sum of the single effects of the targets of conditions in one context, (n, G).
 
-        ``unknown`` counts the targets that are like no other: each adds what any perturbation does.
+        ``unknown`` counts targets that are not in training: each adds the mean effect of a perturbation.
         """
         assert self.singles is not None
         total = np.zeros((len(of), len(genes)))
@@ -285,7 +295,7 @@ class EffectModel:
         return total
 
     def _parts(self, of: Conditions, targets: np.ndarray, genes: np.ndarray) -> Floats:
-        """Effects of single targets (k, n_targets) in the place of some conditions, (k, G)."""
+        """Effects of single targets (k, n_targets) in the context of some conditions, (k, G)."""
         assert self.singles is not None
         dataset, context, controls = (
             np.full(len(targets), column[0]) for column in (of.dataset, of.context, of.n_controls)
@@ -303,7 +313,7 @@ class EffectModel:
 
 
 def _places(a: Conditions, b: Conditions) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Rows of a and of b in every place that both have."""
+    """Rows of a and of b for every (dataset, context) that both have."""
     both = []
     for place in sorted(set(zip(a.dataset.tolist(), a.context.tolist(), strict=True))):
         i, j = (np.flatnonzero((c.dataset == place[0]) & (c.context == place[1])) for c in (a, b))
@@ -313,7 +323,7 @@ def _places(a: Conditions, b: Conditions) -> list[tuple[np.ndarray, np.ndarray]]
 
 
 def _spread(of: Conditions, sums: list[Floats]) -> Floats:
-    """Median squared distance between the sums of each place, by condition."""
+    """Median squared distance between the sums in the context of each condition, (n,)."""
     result = np.ones(len(of))
     for rows, _ in _places(of, of):
         S = np.stack([sums[i] for i in rows])
@@ -339,7 +349,7 @@ def _strata(
 
 
 def _blocks(observed: Observed, prior: Sequence[Floats], genes: np.ndarray) -> list[Block]:
-    """Genes by the datasets that measure them."""
+    """Group genes by the set of datasets that measure them."""
     dataset = observed.conditions.dataset
     datasets = np.unique(dataset)
     measured = np.stack([np.isin(genes, observed.genes[int(d)]) for d in datasets])  # (D, G)

@@ -1,4 +1,4 @@
-"""From a store's training cells to the mean effects that the regression learns from."""
+"""Compute mean effects from the training cells of a store, and fit the regression to them."""
 
 from collections.abc import Mapping
 
@@ -22,16 +22,16 @@ def fit_effects(
     config: EffectsConfig,
     mapper: Mapper = loop,
 ) -> EffectModel:
-    """Learn mean effects from the training side of a store.
+    """Fit the regression of mean effects to the training cells of a store.
 
     Parameters
     ----------
     reader
-        Of training cells.
+        Reader of the training cells.
     bags
-        Training bags, those of control cells too.
+        Training bags, including those of control cells.
     controls
-        Control cells by row of the vocabulary's contexts; the genes' variance is taken from them.
+        Control cells by index of the context in the vocabulary; they give the variance of genes.
     """
     store, rows = reader.store, context_rows(reader.store, vocabulary)
     means = group_means(reader, bags, mapper)
@@ -41,7 +41,7 @@ def fit_effects(
         for (d, c), row in rows.items()
         if (d, c, store.control) in means.mean
     }
-    # a condition without targets in a context without controls has nothing to be compared with
+    # conditions without targets, or in contexts without controls, have no effect to learn
     keys = [
         key for key in means.mean if key[2] != store.control and pairs[key[2]] and rows.get(key[:2]) in known
     ]
@@ -64,7 +64,7 @@ def fit_effects(
 
 
 def _variance(dataset: int, vocabulary: Vocabulary, controls: Mapping[int, Cells]) -> np.ndarray | None:
-    """Variance within contexts of each gene over control cells; None where there is no telling."""
+    """Variance of each gene over control cells within contexts, (G,); None if it cannot be computed."""
     entry = vocabulary.datasets[dataset]
     if entry.kind == "profiles":
         return None

@@ -1,16 +1,17 @@
-"""Gaussian process regression of many genes at once, on conditions that each measure some of them.
+"""Gaussian process regression of many genes at once, on conditions that measure different genes.
 
 With effects ``y_g`` (n,) of gene g over n conditions, a prior mean ``s·m_g`` and terms ``T_k``::
 
     y_g ~ N(s·m_g, Σ_k v_k T_k + diag(noise))
 
-All genes of a stratum share the variances ``v_k`` and the scale ``s``. They maximise the likelihood; ``s``
-has a closed form given the rest (generalised least squares). Genes are taken in blocks that the same
-conditions measure, so that a gene that a condition did not measure is neither zero nor guessed.
+All genes of a stratum share the variances ``v_k`` and the scale ``s``, which maximise the likelihood; given
+the variances, ``s`` has a closed form (generalised least squares). Genes are grouped into blocks that the
+same conditions measure, so that no value has to be imputed for genes that a condition did not measure.
 
-A screen may hold one effect that is far larger than all others (a stimulus among knock-outs), which a
-variance of all conditions would shrink away. So each condition with a known noise has, above ``v_k``, a
-variance of its own, ``e_i ≥ 0``: what the others leave of it beyond what they expect, over all genes.
+A screen may contain one effect that is far larger than all others (a stimulus among knock-outs), which a
+variance shared by all conditions would shrink too much. Each condition with a known noise therefore has an
+additional variance ``e_i ≥ 0``: by how much its effects exceed what the other conditions predict, over all
+genes.
 
 Source: Rasmussen & Williams 2006, equations 2.25, 2.26 and 5.8.
 """
@@ -26,9 +27,11 @@ from torch import Tensor
 from tadvae.effects.conditions import Floats
 
 SEARCH_CONDITIONS = 400
-"""Conditions that variances are chosen on, where there are more; all of them are learned from."""
+"""Largest number of conditions, drawn at random, on which variances are fitted; the weights use all."""
 SEARCH_STEPS = 100
+"""Largest number of steps of the optimiser."""
 OWN_STEPS = 10
+"""Number of fixed-point steps for the variances ``e``."""
 SMALLEST, LARGEST = 1e-5, 1e2
 """Range of a variance, in units of the mean squared effect."""
 
@@ -42,7 +45,7 @@ class Block:
     genes : (g,) int64
         Sorted vocabulary indices.
     rows : (r,) int64
-        Conditions that measure them.
+        Indices of the conditions that measure them.
     effects, prior : (r, g)
         Observed effects and their prior means before scaling.
     """
@@ -55,13 +58,16 @@ class Block:
 
 @dataclass(frozen=True)
 class Fitted:
-    """A block's posterior: prior mean of a new condition plus ``k(new, rows) @ weights``.
+    """Posterior of a block: prior mean of a new condition plus ``k(new, rows) @ weights``.
 
     Attributes
     ----------
-    genes : (g,)
-    rows : (r,)
+    genes : (g,) int64
+        Sorted vocabulary indices.
+    rows : (r,) int64
+        Indices of the training conditions that measure them.
     weights : (r, g)
+        Inverse covariance times the residuals of the training conditions.
     """
 
     genes: np.ndarray
@@ -71,19 +77,21 @@ class Fitted:
 
 @dataclass(frozen=True)
 class Regression:
-    """One stratum of genes.
+    """The fitted regression of one stratum of genes.
 
     Attributes
     ----------
     variances : (n_terms,)
-        v; terms that are equal on all conditions share theirs in equal parts: data cannot tell them apart.
+        Variances v; terms that are equal on all training conditions cannot be distinguished by the data and
+        share their variance in equal parts.
     own : (n,)
-        e; variance of each condition's own beyond v.
+        Additional variance e of each condition.
     noise
-        Variance of conditions whose noise was not known beforehand.
+        Learned noise variance of conditions whose noise is not known.
     scale
-        s; zero without a prior mean.
+        Scale s of the prior means; zero without prior means.
     blocks
+        Posterior of each block of genes.
     """
 
     variances: Floats
@@ -93,32 +101,35 @@ class Regression:
     blocks: list[Fitted]
 
     def covariance(self, terms: Sequence[Floats]) -> Floats:
-        """``Σ_k v_k T_k + T_last diag(e)`` of q conditions with those of training, (q, n)."""
+        """Covariance ``Σ_k v_k T_k + T_last diag(e)`` of q conditions with the n of training, (q, n)."""
         result: Floats = np.tensordot(self.variances, np.stack(terms), axes=1) + terms[-1] * self.own
         return result
 
 
 def fit_regression(terms: Sequence[Floats], noise: Floats, blocks: Sequence[Block]) -> Regression:
-    """Choose variances and solve.
+    """Fit the variances, and solve for the weights.
 
     Parameters
     ----------
     terms : n_terms of (n, n)
-        The last is 1 where two conditions are the same.
+        Covariance terms; the last is 1 for equal conditions, else 0.
     noise : (n,)
-        Sampling variance of each condition; zero: not known, to be learned.
+        Sampling variance of each condition; zero: not known, it is learned.
+    blocks
+        Observed effects of genes.
     """
     unit = float(np.mean(np.concatenate([block.effects.ravel() for block in blocks]) ** 2))
     n = len(noise)
     own = np.zeros(n)
-    if unit <= 0.0:  # nothing ever changes
+    if unit <= 0.0:  # all effects are zero
         return Regression(np.zeros(len(terms)), own, 0.0, 0.0, [])
     unknown = noise <= 0.0
     for last in (False, True):
         variances, learned = _maximise(terms, noise + own, unit, blocks)
         total = np.tensordot(variances, np.stack(terms), axes=1)
+        # 1e-6 of the mean squared effect on the diagonal keeps the matrix invertible with equal conditions.
         total[np.diag_indices(n)] += np.where(unknown, learned, noise) + 1e-6 * unit
-        if last or unknown.any():  # of a condition seen once, noise and variance of its own are one
+        if last or unknown.any():  # with unknown noise, e_i cannot be distinguished from it
             break
         own = _own(total, blocks)
     total[np.diag_indices(n)] += own
@@ -138,14 +149,15 @@ def fit_regression(terms: Sequence[Floats], noise: Floats, blocks: Sequence[Bloc
 def _maximise(
     terms: Sequence[Floats], noise: Floats, unit: float, blocks: Sequence[Block]
 ) -> tuple[Floats, float]:
-    """Most likely variances (n_terms,), and the noise of conditions where it is zero."""
+    """Maximum-likelihood variances (n_terms,), and the noise of conditions for which it is not known."""
     groups, n = _alike(terms), len(noise)
     search = np.arange(n)
     if n > SEARCH_CONDITIONS:
         search = np.sort(np.random.default_rng(0).permutation(n)[:SEARCH_CONDITIONS])
     problem = _Likelihood([terms[alike[0]] for alike in groups], noise, unit, blocks, search)
+    # The search is over log variances, which keeps them positive and makes steps relative.
     start = np.full(len(groups) + 1, np.log(unit) - 1.5)
-    # of a condition seen once, noise and effect of its own cannot be told apart: the search keeps their ratio
+    # A condition seen once does not tell its noise from its own effect: the search keeps their initial ratio.
     start[-1] -= np.log(10.0)
     low, high = np.log(unit * SMALLEST), np.log(unit * LARGEST)
     found = minimize(
@@ -163,10 +175,11 @@ def _maximise(
 
 
 def _own(total: Floats, blocks: Sequence[Block]) -> Floats:
-    """Variances of the conditions' own, (n,), for a covariance without them.
+    """Additional variances e of the conditions, (n,), for a covariance without them.
 
-    Each is the most likely one given all others: what a condition's effects are off from the others' forecast
-    in mean square, less what that forecast expects (Rasmussen & Williams 2006, equation 5.12).
+    Each is the most likely value given all others: the mean squared error of predicting the condition's
+    effects from all other conditions, minus the expected one. Both come from the inverse covariance, without
+    leaving out conditions one by one (Rasmussen & Williams 2006, equation 5.12).
     """
     own = np.zeros(len(total))
     for _ in range(OWN_STEPS):
@@ -182,7 +195,8 @@ def _own(total: Floats, blocks: Sequence[Block]) -> Floats:
 
 
 def _solve(total: Floats, blocks: Sequence[Block]) -> tuple[list[Floats], float]:
-    """Inverse covariance of every block (r, r), and the scale of the prior means; 0 without any."""
+    """Inverse covariance of every block (r, r), and the scale of the prior means; 0 without prior means."""
+    # The inverse itself is needed: its diagonal gives the leave-one-out errors, and it serves all genes.
     inverses = [np.linalg.inv(total[np.ix_(block.rows, block.rows)]) for block in blocks]
     if not any(np.any(block.prior) for block in blocks):
         return inverses, 0.0
@@ -193,7 +207,7 @@ def _solve(total: Floats, blocks: Sequence[Block]) -> tuple[list[Floats], float]
 
 
 class _Likelihood:
-    """Negative log likelihood a gene, and its gradient by the log variances."""
+    """Negative log likelihood per gene, and its gradient with respect to the log variances."""
 
     def __init__(
         self,
@@ -215,6 +229,8 @@ class _Likelihood:
             if inside.any():
                 rows = torch.from_numpy(np.searchsorted(search, block.rows[inside]))
                 Y, M = (torch.from_numpy(part[inside]) for part in (block.effects, block.prior))  # (r, g)
+                # The likelihood depends on effects Y and prior means M only through these (r, r) products, so
+                # one evaluation costs O(r³) however many genes there are.
                 self.blocks.append((rows, Y.shape[1], Y @ Y.T, Y @ M.T, M @ M.T))
                 self.n_genes += Y.shape[1]
 
@@ -224,6 +240,7 @@ class _Likelihood:
         total = total + torch.diag(theta[-1].exp() * self.unknown)
         parts = []
         for rows, g, YY, YM, MM in self.blocks:
+            # Cholesky: stable, and the log determinant comes from the diagonal without overflow.
             factor = torch.linalg.cholesky(total[rows][:, rows])
             inverse = torch.cholesky_inverse(factor)
             parts.append((inverse, 2 * factor.diagonal().log().sum(), g, YY, YM, MM))
@@ -241,7 +258,7 @@ class _Likelihood:
 
 
 def _alike(terms: Sequence[Floats]) -> list[list[int]]:
-    """Terms in groups that are equal; those that are zero are in none."""
+    """Group equal terms, by index; terms that are zero are left out."""
     groups: list[list[int]] = []
     for k, term in enumerate(terms):
         if not np.any(term):

@@ -1,4 +1,4 @@
-"""What a model, or an ensemble of them, answers to a question of the evaluation."""
+"""Predictions of a model or an ensemble for the held-out groups of an evaluation."""
 
 from dataclasses import dataclass
 
@@ -17,14 +17,14 @@ class Answer:
     Attributes
     ----------
     mean
-        Mean profiles, shape (M, G).
+        Predicted mean profiles, log-normalised, shape (M, G).
     spread
-        Standard deviation of the members' means, shape (M, G); zero for one model.
+        Standard deviation of the means over the members, shape (M, G); zero for a single model.
     cells
-        Predicted cells from the question's control cells, mean of the members, shape (M, n, G).
+        Predicted cells, from the n control cells of the question, mean over the members, shape (M, n, G).
     abstained
-        Groups for which the model has no answer of its own, with the reason; what it gives there is what
-        perturbations do on the whole.
+        Groups for which the model has no specific prediction, with the reason; its prediction there is the
+        mean effect of perturbations.
     """
 
     mean: np.ndarray
@@ -36,7 +36,7 @@ class Answer:
 def answer(store: Store, model: Model, question: Question) -> Answer:
     """Predict every group of a question.
 
-    The control cells are a sample; the change that they undergo is added to the mean of all of them.
+    The control cells are a sample; their predicted change is added to the mean of all control cells.
     """
     dataset, _ = question.place
     members = model.members if isinstance(model, Ensemble) else [model]

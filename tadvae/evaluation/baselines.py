@@ -1,8 +1,8 @@
-"""Arithmetic baselines: what a perturbation does, predicted without a neural network.
+"""Simple baselines: predictions of mean profiles without a neural network.
 
-Every baseline works inside ONE (dataset, context), on mean log-normalised profiles, and answers for
-any number of targets. A perturbation is a set of targets: order and repetition do not matter. A new
-baseline is one class with ``@register``; the report, the evaluator and ``fit_all`` then know it.
+Every baseline works within ONE (dataset, context), on mean log-normalised profiles, and predicts any
+number of targets. A perturbation is a set of targets: order and repetition do not matter. A new
+baseline is one class with ``@register``; the evaluation, the report and ``fit_all`` then use it.
 """
 
 from abc import ABC, abstractmethod
@@ -73,7 +73,7 @@ class Profiles:
 
 
 def perturbation_key(targets: Iterable[str]) -> Perturbation:
-    """Return the one spelling of a perturbation: its different targets, sorted.
+    """Return a unique key of a perturbation: its different targets, sorted.
 
     Examples
     --------
@@ -88,8 +88,8 @@ def perturbation_key(targets: Iterable[str]) -> Perturbation:
 class Baseline(ABC):
     """One predictor: ``fit`` on training profiles, ``predict`` for any perturbations.
 
-    Subclasses set ``name`` and answer in differences from the control ("deltas"); training
-    conditions with the same set of targets have been averaged before they see them.
+    Subclasses set ``name`` and predict differences from the control ("deltas"). Training conditions
+    with the same set of targets are averaged first.
     """
 
     name: ClassVar[str]
@@ -98,12 +98,12 @@ class Baseline(ABC):
     mean_delta: Array  # (G,): the mean of ``deltas``, zero without any
 
     def fit(self, profiles: Profiles) -> Self:
-        """Learn from the training conditions; without any, every prediction is the control."""
+        """Fit to the training conditions; without any, every prediction is the control."""
         rows: dict[Perturbation, list[Array]] = {}
         for targets, mean in zip(profiles.targets, profiles.means, strict=True):
             rows.setdefault(perturbation_key(targets), []).append(mean)
         self.control = profiles.control
-        # Sorted, so that the order of the conditions cannot change a sum's rounding.
+        # Sorted, so that the rounding of sums does not depend on the order of the conditions.
         self.deltas = {key: np.mean(rows[key], axis=0) - profiles.control for key in sorted(rows)}
         self.mean_delta = np.mean(list(self.deltas.values()) or [np.zeros_like(self.control)], axis=0)
         self._fit(profiles)
@@ -132,7 +132,7 @@ class Baseline(ABC):
         return result
 
     def _fit(self, profiles: Profiles) -> None:
-        """Prepare what ``_delta`` needs; the attributes above are set."""
+        """Prepare what ``_delta`` needs; the attributes of the class are already set."""
         del profiles
 
     @abstractmethod
@@ -144,7 +144,7 @@ BASELINES: dict[str, type[Baseline]] = {}
 
 
 def register(cls: type[Baseline]) -> type[Baseline]:
-    """Enter a baseline into ``BASELINES`` under its name."""
+    """Add a baseline to ``BASELINES`` under its name."""
     BASELINES[cls.name] = cls
     return cls
 
@@ -156,7 +156,7 @@ def fit_all(profiles: Profiles, names: Iterable[str] | None = None) -> dict[str,
 
 @register
 class NoChange(Baseline):
-    """The control profile, whatever the perturbation."""
+    """The control profile, for every perturbation."""
 
     name = "no_change"
 
@@ -166,7 +166,7 @@ class NoChange(Baseline):
 
 @register
 class TrainingMean(Baseline):
-    """The mean of the training conditions' mean profiles, whatever the perturbation.
+    """The mean of the training conditions' mean profiles, for every perturbation.
 
     Source: the "non-control mean" of Systema (Viñas Torné et al. 2025) and the mean baseline of
     Ahlmann-Eltze et al. (2025). Systema pools cells; here each condition counts once.
@@ -264,7 +264,7 @@ class AdditiveRidge(Additive):
         centre, level = sums.mean(axis=0), observed.mean(axis=0)  # (G,), (G,)
         left, right = sums - centre, observed - level  # (n, G), (n, G)
         if np.sum(left**2) <= 1e-24 * np.sum(sums**2):
-            left = np.zeros_like(left)  # all sums alike: only a bias can be learned
+            left = np.zeros_like(left)  # all sums are equal: only a bias can be learned
         values, vectors = np.linalg.eigh(left @ left.T)  # (n,), (n, n)
         values = np.clip(values, 0.0, None)
         hats = self._hats(values, vectors)
@@ -292,13 +292,13 @@ class AdditiveRidge(Additive):
     ) -> tuple[float, float] | None:
         """Scale and penalty of the smallest leave-one-out error, or None if none is below ``error``.
 
-        ``error`` starts as that of plain addition, which is not fitted, so that leaving a condition
-        out changes nothing.
+        ``error`` is first that of plain addition, which has no fitted parameters, so that leaving out a
+        condition does not change it.
         """
         gram_aa, gram_ay, gram_yy = left @ left.T, left @ right.T, right @ right.T  # (n, n)
         chosen = None
         for penalty, hat in hats:
-            # Left-out residual i of a linear smoother: its residual / (1 - hat_ii).
+            # Leave-one-out residual i of a linear smoother: its residual / (1 - hat_ii), without refitting.
             out = (np.eye(len(hat)) - hat) / (1.0 - np.diag(hat))[:, None]  # (n, n)
             aa, ay, yy = (float(np.sum((out @ gram) * out)) for gram in (gram_aa, gram_ay, gram_yy))
             scale = ay / aa if aa > 0.0 else 1.0

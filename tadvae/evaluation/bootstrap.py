@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-_VALUES_AT_ONCE = 10_000_000  # drawn indices held in memory
+_VALUES_AT_ONCE = 10_000_000  # drawn indices in memory at a time
 
 
 class Interval(NamedTuple):
@@ -19,8 +19,8 @@ class Interval(NamedTuple):
 def bootstrap_mean(values: ArrayLike, seed: int = 0, n: int = 2000, level: float = 0.95) -> Interval:
     """Mean over perturbations with its percentile bootstrap interval.
 
-    Perturbations, not cells, are drawn again with replacement: the interval says how the mean would
-    move with other perturbations of the same kind.
+    Perturbations, not cells, are resampled with replacement: the interval describes how the mean would
+    change with other perturbations of the same kind.
 
     Parameters
     ----------

@@ -11,25 +11,25 @@ from numpy.typing import ArrayLike, NDArray
 Array = NDArray[np.float64]
 
 BANDWIDTH_FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
-"""The default ladder of RBF bandwidths, times the median squared distance."""
+"""Default bandwidths of the RBF kernels, as multiples of the median squared distance."""
 
-_ROUNDING = 1e-12  # relative size below which a median distance is rounding
-_BLOCK = 1024  # rows of a distance matrix held at once
-_MEDIAN_CELLS = 2000  # most cells a median bandwidth is computed from
+_ROUNDING = 1e-12  # relative size below which a median distance is only rounding error
+_BLOCK = 1024  # rows of a distance matrix in memory at a time
+_MEDIAN_CELLS = 2000  # largest number of cells for a median: the matrix of distances is quadratic in it
 
 
 def median_bandwidths(cells: ArrayLike, factors: Sequence[float] = BANDWIDTH_FACTORS) -> Array:
-    """RBF bandwidths: ``factors`` times the median squared distance of two different cells.
+    """RBF bandwidths: ``factors`` times the median squared distance between different cells.
 
-    To compare models, compute them once from the observed cells (n, G) and give them to every call.
-    Beyond 2,000 cells, 2,000 evenly spaced rows serve. A median of zero is taken as 1.
+    To compare models, compute them once from the observed cells (n, G) and pass them to every call.
+    Of more than 2,000 cells, 2,000 evenly spaced rows are used. A median of zero is replaced by 1.
 
     Source: the median heuristic of Gretton et al. (2012), JMLR 13, 723.
     """
     x = _cells(cells)
     if len(x) > _MEDIAN_CELLS:
         x = x[np.linspace(0, len(x) - 1, _MEDIAN_CELLS).astype(np.int64)]
-    centred = x - x.mean(axis=0)
+    centred = x - x.mean(axis=0)  # smaller numbers, so that |a|² + |b|² - 2ab loses fewer digits
     pairs = _squared_distances(centred, centred)[np.triu_indices(len(x), k=1)]
     median = float(np.median(pairs)) if pairs.size else 0.0
     rounding = _ROUNDING * float(np.mean(np.sum(x**2, axis=1)))
@@ -40,7 +40,7 @@ def mmd_unbiased(x: ArrayLike, y: ArrayLike, bandwidths: ArrayLike | None = None
     """Squared maximum mean discrepancy of two sets of cells, as an unbiased U-statistic.
 
     The kernel is the SUM over bandwidths of exp(-d² / bandwidth). Pairs of a cell with itself are
-    left out, so the expectation is 0 for equal distributions, whatever the numbers of cells; single
+    left out, so the expectation is 0 for equal distributions, for any numbers of cells; single
     values can be negative.
 
     Parameters
@@ -48,8 +48,8 @@ def mmd_unbiased(x: ArrayLike, y: ArrayLike, bandwidths: ArrayLike | None = None
     x, y
         Shapes (n, G) and (m, G).
     bandwidths
-        In units of squared expression. None: ``median_bandwidths`` of x and y together, which differ
-        from call to call; give bandwidths to compare models.
+        Bandwidths in units of squared expression. None: ``median_bandwidths`` of x and y together, which
+        differ between calls; pass bandwidths to compare models.
 
     Returns
     -------
@@ -112,7 +112,7 @@ def _cells(cells: ArrayLike) -> Array:
 
 
 def _two_sets(x: ArrayLike, y: ArrayLike, bandwidths: ArrayLike | None) -> tuple[Array, Array, Array]:
-    """Both sets about their common mean (d² = |a|² + |b|² - 2ab then loses fewer digits)."""
+    """Both sets minus their common mean (d² = |a|² + |b|² - 2ab then loses fewer digits), and bandwidths."""
     x_, y_ = _cells(x), _cells(y)
     if x_.shape[1] != y_.shape[1]:
         raise ValueError(f"cells: {x_.shape[1]} genes against {y_.shape[1]}.")
@@ -125,7 +125,8 @@ def _two_sets(x: ArrayLike, y: ArrayLike, bandwidths: ArrayLike | None) -> tuple
 
 
 def _squared_distances(x: Array, y: Array) -> Array:
-    """|a|² + |b|² - 2ab of the rows: one matrix product."""
+    """Squared distances |a|² + |b|² - 2ab of the rows, by one matrix product."""
+    # In place, because the matrix is the largest array here; rounding can make small distances negative.
     squares = x @ y.T  # (n, m)
     squares *= -2.0
     squares += np.sum(x**2, axis=1)[:, None]
@@ -134,7 +135,7 @@ def _squared_distances(x: Array, y: Array) -> Array:
 
 
 def _kernel(squares: Array, bandwidths: Array) -> Array:
-    """Sum of the RBF kernels, the shape of ``squares``; one at a time, to hold two matrices only."""
+    """Sum of the RBF kernels, with the shape of ``squares``; added one by one to save memory."""
     total = np.zeros_like(squares)
     for bandwidth in bandwidths:
         total += np.exp(squares / -bandwidth)
@@ -142,9 +143,9 @@ def _kernel(squares: Array, bandwidths: Array) -> Array:
 
 
 def _sum_over_pairs(x: Array, y: Array | None, bandwidths: Array | None) -> float:
-    """Sum over pairs of the kernel (of the distance, for bandwidths None), by blocks of rows.
+    """Sum over pairs of the kernel (of the distance, if bandwidths is None), in blocks of rows.
 
-    ``y`` None: ordered pairs of two different rows of x.
+    Blocks keep memory linear in the number of cells. ``y`` None: ordered pairs of different rows of x.
     """
     other = x if y is None else y
     total = 0.0

@@ -1,7 +1,8 @@
-"""The honest table: a model beside arithmetic, on groups that training has not seen.
+"""The benchmark table: comparison of a model with baselines on held-out groups.
 
-Every method predicts the mean profile of a held-out group from training data alone. Cells are compared by
-MMD and energy distance where there are cells: arithmetic predicts control cells plus its predicted change.
+Every method predicts the mean profile of a held-out group from training data only. For datasets of cells,
+sets of cells are also compared by MMD and energy distance; the cells of a baseline are control cells plus its
+predicted change.
 """
 
 from collections.abc import Mapping
@@ -34,9 +35,12 @@ from tadvae.model.ensemble import Ensemble, Model
 from tadvae.store.reader import Store
 
 METHOD = "tadvae"
+"""Name of the evaluated model in the table."""
 CEILING, NULL = "noise_ceiling", "null_95"
-"""Halves of a held-out group against each other; the 95% quantile of their distances."""
+"""Methods of the table that compare the halves of a held-out group: mean scores, and the 95% quantile of
+their distances."""
 COVERAGE, WIDTH = "coverage", "interval_width"
+"""Metrics of calibrated intervals: share of genes inside, from 0 to 1, and mean width."""
 
 
 @dataclass(frozen=True)
@@ -46,12 +50,12 @@ class Scores:
     Attributes
     ----------
     table
-        One row a (group, method, metric): dataset, context, perturbation, category, method, metric, value,
-        and ``low``, ``high``, its 95% interval over resampled cells of the group; NaN where there is none.
+        One row per (group, method, metric): dataset, context, perturbation, category, method, metric, value,
+        and ``low``, ``high``, its 95% interval over resampled cells of the group; NaN without an interval.
     abstained
-        Held-out groups for which the model has no answer of its own, with the reason.
+        Held-out groups for which the model has no specific prediction, with the reason.
     notes
-        What is missing from the table, and why.
+        What is missing from the table, with the reason.
     """
 
     table: pd.DataFrame
@@ -59,7 +63,7 @@ class Scores:
     notes: list[str] = field(default_factory=list)
 
     def summary(self, seed: int = 0) -> pd.DataFrame:
-        """Mean over groups and its bootstrap interval, by category (``all`` too), method and metric."""
+        """Mean over groups and its bootstrap interval, per category (also ``all``), method and metric."""
         both = pd.concat([self.table.assign(category="all"), self.table])
         rows = []
         for (category, method, metric), part in both.groupby(["category", "method", "metric"], sort=False):
@@ -85,16 +89,16 @@ def evaluate(
     groups
         The run's split, from :func:`tadvae.data.splits.split_groups`.
     rivals
-        Other trained models with their splits, by the name that they get in the table: they answer the same
-        questions from the same control cells.
+        Other trained models with their splits, by their name in the table; they predict the same groups from
+        the same control cells.
     category
         Only groups of this category (``combo_seen2``, ``unseen_single``, …); None: all.
 
     Raises
     ------
     UserError
-        Where nothing is held out, no group is of the category, a context has no control cells, something of
-        the run does not follow from its training rows, or a rival was trained on another split.
+        If nothing is held out, no group has the category, a context has no control cells, the leak check
+        fails, or a rival was trained on another split.
     """
     rivals = dict(rivals or {})
     tested = held_out_groups(groups, store.control, category)
@@ -121,7 +125,7 @@ def evaluate(
         notes.append(
             f"intervals of {calibration.level:.0%}, calibrated on {calibration.n} held-out training groups "
             f"({'combinations' if calibration.kind == 'combo' else 'single targets'})"
-            + ("" if np.isfinite(calibration.factor) else ": too few to promise anything")
+            + ("" if np.isfinite(calibration.factor) else ": too few to guarantee coverage")
         )
     return Scores(pd.DataFrame(rows), abstained, notes)
 
@@ -209,7 +213,7 @@ def _score_cells(
     scores: dict[tuple[str, str], np.ndarray],
     intervals: dict[tuple[str, str], np.ndarray],
 ) -> None:
-    """Add what needs the held-out cells: distances of sets, noise ceiling, intervals by resampling."""
+    """Add scores that need the held-out cells: distances of sets, noise ceiling, intervals by resampling."""
     m = len(question.cells)
     before = question.controls.dense(question.genes)  # (n, G)
 
@@ -222,7 +226,7 @@ def _score_cells(
         observed = held.dense(question.genes)  # (k, G)
         if len(observed) < 2:
             continue
-        bandwidths = median_bandwidths(observed)  # one ladder for every method
+        bandwidths = median_bandwidths(observed)  # the same bandwidths for every method
         for name, means in predicted.items():
             if name in given:
                 cells = given[name].cells[i]

@@ -1,6 +1,7 @@
-"""The latent-additive baseline: effects add up in a latent space, not in expression.
+"""The latent-additive baseline: effects are additive in a latent space, not in expression.
 
-A small network, so it is not in ``BASELINES``, which are arithmetic; evaluation adds it. It is deterministic.
+It is a small network, so it is not in ``BASELINES``, which have none; the evaluation adds it. It is
+deterministic.
 """
 
 from typing import ClassVar
@@ -33,9 +34,11 @@ class LatentAdditiveNetwork(nn.Module):
 class LatentAdditive(Baseline):
     """PerturBench's latent-additive model, trained on the mean profiles of training conditions and control.
 
-    A target that no training condition has changes nothing. Adam, squared error, ``STEPS`` full-batch steps.
+    A target that is in no training condition has no effect. Trained by Adam on the squared error, with
+    ``STEPS`` full-batch steps.
 
-    Source: PerturBench (Wu et al. 2024); there it sees single cells, here their means, like every baseline.
+    Source: PerturBench (Wu et al. 2024), where it is trained on single cells; here on means, as all
+    baselines.
     """
 
     name = "latent_additive"

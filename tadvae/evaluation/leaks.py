@@ -1,4 +1,4 @@
-"""The leak check: whatever a run has learned from must follow from its training rows alone."""
+"""The leak check: everything that a run derived from data must follow from its training rows only."""
 
 import numpy as np
 import pandas as pd
@@ -13,10 +13,10 @@ from tadvae.store.reader import Store
 
 
 def check_leaks(store: Store, groups: pd.DataFrame, model: Model, mapper: Mapper = loop) -> None:
-    """Derive again from the training rows what a run derived, and refuse any difference.
+    """Derive everything again from the training rows, and raise a UserError on any difference.
 
-    Checked are the split itself (which groups are held out), the genes of every dataset, the control profile
-    of every context, and which targets count as seen. Evaluation calls it first.
+    The check covers the split (which groups are held out), the genes of every dataset, the control profile of
+    every context, and which targets count as seen. The evaluation calls it first.
 
     Parameters
     ----------
@@ -26,7 +26,7 @@ def check_leaks(store: Store, groups: pd.DataFrame, model: Model, mapper: Mapper
     Raises
     ------
     UserError
-        With what is different, and where: the run saw held-out rows, or it was changed afterwards.
+        If something differs, naming what and where: the run used held-out rows, or it was changed later.
     """
     config = model.config
     _check_split(groups, split_groups(store, config.split, config.validation))

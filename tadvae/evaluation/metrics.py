@@ -1,14 +1,14 @@
-"""Metrics: how close is a prediction to what was measured.
+"""Metrics of the agreement between prediction and measurement.
 
-Two kinds here, on measured genes only (the caller selects the columns):
+There are two kinds, on measured genes only (the caller selects the columns):
 
 - profile metrics, in ``METRICS``: (pred (G,), true (G,), control (G,)) -> one number per perturbation;
 - discrimination metrics over M perturbations: ``rank_score``, ``centroid_accuracy`` -> (M,).
 
-Distances between sets of cells are in :mod:`tadvae.evaluation.distances`; what noise alone makes of them all
-says :mod:`tadvae.evaluation.ceiling`.
+Distances between sets of cells are in :mod:`tadvae.evaluation.distances`; the effect of sampling noise on all
+metrics is computed in :mod:`tadvae.evaluation.ceiling`.
 
-Profiles are mean log-normalised expression. ``HIGHER_IS_BETTER`` gives every metric's direction.
+Profiles are mean log-normalised expression. ``HIGHER_IS_BETTER`` gives the direction of every metric.
 """
 
 from collections.abc import Callable, Sequence
@@ -28,9 +28,9 @@ DE_GENES = 20
 """Genes of the overlap of differential expression: the number that GEARS and PerturBench report."""
 
 RESPONSIVE_GENES = 100
-"""Most genes that ``pearson_delta_de`` looks at."""
+"""Largest number of genes that ``pearson_delta_de`` uses."""
 
-_ROUNDING = 1e-12  # relative size below which a centred difference is rounding, not an effect
+_ROUNDING = 1e-12  # relative size below which a centred difference is only rounding error
 
 
 # ---------------------------------------------------------------- profile metrics
@@ -39,8 +39,8 @@ _ROUNDING = 1e-12  # relative size below which a centred difference is rounding,
 def pearson_delta(pred: ArrayLike, true: ArrayLike, control: ArrayLike) -> float:
     """Pearson correlation of pred - control with true - control over genes; in [-1, 1].
 
-    A prediction that changes no gene, or every gene alike, has no correlation; it counts as 0, so
-    that ``no_change`` can be tabled. NaN only if the true difference is constant (or an input is NaN).
+    A prediction that changes no gene, or all genes equally, has no correlation; it counts as 0, so
+    that ``no_change`` has a score. NaN only if the true difference is constant (or an input is NaN).
 
     Source: "Pearson delta" of GEARS (Roohani et al. 2024) and Ahlmann-Eltze et al. (2025).
     """
@@ -81,10 +81,10 @@ def cosine_logfc(pred: ArrayLike, true: ArrayLike, control: ArrayLike) -> float:
 
 
 def de_overlap(pred: ArrayLike, true: ArrayLike, control: ArrayLike, k: int = DE_GENES) -> float:
-    """Share of the k genes that truly change most which are among the k predicted to; in [0, 1].
+    """Overlap of the k genes with the largest true and predicted changes, as a share; in [0, 1].
 
-    Genes are ranked by the absolute change of their mean log expression; of equal ones the first counts,
-    and a gene without any predicted change is never chosen. With fewer than k genes, k is their number.
+    Genes are ranked by the absolute change of their mean log expression; of equal ones the first is taken,
+    and a gene without any predicted change is never taken. With fewer than k genes, k is their number.
     NaN only if no gene truly changes.
 
     Source: the overlap of the top k differentially expressed genes, as in cell-eval (Adduri et al. 2025).
@@ -119,7 +119,7 @@ HIGHER_IS_BETTER: dict[str, bool] = {
     "mmd": False,
     "interval_width": False,
 }
-"""``mmd`` is the unbiased one in the tables. Coverage is not here: it should be neither high nor low."""
+"""``mmd`` in the tables is the unbiased MMD. Coverage is missing: it should equal its nominal level."""
 
 
 def score_profiles(
@@ -134,10 +134,10 @@ def score_profiles(
 
 
 def responsive_genes(deltas: ArrayLike, k: int = RESPONSIVE_GENES) -> NDArray[np.int64]:
-    """The k genes that respond most to the TRAINING perturbations: sorted columns, shape (min(k, G // 2),).
+    """The k genes with the largest response to TRAINING perturbations: sorted columns, (min(k, G // 2),).
 
-    By the root mean square of their change over training conditions, ``deltas`` (N, G). The choice sees no
-    held-out condition, so that a metric on these genes does not peek at the answer.
+    Genes are ranked by the root mean square of their change over the training conditions, ``deltas`` (N, G).
+    Held-out conditions are not used, so that the choice of genes does not leak information on them.
     """
     changes = np.asarray(deltas, dtype=np.float64)
     size = np.sqrt(np.mean(changes**2, axis=0))
@@ -155,7 +155,7 @@ def rank_score(
     kind: Literal["cosine", "rmse"] = "cosine",
     among: Literal["observed", "predicted"] = "observed",
 ) -> Array:
-    """Does a prediction single out its own perturbation? 0 is best, 0.5 chance, 1 worst.
+    """Rank of the own perturbation by distance to a prediction; in [0, 1]: 0 best, 0.5 chance, 1 worst.
 
     Parameters
     ----------
@@ -175,8 +175,8 @@ def rank_score(
     -------
     Array
         Shape (M,). NaN for a single perturbation (M = 1), which has no others, and where the own
-        distance is NaN. A tie counts one half, so that a model blind to the perturbation averages
-        0.5; PerturBench's formula counts it 1 while its code breaks it at random.
+        distance is NaN. A tie counts one half, so that a model that ignores the perturbation averages
+        0.5; PerturBench's formula counts it 1, while its code breaks it at random.
 
     Source: PerturBench (Wu et al. 2024), equation 2.
     """
@@ -202,7 +202,9 @@ def rank_score(
     if m < 2:
         return np.full(m, np.nan)
     own = np.diag(distance)[:, None]  # (M, 1)
-    closer = np.sum(distance < own, axis=1) + 0.5 * (np.sum(distance == own, axis=1) - 1)  # less itself
+    closer = np.sum(distance < own, axis=1) + 0.5 * (
+        np.sum(distance == own, axis=1) - 1
+    )  # minus the tie with itself
     return np.where(np.isnan(own[:, 0]), np.nan, closer / (m - 1))
 
 
@@ -224,7 +226,7 @@ def centroid_accuracy(pred: ArrayLike, true: ArrayLike) -> Array:
 def _profiles(pred: ArrayLike, true: ArrayLike, control: ArrayLike) -> tuple[Array, Array, Array]:
     arrays = [np.asarray(a, dtype=np.float64) for a in (pred, true, control)]
     shapes = [a.shape for a in arrays]
-    # Checked, because a broadcast (G,) against (1, G) would give a number that means nothing.
+    # Checked, because broadcasting (G,) with (1, G) would give a meaningless number without an error.
     if arrays[0].ndim != 1 or len(set(shapes)) != 1 or not arrays[0].size:
         raise ValueError(f"profiles: expected three vectors of one length, got shapes {shapes}.")
     return arrays[0], arrays[1], arrays[2]
@@ -233,18 +235,20 @@ def _profiles(pred: ArrayLike, true: ArrayLike, control: ArrayLike) -> tuple[Arr
 def _matrices(pred: ArrayLike, true: ArrayLike) -> tuple[Array, Array]:
     x, y = np.asarray(pred, dtype=np.float64), np.asarray(true, dtype=np.float64)
     if x.ndim != 2 or x.shape != y.shape:
-        raise ValueError(f"profiles: expected two (M, G) matrices alike, got {x.shape} and {y.shape}.")
+        raise ValueError(
+            f"profiles: expected two (M, G) matrices of equal shape, got {x.shape} and {y.shape}."
+        )
     return x, y
 
 
 def _top(change: Array, k: int) -> set[int]:
-    """The k genes of the largest absolute change, without those that do not change."""
+    """The k genes with the largest absolute change, without genes that do not change."""
     order = np.argsort(-np.abs(change), kind="stable")[:k]
     return {int(g) for g in order if change[g] != 0.0}
 
 
 def _centred(profile: Array, control: Array) -> Array:
-    """Profile - control less its mean over genes; exactly zero where that is only rounding."""
+    """Profile - control, minus its mean over genes; exactly zero if it is only rounding error."""
     delta = profile - control
     delta = delta - delta.mean()
     size = max(np.abs(profile).max(), np.abs(control).max())
@@ -252,7 +256,7 @@ def _centred(profile: Array, control: Array) -> Array:
 
 
 def _logfc(profile: Array, control: Array) -> Array:
-    """Log-fold change of (..., G) against (G,); zero where it is only rounding."""
+    """Log-fold change of (..., G) against (G,); zero if it is only rounding error."""
     change = np.log(np.maximum(profile, 0.0) + PSEUDOCOUNT) - np.log(np.maximum(control, 0.0) + PSEUDOCOUNT)
     change[np.abs(change) <= _ROUNDING] = 0.0
     return change

@@ -1,6 +1,6 @@
-"""What evaluation asks: the held-out groups of a run, with all that may be known to answer, and the truth.
+"""Questions of an evaluation: the held-out groups of a run, the data for predicting them, and the truth.
 
-Everything that a method may use comes from training rows; the truth comes from held-out rows alone.
+The data that methods may use come from training rows; the truth comes only from held-out rows.
 """
 
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ from tadvae.evaluation.baselines import Profiles
 from tadvae.store.reader import Store
 
 CELLS = 256
-"""Most cells of a group that predictions start from and that the MMD compares."""
+"""Largest number of cells of a group that predictions start from and that the MMD compares."""
 KEYS = ["dataset", "context", "perturbation"]
 
 
@@ -31,11 +31,11 @@ class Question:
     Attributes
     ----------
     place
-        (dataset, context), store indices.
+        (dataset, context), indices in the store.
     groups
-        Rows of the split, shape (M, …).
+        Rows of the split, one per group.
     targets
-        Of each group.
+        Targets of each group.
     genes
         Sorted vocabulary indices of the dataset's genes, shape (G,).
     control
@@ -43,13 +43,13 @@ class Question:
     controls
         Control cells, at most ``CELLS``.
     profiles
-        What arithmetic may know.
+        Training profiles that the baselines are fitted to.
     observed
         The truth: mean profiles of the held-out cells, shape (M, G).
     cells
         Held-out cells of each group, at most ``CELLS``.
     has_cells
-        False where the dataset holds mean profiles.
+        False if the dataset holds mean profiles.
     """
 
     place: tuple[int, int]
@@ -65,23 +65,23 @@ class Question:
 
     @property
     def perturbations(self) -> list[int]:
-        """Store indices, M of them."""
+        """Indices of the M perturbations in the store."""
         return [int(p) for p in self.groups["perturbation"]]
 
     @property
     def where(self) -> str:
-        """Dataset and context in words."""
+        """Dataset and context as text, for messages."""
         row = self.groups.iloc[0]
         return f"dataset '{row['dataset_name']}', context '{row['context_name']}'"
 
 
 def held_out_groups(groups: pd.DataFrame, control: int, category: str | None = None) -> pd.DataFrame:
-    """Held-out groups of a split, of one category or all.
+    """Held-out groups of a split, of one category or of all.
 
     Raises
     ------
     UserError
-        Where nothing is held out, or nothing of the category.
+        If nothing is held out, or no group has the category.
     """
     held = groups[~groups["part"].isin([TRAIN, VALIDATION]) & (groups["perturbation"] != control)]
     if held.empty:
@@ -111,12 +111,12 @@ def ask(
     groups
         The whole split.
     tested
-        Those of its rows that are asked for.
+        The rows of the split to evaluate.
 
     Raises
     ------
     UserError
-        Where a context has no control cells to start from.
+        If a context has no control cells to start from.
     """
     views = views_of(store, vocabulary)
     train_reader = CellReader(store, views, split)
@@ -124,7 +124,7 @@ def ask(
     bags = store.bags.reset_index(names="bag")
     test_bags = store.bags.loc[bags.merge(tested[KEYS], on=KEYS)["bag"].sort_values()]
     places = tested[KEYS[:2]].drop_duplicates()
-    # the controls of a context that is held out are what a prediction starts from, not what is learned
+    # Control cells of a held-out context are the input of its predictions; they are not used for training.
     control_bags = bags[bags["perturbation"] == store.control].merge(places, on=KEYS[:2])["bag"]
     control_bags = store.bags.loc[control_bags.sort_values()]
     train_bags = training_bags(store, groups, split)
@@ -164,10 +164,10 @@ def ask(
 def training_profiles(
     store: Store, place: tuple[int, int], train: GroupMeans, vocabulary: Vocabulary
 ) -> Profiles:
-    """What arithmetic may know of a (dataset, context).
+    """Training profiles of a (dataset, context) that baselines are fitted to.
 
-    In a context without any perturbation in training, the changes seen in the dataset's other contexts
-    stand in: the mean change of each perturbation over them, added to this context's control.
+    For a context without any perturbation in training, the changes in the other contexts of the dataset are
+    used: the mean change of each perturbation over them, added to the control of this context.
     """
     dataset, context = place
     control = train.mean[dataset, context, store.control]

@@ -1,1 +1,1 @@
-"""Gene identifiers brought to one vocabulary."""
+"""Mapping of gene identifiers to one vocabulary."""

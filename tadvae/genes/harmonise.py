@@ -1,4 +1,4 @@
-"""Gene names of one panel, and names of perturbation targets, brought to the keys of a reference."""
+"""Map the gene names of a panel, and the names of perturbation targets, to the keys of a reference."""
 
 from collections.abc import Sequence
 
@@ -16,13 +16,13 @@ from tadvae.genes.reference import (
     _text,
 )
 
-_BLANK = frozenset({"", "nan", "NaN", "None", "<NA>", "NA"})  # what casts and text files leave of nothing
+_BLANK = frozenset({"", "nan", "NaN", "None", "<NA>", "NA"})  # missing values after a cast or in a text file
 
-# Stimuli, reporters and constructs that screens name as perturbations, and that were once an alias of
-# an unrelated gene (LPS of IRF6, TCR of a T-cell receptor pseudogene).
+# Stimuli, reporters and constructs that screens use as perturbation names and that are also an alias of an
+# unrelated gene (LPS of IRF6, TCR of a T-cell receptor pseudogene).
 _NOT_TARGETS = frozenset({"BFP", "IFN", "KO", "LPS", "NA", "NT", "PBS", "PHA", "RFP", "SEB", "TCR", "TPA"})
 
-_MIN_FOREIGN = 20  # the spelling of fewer names says nothing about the organism
+_MIN_FOREIGN = 20  # fewer names are too few to tell the organism by spelling
 
 
 def harmonise(
@@ -33,20 +33,20 @@ def harmonise(
     symbols: Sequence[str] | None = None,
     max_unknown: float = 0.5,
 ) -> pd.DataFrame:
-    """Bring one panel's gene names to the reference's keys.
+    """Map the gene names of one panel to the keys of the reference.
 
     Parameters
     ----------
     names
         The panel's gene names, such as ``adata.var_names``.
     reference
-        What is known of the organism's genes.
+        Known genes of the organism.
     where
         The file or column that the names come from, for messages.
     symbols
-        A second column of names (``adata.var["gene_symbols"]``), read where the first says nothing.
+        A second column of names (``adata.var["gene_symbols"]``), used where the first gives no match.
     max_unknown
-        The greatest share of unknown names to accept.
+        Largest accepted share of unknown names, from 0 to 1.
 
     Returns
     -------
@@ -67,7 +67,7 @@ def harmonise(
     Ensembl ids and official symbols are direct matches. An indirect match (an alternate id, another case,
     an alias, a name without scanpy's suffix, the second column) never makes a duplicate: where its gene is
     in the panel already, or two of them meet, the weaker (both, if equally strong) keeps its own name and
-    is unknown. The order of the names has no influence on the result.
+    is unknown. The result does not depend on the order of the names.
     """
     if symbols is not None and len(symbols) != len(names):
         raise ValueError(f"{len(names)} names, but {len(symbols)} symbols")
@@ -99,10 +99,10 @@ def harmonise(
 
 
 def canonical_targets(names: Sequence[str], reference: GeneReference) -> list[str | None]:
-    """Return the gene key of each perturbation target, None for what is no gene (a drug, a stimulus).
+    """Return the gene key of each perturbation target, None for a target that is not a gene (drug, stimulus).
 
-    Only an Ensembl id, an official symbol in its own case or an unambiguous alias is a gene here. Under
-    the reference "none" every name is.
+    Only an Ensembl id, an official symbol in its own case or an unambiguous alias counts as a
+    gene. Under the reference "none" every name does.
     """
     if reference.as_given:
         return [_text(name) or None for name in names]
@@ -116,7 +116,7 @@ def canonical_targets(names: Sequence[str], reference: GeneReference) -> list[st
 def _find_all(
     reference: GeneReference, texts: list[str], own: list[str], second: list[str]
 ) -> list[_Match | None]:
-    """Find every name by itself, else without its suffix, else by the second column."""
+    """Match every name as given, then without its suffix, then by the second column."""
     panel = set(own)
     matches: list[_Match | None] = []
     for text, symbol in zip(texts, second, strict=True):
@@ -128,14 +128,14 @@ def _find_all(
 
 
 def _without_collisions(matches: list[_Match | None], own: list[str]) -> list[_Match | None]:
-    """Return the matches without the indirect ones whose gene a stronger one has taken."""
-    # A name is taken even where it is itself indirect: it may come to stand for itself.
+    """Drop indirect matches whose gene has a stronger match in the panel."""
+    # A name counts as taken even where it matches indirectly: without that match it keeps its own name.
     taken = set(own) | {match.key for match in matches if match and match.rank == _DIRECT}
     ranks: dict[str, list[int]] = {}
     for match in matches:
         if match and match.rank != _DIRECT:
             ranks.setdefault(match.key, []).append(match.rank)
-    # Two of equal strength say nothing about which of them the gene is.
+    # With two matches of equal strength, nothing tells which of them is the gene.
     winner = {
         key: min(found) for key, found in ranks.items() if key not in taken and found.count(min(found)) == 1
     }
@@ -145,8 +145,8 @@ def _without_collisions(matches: list[_Match | None], own: list[str]) -> list[_M
 def _check_known(
     matches: list[_Match | None], texts: list[str], reference: GeneReference, where: str, max_unknown: float
 ) -> None:
-    """Refuse a panel of another organism, or a column that holds no gene names."""
-    mend = (
+    """Raise a UserError for a panel of another organism, or for a column without gene names."""
+    fix = (
         f"expected Ensembl ids or symbols of the gene reference {reference.name}; give the right column of"
         " var in the dataset's spec, or `genes: {reference: none}` to take names as they are."
     )
@@ -158,18 +158,18 @@ def _check_known(
     if len(foreign) >= max(_MIN_FOREIGN, direct):
         raise UserError(
             f"{where}: {len(foreign)} of {len(texts)} gene names are spelt as in mouse or rat (for example"
-            f" {', '.join(foreign[:3])}); put the names into upper case if they are human; {mend}"
+            f" {', '.join(foreign[:3])}); put the names into upper case if they are human; {fix}"
         )
     unknown = [text for match, text in pairs if match is None]
     if len(unknown) > max_unknown * len(texts):
         raise UserError(
             f"{where}: {len(unknown) / len(texts):.0%} of {len(texts)} gene names are unknown (for example"
-            f" {', '.join(unknown[:3])}), more than {max_unknown:.0%}; {mend}"
+            f" {', '.join(unknown[:3])}), more than {max_unknown:.0%}; {fix}"
         )
 
 
 def _check_duplicates(keys: list[str], texts: list[str], where: str) -> None:
-    """Refuse a gene that occurs twice."""
+    """Raise a UserError if a gene occurs twice."""
     groups: dict[str, list[str]] = {}
     for key, text in zip(keys, texts, strict=True):
         groups.setdefault(key, []).append(text)

@@ -1,8 +1,8 @@
-"""Gene identifiers brought to one key: Ensembl id, official symbol, alias.
+"""Reference of gene identifiers: Ensembl ids, official symbols and aliases map to one key per gene.
 
 Screens name their genes differently: Ensembl ids with or without a version, official symbols, retired
 symbols, symbols made unique by scanpy. A model over many screens needs one key per gene. A missed match
-costs one gene in one screen; a wrong one mixes two genes unseen, so every doubtful match is refused.
+costs one gene in one screen; a wrong match mixes two genes silently, so every doubtful match is refused.
 """
 
 import functools
@@ -20,8 +20,8 @@ import pyarrow.parquet as pq
 
 from tadvae.base.errors import UserError
 
-# Any species' Ensembl gene id. GENCODE adds a version, and marks the Y chromosome's copy of a gene that X
-# has too; that copy stands in for the gene only where the gene is absent, as an alternate id does.
+# Ensembl gene id of any species. GENCODE adds a version, and marks the copy on chromosome Y of a gene that X
+# has too (_PAR_Y); like an alternate id, that copy matches the gene only where the gene itself is absent.
 _ENSEMBL = re.compile(r"(ENS[A-Z]*G\d{11})(?:\.\d+)?(_PAR_Y)?")
 
 _MADE_UNIQUE = re.compile(r"(.+)-[1-9]\d?")  # scanpy's make_unique: TBCE, TBCE-1, TBCE-2
@@ -31,7 +31,7 @@ _DIRECT, _ALTERNATE, _OTHER_CASE, _ALIAS, _SUFFIX, _VAR_SYMBOL = range(6)
 
 
 class _Match(NamedTuple):
-    """What a name was found to be; a lower rank is stronger evidence."""
+    """The match of a name; a lower rank is stronger evidence."""
 
     how: str
     rank: int
@@ -40,15 +40,15 @@ class _Match(NamedTuple):
 
 
 class GeneReference:
-    """What is known of an organism's genes: Ensembl ids, symbols and aliases.
+    """Known genes of an organism: Ensembl ids, symbols and aliases.
 
     Parameters
     ----------
     name
-        Shown in messages.
+        Name of the reference, shown in messages.
     table
         Columns ``symbol`` and ``ensembl_id`` (either may be empty in a row), and, optionally, the lists
-        ``aliases`` and ``ensembl_alternates``. ``None``: nothing is known, and every identifier is taken
+        ``aliases`` and ``ensembl_alternates``. ``None``: no gene is known, and every identifier is used
         as it is.
     """
 
@@ -67,7 +67,7 @@ class GeneReference:
         symbols = [(symbol, row) for row, symbol in enumerate(self._symbols) if symbol]
         self._by_symbol = _unambiguous(symbols)
         self._by_upper = _unambiguous((symbol.upper(), row) for symbol, row in symbols)
-        # An alias that is another gene's symbol, if in another case (Met of RNMT), names that other gene.
+        # An alias that is another gene's symbol, even in another case (Met of RNMT), means that other gene.
         taken = {symbol.upper() for symbol, _ in symbols}
         self._by_alias = _unambiguous(
             (alias, row)
@@ -120,7 +120,7 @@ class GeneReference:
         return None if row is None else self._match(row, "alias", _ALIAS)
 
     def _find(self, name: str) -> _Match | None:
-        """Find a name by the strongest evidence there is."""
+        """Match a name by the strongest available evidence."""
         if match := self._find_exact(name):
             return match
         if (row := self._by_upper.get(name.upper())) is not None:
@@ -128,7 +128,7 @@ class GeneReference:
         return self._find_alias(name)
 
     def _find_suffixed(self, name: str, panel: set[str]) -> _Match | None:
-        """Find what scanpy's make_unique has changed, unless the unchanged name is in the panel."""
+        """Match a name without the suffix of scanpy's make_unique, unless the panel has that name too."""
         found = _MADE_UNIQUE.fullmatch(name)
         if not found or _own_key(found[1]) in panel:
             return None
@@ -137,19 +137,19 @@ class GeneReference:
 
 
 def _own_key(name: str) -> str:
-    """Return the key of a name that stands for itself: an Ensembl id loses its version."""
+    """Return the key of a name without a match: the name, or an Ensembl id without its version."""
     found = _ENSEMBL.fullmatch(name)
     return found[1] + (found[2] or "") if found else name
 
 
 def _text(name: Any) -> str:
-    """Return a cell of a table as text, a missing value as an empty one."""
+    """Return a table entry as text; a missing value becomes the empty string."""
     missing = name is None or name is pd.NA or name != name
     return "" if missing else str(name).strip()
 
 
 def _unambiguous(pairs: Iterable[tuple[str, int]]) -> dict[str, int]:
-    """Return name -> row without the names of several rows."""
+    """Map each name to its row; names that occur in several rows are left out."""
     index: dict[str, int] = {}
     several = {name for name, row in pairs if index.setdefault(name, row) != row}
     return {name: row for name, row in index.items() if name not in several}
@@ -163,7 +163,7 @@ class _Gene(NamedTuple):
 
 
 def _merge_rows(name: str, table: pd.DataFrame) -> list[_Gene]:
-    """Return the table's genes, repeated rows of a gene merged."""
+    """Return the genes of the table; repeated rows of a gene are merged."""
     if not {"symbol", "ensembl_id"} <= set(table.columns):
         raise UserError(
             f"{name}: expected a gene table with the columns symbol and ensembl_id, found"

@@ -1,1 +1,1 @@
-
+"""The network: pathway layer, encoder, latent factors, causal layer, decoder and losses."""

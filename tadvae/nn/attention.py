@@ -1,12 +1,12 @@
-"""The pathway layer's arithmetic over edges: fused kernels on the CPU, plain torch elsewhere.
+"""Attention of pathways over genes along edges: fused kernels on the CPU, plain torch elsewhere.
 
-Without an encoder ``q·k`` and the read-out of a value are numbers of an edge, the same for every cell:
-:func:`edge_dot` computes them once a step, and :func:`edge_attention` needs a few scalars for each
-(token, edge) pair. With an encoder :func:`token_attention` takes keys and values of every token.
+Without an encoder, ``q·k`` and the read-out of a value depend only on the edge, not on the cell:
+:func:`edge_dot` computes them once per step, and :func:`edge_attention` needs a few scalars for each
+(token, edge) pair. With an encoder, :func:`token_attention` takes keys and values of every token.
 
-Every function has two paths that agree: numba on CPU tensors, and torch (gather, scatter) on GPU tensors
-and wherever ``numba`` is false. Inputs in half precision are widened first. The kernels keep only
-(B, P, h) statistics for backward; no path makes a (B, P, G) tensor.
+Every function has two equivalent paths: numba on CPU tensors, and torch (gather, scatter) on GPU tensors
+and wherever ``numba`` is false. Inputs in half precision are converted to float32 first. The kernels keep
+only (B, P, h) statistics for backward; no path creates a (B, P, G) tensor.
 """
 
 from functools import cache
@@ -22,7 +22,7 @@ from tadvae.nn.tokens import Basis
 
 @cache
 def kernels() -> ModuleType | None:
-    """The kernels as autograd functions; None where numba cannot be imported."""
+    """The kernels as autograd functions; None if numba cannot be imported."""
     try:
         from tadvae.nn.kernels import functions
     except ImportError:
@@ -36,7 +36,9 @@ def edge_dot(left: Tensor, right: Tensor, edges: ActiveEdges, numba: bool = True
     Parameters
     ----------
     left : (P, h, w)
+        Vectors of the pathways, per head.
     right : (G, n_basis, h, w)
+        Vectors of the genes, per basis function and head.
 
     Returns
     -------
@@ -64,8 +66,9 @@ def edge_attention(
     Parameters
     ----------
     match, shift : (E, h) or None
-        None: zero.
+        Slope and intercept of the logits of each edge; None: zero.
     load : (n_basis, E, h)
+        Read-out of the value of each edge, per basis function.
     """
     x, phi, load = _wide(cells.values), _wide(basis.phi), _wide(load)
     match, shift = _wide_or_none(match), _wide_or_none(shift)
@@ -106,6 +109,7 @@ def edge_sum(
     Parameters
     ----------
     weight : (E, n_basis)
+        Weight of each edge, per basis function.
     """
     phi, weight = _wide(basis.phi), _wide(weight)
     fused = _kernels_for(numba, phi, weight)
@@ -133,10 +137,11 @@ def token_attention(
     Parameters
     ----------
     query, readout : (P, h, w)
-        The query's scale 1/√w included.
+        Vectors of the pathways; the scale 1/√w is included in ``query``.
     key, value : (T, h, w)
+        Vectors of the tokens.
     gate, shift : (E,) or None
-        None: one, and zero.
+        Factor and summand of the logits of each edge; None: one, and zero.
     """
     query, readout, key, value = _wide(query), _wide(readout), _wide(key), _wide(value)
     gate, shift = _wide_or_none(gate), _wide_or_none(shift)
@@ -187,7 +192,8 @@ def _attend(logits: Tensor, value: Tensor, pairs: CellEdges, cells: PackedCells)
 
 
 def _kernels_for(wanted: bool, *tensors: Tensor | None) -> ModuleType | None:
-    """The kernels, if they are wanted, there, and made for such tensors."""
+    """The kernels, if they are wanted, available, and support the device and type of the tensors."""
+    # Tensors of mixed types go to torch: the kernels are compiled for one type, and torch promotes types.
     first = next(tensor for tensor in tensors if tensor is not None)
     fit = first.device.type == "cpu" and first.dtype in (torch.float32, torch.float64)
     same = all(tensor is None or tensor.dtype == first.dtype for tensor in tensors)
@@ -195,6 +201,7 @@ def _kernels_for(wanted: bool, *tensors: Tensor | None) -> ModuleType | None:
 
 
 def _wide(tensor: Tensor) -> Tensor:
+    # A softmax or sum over hundreds of tokens loses too many digits in half precision.
     return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
 
 

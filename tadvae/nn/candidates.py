@@ -1,7 +1,7 @@
-"""Which genes beyond its members a pathway could recruit: candidate edges for the soft strategies.
+"""Candidate edges of the soft strategies: genes outside a pathway that training may add to it.
 
-A model rebuilds them from its vocabulary alone, so scores are compared in whole numbers: every machine then
-finds the same edges.
+A model computes them again from its vocabulary when it is loaded. Scores are therefore integers, so that
+every machine finds the same edges.
 """
 
 from typing import Literal
@@ -14,14 +14,14 @@ from tadvae.pathways.membership import Membership
 
 
 def candidate_edges(membership: Membership, n: int | Literal["all"]) -> Ends | None:
-    """Candidates by the pathways alone: every gene, or the ``n`` best of :func:`by_shared_pathways`."""
+    """Candidate edges from the pathways: every gene, or the ``n`` best of :func:`by_shared_pathways`."""
     if n == 0:
         return None
     return every_gene(membership) if n == "all" else by_shared_pathways(membership, n)
 
 
 def every_gene(membership: Membership) -> Ends:
-    """All edges, members too: the whole matrix W of the paper."""
+    """All (pathway, gene) edges, members included: the full matrix W of the paper."""
     P, G = membership.n_pathways, membership.n_genes
     return np.repeat(np.arange(P), G), np.tile(np.arange(G), P)
 
@@ -30,7 +30,7 @@ def by_shared_pathways(membership: Membership, n: int) -> Ends:
     """The ``n`` genes that share most pathways with a pathway's members; fewer where fewer share any.
 
     The score of gene g for pathway p is ``(Σ_{m in p} shared(g, m))² / degree(g)``: the square of a cosine,
-    so that a gene of very many pathways is not everybody's neighbour. Ties go to the lower index.
+    so that genes in very many pathways do not rank first everywhere. Ties go to the lower index.
     """
     M = _mask(membership)  # (P, G)
     shared = ((M @ M.T) @ M).tocsr()  # (P, G): Σ_{q ∋ g} |p ∩ q|

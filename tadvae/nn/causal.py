@@ -1,7 +1,9 @@
 """The causal layer: factors act on each other along a directed acyclic graph, perturbations on factors.
 
-Source: Zhang et al. 2023 (discrepancy VAE), equations in REFERENCES A1; targets by gene embedding and
-shifts by modality and dataset are ours (DESIGN §5.6).
+Source: Zhang et al. 2023 (discrepancy VAE): the linear structural equations of the factors, and the shift of
+one factor by a target that a softmax assigns to it. Added here: targets by gene embedding, so that targets
+without training cells can be predicted; and a scale of shifts by modality and dataset, because the same
+target is perturbed with different strength in different screens.
 """
 
 from dataclasses import dataclass
@@ -15,44 +17,68 @@ from tadvae.base.config import Config
 
 
 class CausalConfig(Config):
-    """Latent factors and how perturbations reach them."""
+    """Latent factors, the graph between them, and how perturbations shift them."""
 
     n_factors: int = Field(32, ge=1)
-    """K."""
+    """Number K of latent factors."""
     targets: Literal["identity", "gene"] = "identity"
-    """Targets as one-hot codes (published), or by an embedding of the target gene."""
+    """How a target is represented.
+
+    - ``identity``: a one-hot code, as published; use it if all targets of interest are in the training data.
+    - ``gene``: the embedding of the target gene plus a correction; use it to predict targets that were never
+      perturbed in training.
+    """
     hidden: int = Field(128, ge=1)
+    """Width of the network that assigns targets to factors."""
     graph: bool = True
-    """Whether factors act on each other; without, u = z (NetActivity)."""
+    """Whether factors act on each other; without the graph, u = z (NetActivity)."""
     graph_init: float = Field(0.1, ge=0)
-    """Standard deviation of G at the start (published: 0.1)."""
+    """Standard deviation of the initial edge weights G (published: 0.1)."""
     shift: Literal["assigned", "free"] = "free"
-    """``assigned``: a target acts on the factor it is assigned to (published); ``free``: besides, on any
-    factor by an amount of its own, zero at the start."""
+    """Factors that a target can shift.
+
+    - ``assigned``: the one factor that the target is assigned to, as published; use it if each target should
+      explain one factor.
+    - ``free``: in addition every factor, by a learned amount that is zero at the start; use it for
+      prediction accuracy.
+    """
     interaction: Literal["additive", "pairwise"] = "additive"
-    """``additive``: shifts of several targets add up (published); ``pairwise``: plus a low-rank term of every
-    pair of targets, zero at the start."""
+    """How the shifts of several targets are combined.
+
+    - ``additive``: their sum, as published; the usual choice.
+    - ``pairwise``: the sum plus a low-rank term per pair of targets, zero at the start; use it if many
+      combinations are in the training data.
+    """
     interaction_rank: int = Field(8, ge=1)
+    """Rank of the pair term; only for ``pairwise``."""
     sign_prior: Literal["none", "start", "strict"] = "start"
-    """What is believed of activating and silencing modalities. ``none``: nothing (published); ``start``: a
-    target's shift through a silencing screen has the other sign than through an activating one, and starts
-    below zero; ``strict``: on its assigned factor it stays there."""
+    """Prior knowledge on the direction of activating and silencing modalities.
+
+    - ``none``: no prior, as published; use it to reproduce publications.
+    - ``start``: a target shifts factors in opposite directions in silencing and activating screens, and
+      silencing starts with a negative shift; the usual choice.
+    - ``strict``: in addition, the shift of the assigned factor never changes its sign; use it if training
+      with ``start`` reverses signs.
+    """
     scales: bool = True
-    """A factor ``exp(modality + dataset)`` on all shifts; the published models have none."""
+    """Whether all shifts are multiplied by a learned ``exp(modality + dataset)``; the published models do
+    not have it."""
 
 
 @dataclass(frozen=True)
 class Intervention:
-    """Perturbations of n bags, their targets end to end.
+    """Perturbations of n bags; the targets of all bags in one array.
 
     Attributes
     ----------
     target, modality : (n_targets,) int64
-    bag : (n_targets,) int64
-        The bag each target belongs to.
+        Index of each target, and of the modality that perturbs it.
     dataset : (n_targets,) int64
+        Index of the dataset of each target's bag.
+    bag : (n_targets,) int64
+        Index of the bag that each target belongs to.
     n_bags
-        n; a bag without targets is not perturbed.
+        Number of bags; a bag without targets is not perturbed.
     """
 
     target: Tensor
@@ -65,11 +91,11 @@ class Intervention:
 class CausalLayer(nn.Module):
     """``u = (z + Σ_i v_i + Σ_{i<j} e_ij)(I − triu(G, 1))⁻¹`` with the shift ``v_i = b_i s_i``.
 
-    ``b = softmax(temperature · f(target))`` says on which factor a target acts; ``shift="free"`` adds a
-    vector of the target's own to ``v_i``; ``interaction="pairwise"`` has ``e_ij = Q (P v_i ⊙ P v_j)``.
+    ``b = softmax(temperature · f(target))`` assigns a target to a factor; ``shift="free"`` adds a learned
+    vector of the target to ``v_i``; ``interaction="pairwise"`` sets ``e_ij = Q (P v_i ⊙ P v_j)``.
 
-    The shift is ``s = sign(modality) · exp(modality + dataset) · s_target``, so that one target can act
-    through datasets that activate it and datasets that silence it.
+    The shift is ``s = sign(modality) · exp(modality + dataset) · s_target``, so that datasets that activate a
+    target and datasets that silence it train the same ``s_target``.
     """
 
     sign: Tensor
@@ -83,7 +109,7 @@ class CausalLayer(nn.Module):
         self.config = config
         if config.graph:
             self.graph = nn.Parameter(torch.randn(K, K) * config.graph_init)
-        # screens without perturbations have no targets; a layer of width 0 would be none
+        # Screens without perturbations have no targets, and torch warns about layers of width 0.
         width = max(n_targets, 1) if config.targets == "identity" else d_gene
         self.assign = nn.Sequential(
             nn.Linear(width, config.hidden), nn.LeakyReLU(0.2), nn.Linear(config.hidden, K)
@@ -117,16 +143,18 @@ class CausalLayer(nn.Module):
 
     def adjacency(self) -> Tensor:
         """The strictly upper triangular graph: entry (i, j) is the effect of factor i on factor j."""
+        # Edges only lead from lower to higher factors, so the graph is acyclic by construction and training
+        # needs no acyclicity constraint.
         if not self.config.graph:
             K = self.config.n_factors
             return next(self.assign.parameters()).new_zeros(K, K)
         return torch.triu(self.graph, diagonal=1)
 
     def codes(self, target: Tensor, gene_embedding: Tensor) -> Tensor:
-        """What f sees of each target, shape (n, width).
+        """Input of f for each target, shape (n, width).
 
-        Indices of ``n_targets`` and above stand for genes of the vocabulary that no screen targeted; they
-        need ``targets="gene"``, whose code is the gene's embedding plus a target's own correction.
+        Indices of ``n_targets`` and above mean genes of the vocabulary that no screen perturbed; they need
+        ``targets="gene"``, whose code is the embedding of the gene plus a learned correction of the target.
         """
         if self.config.targets == "identity":
             return nn.functional.one_hot(target, max(self.n_targets, 1)).to(gene_embedding.dtype)
@@ -136,7 +164,7 @@ class CausalLayer(nn.Module):
         return code.index_add(0, named, self.own[target[named]])
 
     def assignment(self, codes: Tensor, temperature: float) -> Tensor:
-        """b: on which factor each target acts, shape (n, K)."""
+        """Assignment b of targets to factors, shape (n, K); rows sum to one."""
         return torch.softmax(temperature * self.assign(codes), dim=-1)
 
     def shifts(self, intervention: Intervention, gene_embedding: Tensor, temperature: float) -> Tensor:
@@ -158,7 +186,7 @@ class CausalLayer(nn.Module):
         rows = rows * scale[:, None]
         total = self._by_bag(rows, intervention)
         if self.config.interaction == "pairwise":
-            # Σ_{i<j} a_i a_j = ((Σ a_i)² − Σ a_i²) / 2, for any number of targets
+            # Σ_{i<j} a_i a_j = ((Σ a_i)² − Σ a_i²) / 2: all pairs from two sums, for any number of targets.
             inner = self.pair_in(rows)  # (n_targets, R)
             pairs = (self._by_bag(inner, intervention) ** 2 - self._by_bag(inner**2, intervention)) / 2
             total = total + self.pair_out(pairs)
@@ -173,6 +201,8 @@ class CausalLayer(nn.Module):
         """Solve ``u (I − G) = z`` for row vectors, shape (B, K)."""
         if not self.config.graph:
             return z
+        # I − G is upper triangular with ones on its diagonal, so it is always invertible: back substitution
+        # needs no inverse, loses fewer digits, and costs O(K²) per cell.
         identity = torch.eye(z.shape[1], device=z.device, dtype=z.dtype)
         result: Tensor = torch.linalg.solve_triangular(
             identity - self.adjacency(), z, upper=True, left=False, unitriangular=True

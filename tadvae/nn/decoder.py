@@ -1,4 +1,4 @@
-"""The decoder: any list of genes, from their embeddings."""
+"""The decoder: expression of any list of genes, from gene embeddings."""
 
 from typing import Literal
 
@@ -10,26 +10,39 @@ from tadvae.base.config import Config
 
 
 class DecoderConfig(Config):
-    """``x̂_g = ⟨h(u), D_g⟩ + b_g``."""
+    """The decoder ``x̂_g = ⟨h(u), D_g⟩ + b_g``, with an embedding ``D_g`` and a bias ``b_g`` per gene."""
 
     kind: Literal["embedding", "mlp", "linear"] = "embedding"
-    """``embedding``: h is a linear map plus a small network that starts at zero, so effects start out
-    additive; ``mlp``: h is one layer of ``d_gene`` units, with a LeakyReLU after it and after x̂ (published);
-    ``linear``: h(u) = u (NetActivity)."""
+    """The function h of the latent factors.
+
+    - ``embedding``: a linear map plus a small network that is zero at the start, so that effects are additive
+      at first; the usual choice.
+    - ``mlp``: one layer of ``d_gene`` units, with a LeakyReLU after it and after x̂; use it to reproduce the
+      discrepancy VAE and SENA.
+    - ``linear``: h(u) = u; use it to reproduce NetActivity.
+    """
     d_gene: int = Field(64, ge=1)
-    """Width of the genes' decoder embeddings; of no meaning where ``linear``."""
+    """Width of the gene embeddings in the decoder; not used for ``linear``."""
     hidden: int = Field(128, ge=1)
-    """``embedding`` only: units of the small network."""
+    """Units of the small network; only for ``embedding``."""
     decode: Literal["residual", "direct"] = "residual"
-    """``residual``: added to the context's control profile, so that "no change" is where training starts;
-    ``direct``: the whole profile (published)."""
+    """What x̂ is.
+
+    - ``residual``: a difference that is added to the control profile of the context, so that training starts
+      from "no change"; the usual choice.
+    - ``direct``: the whole profile; use it to reproduce publications.
+    """
     counterfactual: Literal["abduction", "mean"] = "abduction"
-    """Predicted cells keep what the model does not explain of their control cell, or are the decoder's mean
-    alone (published)."""
+    """How cells are predicted from control cells.
+
+    - ``abduction``: control cell plus predicted change, so that cells keep their individual variation; the
+      usual choice.
+    - ``mean``: the output of the decoder; use it to reproduce publications.
+    """
 
 
 class GeneDecoder(nn.Module):
-    """Genes from the latent factors, any list of them."""
+    """Computes the expression of any list of genes from latent factors."""
 
     def __init__(self, config: DecoderConfig, n_factors: int, n_genes: int) -> None:
         super().__init__()
@@ -48,7 +61,7 @@ class GeneDecoder(nn.Module):
 
     @property
     def width(self) -> int:
-        """Length of a gene's embedding."""
+        """Width of the gene embeddings."""
         return self.gene.shape[1]
 
     def hidden(self, u: Tensor) -> Tensor:
@@ -64,5 +77,5 @@ class GeneDecoder(nn.Module):
         return nn.functional.leaky_relu(values, 0.2) if self.config.kind == "mlp" else values
 
     def change(self, hidden: Tensor, genes: Tensor) -> Tensor:
-        """Change of a gene list for a change of h(u), shape (B, G); not where x̂ ends in a LeakyReLU."""
+        """Change of expression for a change of h(u), shape (B, G); not valid if x̂ ends in a LeakyReLU."""
         return hidden @ self.gene[genes].T

@@ -1,8 +1,8 @@
-"""The global edge table: which gene can speak to which pathway.
+"""The global edge table: which gene can contribute to which pathway.
 
-Edges live once, over the whole gene vocabulary: the members of every pathway, and, where a strategy can
-learn them, candidates. A dataset with a smaller panel simply has no tokens for the edges of genes it did
-not measure. Work and memory follow the number of (cell, edge) pairs.
+Edges are stored once, over the whole gene vocabulary: the members of every pathway and, if a strategy can
+learn them, candidates. A dataset with a smaller panel has no tokens for the edges of genes that it did not
+measure. Time and memory are proportional to the number of (token, edge) pairs.
 """
 
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from tadvae.nn.packed import PackedCells
 from tadvae.pathways.membership import Membership
 
 Ends = tuple[np.ndarray, np.ndarray]
-"""Pathway and gene of each of some edges, (n,) integers both."""
+"""Pathway and gene of n edges: two arrays of integers, shape (n,)."""
 
 
 @dataclass(frozen=True)
@@ -25,11 +25,11 @@ class CellEdges:
     Attributes
     ----------
     token, edge : (N,) int64
-        Into the cells' tokens and into the active edges.
+        Index of the token among the cells' tokens, and of the edge among the active edges.
     slot : (N,) int64
-        ``cell * P + pathway``: the sum or softmax that the pair belongs to.
+        ``cell * P + pathway``: index of the sum or softmax that the pair belongs to.
     n_slots
-        ``B * P``.
+        Number of (cell, pathway) slots, ``B * P``.
     """
 
     token: Tensor
@@ -47,15 +47,15 @@ class ActiveEdges:
     genes : (G,) int64
         Vocabulary indices, sorted.
     starts : (G + 1,) int64
-        Where each gene's edges start.
+        Position of each gene's first edge, and E at the end.
     edge : (E,) int64
-        Into the edge table.
+        Index of each edge in the edge table.
     gene, pathway : (E,) int64
-        Ends; ``gene`` counts within ``genes``.
+        Gene and pathway of each edge; ``gene`` is an index into ``genes``.
     token_gene : (T,) int64
-        Each token's gene within ``genes``, -1 where it has no edge.
+        Index of each token's gene in ``genes``, -1 if it has no edge.
     n_pathways
-        P.
+        Number P of pathways.
     """
 
     genes: Tensor
@@ -68,11 +68,12 @@ class ActiveEdges:
 
     @property
     def n_edges(self) -> int:
-        """E."""
+        """Number E of active edges."""
         return len(self.edge)
 
     def expand(self, cells: PackedCells) -> CellEdges:
         """Every (token, edge) pair of the cells."""
+        # Repeats each token once per edge of its gene, without a loop: `within` counts the edges of a token.
         has_edges = torch.nonzero(self.token_gene >= 0)[:, 0]  # (T',)
         gene = self.token_gene[has_edges]
         degree = torch.diff(self.starts)[gene]
@@ -85,26 +86,27 @@ class ActiveEdges:
 
 
 class EdgeTable(nn.Module):
-    """Edges sorted by gene, so that a token finds its own in one step.
+    """Edges sorted by gene, so that the edges of a token are consecutive.
 
     Parameters
     ----------
     membership
-        The members.
+        Pathways and their member genes.
     n_genes
         Size of the gene vocabulary.
     candidates
-        Further edges that a strategy may learn, without repeats; those of members are left out.
+        Further edges that a strategy may learn, without repeats; edges of members are ignored.
 
     Attributes
     ----------
     gene, pathway : (E,) int64
-        Ends of every edge.
+        Gene and pathway of every edge.
     is_member : (E,) bool
+        Whether the gene is a member of the pathway, not a candidate.
     member_starts : (P + 1,) int64
-        Where each pathway's members start in ``member_gene``.
+        Position of each pathway's first member in ``member_gene``.
     member_gene : (M,) int64
-        Genes of the members, by pathway.
+        Genes of the members, sorted by pathway.
     """
 
     gene: Tensor
@@ -116,6 +118,7 @@ class EdgeTable(nn.Module):
     def __init__(self, membership: Membership, n_genes: int, candidates: Ends | None = None) -> None:
         super().__init__()
         self.n_pathways, self.n_genes = membership.n_pathways, n_genes
+        # One integer per edge: sorting it sorts by gene, then by pathway.
         key = membership.gene * self.n_pathways + membership.pathway  # (M,)
         member = np.ones(len(key), bool)
         if candidates is not None:
@@ -131,25 +134,25 @@ class EdgeTable(nn.Module):
         self._constant("member_gene", membership.gene)
 
     def _constant(self, name: str, values: np.ndarray) -> None:
-        # rebuilt from the vocabulary, so never saved
+        # computed from the vocabulary, so not saved with the weights
         self.register_buffer(name, torch.from_numpy(np.ascontiguousarray(values)), persistent=False)
 
     @property
     def n_edges(self) -> int:
-        """E."""
+        """Number E of edges."""
         return len(self.gene)
 
     @property
     def size(self) -> Tensor:
-        """Members of each pathway, (P,) int64."""
+        """Number of members of each pathway, (P,) int64."""
         return torch.diff(self.member_starts)
 
     def n_candidates(self) -> Tensor:
-        """Candidate edges of each pathway, (P,) int64."""
+        """Number of candidates of each pathway, (P,) int64."""
         return torch.bincount(self.pathway, minlength=self.n_pathways) - self.size
 
     def active(self, cells: PackedCells, pathway: int | None = None) -> ActiveEdges:
-        """The edges of the genes that the cells have tokens of; of one pathway alone if one is given."""
+        """Edges of the genes that the cells have tokens of; if ``pathway`` is given, only its edges."""
         keep = torch.zeros(self.n_genes, dtype=torch.bool, device=self.gene.device)
         keep[cells.gene_ids] = True
         kept = keep[self.gene] if pathway is None else keep[self.gene] & (self.pathway == pathway)
@@ -186,6 +189,8 @@ def sum_by_slot(values: Tensor, edges: CellEdges) -> Tensor:
 
 def softmax_by_slot(logits: Tensor, edges: CellEdges) -> Tensor:
     """Softmax of (N, h) logits within each slot; a slot without pairs has no weights, and no NaN."""
+    # The largest logit of the slot is subtracted, so that exp cannot overflow. The result does not depend on
+    # what is subtracted, so the maximum needs no gradient.
     index = edges.slot[:, None].expand_as(logits)
     highest = logits.detach().new_full((edges.n_slots, logits.shape[1]), -torch.inf)
     highest = highest.scatter_reduce(0, index, logits.detach(), "amax")  # (n_slots, h)

@@ -7,18 +7,20 @@ from torch import Tensor, nn
 
 
 def embedding_table(n: int, d: int) -> nn.Parameter:
-    """Rows of about unit length."""
+    """A learned table of n vectors of width d; their mean length is about one at the start."""
     return nn.Parameter(torch.randn(n, d) / d**0.5)
 
 
 @dataclass(frozen=True)
 class GivenVectors:
-    """Vectors that the user gave; a row of zeros where a gene or pathway has none.
+    """Vectors from files of the user; a gene or pathway without a vector has a row of zeros.
 
     Attributes
     ----------
     gene : (n_genes, d)
+        Vectors of the genes; None: no file.
     pathway : (P, d)
+        Vectors of the pathways; None: no file.
     """
 
     gene: Tensor | None = None

@@ -1,8 +1,8 @@
-"""Optional transformer over a cell's own tokens: genes see each other before the pathways see them.
+"""Optional transformer over the gene tokens of each cell, before the pathway layer.
 
-Linear maps run on all tokens end to end; only attention needs cells apart. Cells of one length go through
-scaled_dot_product_attention together, on a GPU also those of nearly one length; nothing is ever padded to
-the longest cell of a batch.
+Linear maps run on the tokens of all cells at once; only attention has to separate cells. Cells of the same
+length go through scaled_dot_product_attention together, on a GPU also cells of nearly the same length.
+Cells are never padded to the longest cell of a batch.
 """
 
 from abc import ABC, abstractmethod
@@ -17,32 +17,38 @@ from torch.nn.functional import scaled_dot_product_attention
 from tadvae.base.config import Config
 
 GPU_SLACK = 0.125
-"""Share of padding that a bucket may have on a GPU, where one call costs more than some padding."""
+"""Largest share of padding in a bucket on a GPU, where another call costs more than some padding."""
 
 
 class EncoderConfig(Config):
-    """The encoder of gene tokens; width and heads are the pathway layer's."""
+    """The encoder of gene tokens; width and heads are those of the pathway layer."""
 
     kind: Literal["none", "full", "inducing"] = "none"
-    """``none``: keys and values are the genes' own; ``full``: every token sees every other, quadratic in a
-    cell's tokens; ``inducing``: tokens see each other through a few learned points, linear in them."""
+    """How the genes of a cell interact before the pathway layer.
+
+    - ``none``: they do not; keys and values depend only on the gene and its expression; the fast default.
+    - ``full``: self-attention between all tokens of a cell; time is quadratic in their number; use it for
+      small panels or on a GPU.
+    - ``inducing``: attention through a few learned points; time is linear; use it for large panels.
+    """
     n_layers: int = Field(2, ge=1)
+    """Number of layers."""
     n_inducing: int = Field(32, ge=1)
-    """``inducing`` only: learned points of each layer."""
+    """Number of learned points per layer; only for ``inducing``."""
     expansion: int = Field(2, ge=1)
-    """Width of the feed-forward networks, in widths of a token."""
+    """Width of the feed-forward networks as a multiple of the token width."""
 
 
 @dataclass(frozen=True)
 class Bucket:
-    """Some cells that go through attention together.
+    """Cells of (nearly) the same length that go through attention in one call.
 
     Attributes
     ----------
     n, length
         Number of cells, and of (padded) tokens of each.
     real : (n, length) bool
-        Which of the tokens are not padding; None where all are.
+        Whether a token is real, not padding; None if all are.
     """
 
     n: int
@@ -52,14 +58,16 @@ class Bucket:
 
 @dataclass(frozen=True)
 class Ragged:
-    """How tokens end to end become buckets, and come back.
+    """How the tokens of all cells are arranged into buckets, and back.
 
     Attributes
     ----------
+    buckets
+        The buckets, longest cells first.
     gather : (M,) int64
-        The token at each place of all buckets; padding repeats a cell's first token.
+        Index of the token at each position of all buckets; padding repeats a cell's first token.
     back : (T,) int64
-        The place of each token.
+        Position of each token in the buckets.
     """
 
     buckets: list[Bucket]
@@ -68,11 +76,14 @@ class Ragged:
 
     @classmethod
     def of(cls, offsets: Tensor, slack: float) -> "Ragged":
-        """Buckets of cells whose lengths differ by at most ``slack`` of the longest.
+        """Put cells whose lengths differ by at most ``slack`` of the longest into one bucket.
 
         Parameters
         ----------
         offsets : (B + 1,) int64
+            Position of each cell's first token.
+        slack
+            Largest share of padding, from 0 to 1.
         """
         device, offsets = offsets.device, offsets.cpu()
         length = torch.diff(offsets)
@@ -99,7 +110,7 @@ class Ragged:
         return cls(buckets, token.to(device), back.to(device))
 
     def split(self, tokens: Tensor) -> list[Tensor]:
-        """Tokens (T, h, w) as (n, h, length, w) of every bucket."""
+        """Arrange tokens (T, h, w) into one array (n, h, length, w) per bucket."""
         parts = tokens[self.gather].split([bucket.n * bucket.length for bucket in self.buckets])
         return [
             part.view(bucket.n, bucket.length, *part.shape[1:]).transpose(1, 2)
@@ -124,15 +135,15 @@ class _Layer(nn.Module, ABC):
         )
 
     def heads(self, rows: Tensor) -> Tensor:
-        """(n, d) → (n, h, w)."""
+        """Split rows (n, d) into heads (n, h, w)."""
         return rows.view(len(rows), self.n_heads, -1)
 
     @abstractmethod
     def attend(self, x: Tensor, ragged: Ragged) -> Tensor:
-        """What every token sees, (T, d), from normalised tokens (T, d)."""
+        """Output of the attention for every token, (T, d), from normalised tokens (T, d)."""
 
     def forward(self, x: Tensor, ragged: Ragged) -> Tensor:
-        """(T, d) → (T, d)."""
+        """Apply the layer to tokens (T, d); the result has the same shape."""
         x = x + self.out(self.attend(self.norm(x), ragged))
         result: Tensor = x + self.network(x)
         return result
@@ -146,7 +157,7 @@ class FullLayer(_Layer):
         self.qkv = nn.Linear(d, 3 * d)
 
     def attend(self, x: Tensor, ragged: Ragged) -> Tensor:
-        """Softmax attention, bucket by bucket."""
+        """Softmax attention between the tokens of each cell, bucket by bucket."""
         q, k, v = (ragged.split(self.heads(part)) for part in self.qkv(x).chunk(3, dim=1))
         seen = []
         for i, bucket in enumerate(ragged.buckets):
@@ -173,7 +184,7 @@ class InducingLayer(_Layer):
         self.summary_kv = nn.Linear(d, 2 * d)
 
     def attend(self, x: Tensor, ragged: Ragged) -> Tensor:
-        """Tokens → points → tokens."""
+        """Attention from tokens to the learned points and back to the tokens."""
         k, v = (ragged.split(self.heads(part)) for part in self.tokens_kv(x).chunk(2, dim=1))
         query = self.heads(self.points_query(self.points_norm(self.points))).transpose(0, 1)  # (h, m, w)
         seen = []
@@ -200,9 +211,9 @@ _LAYERS: dict[str, type[_Layer]] = {"full": FullLayer, "inducing": InducingLayer
 
 
 class TokenEncoder(nn.Module):
-    """Layers of one kind.
+    """A stack of layers of one kind.
 
-    There is no norm after the last one: a token's length carries its expression.
+    There is no norm after the last layer: the length of a token encodes its expression.
     """
 
     def __init__(self, config: EncoderConfig, d: int, n_heads: int) -> None:
@@ -211,7 +222,7 @@ class TokenEncoder(nn.Module):
 
     def forward(self, tokens: Tensor, offsets: Tensor) -> Tensor:
         """Encoded tokens (T, d); cells start at ``offsets`` (B + 1,)."""
-        if not len(tokens):  # every parameter takes part all the same: DDP waits for its gradient
+        if not len(tokens):  # DDP waits for a gradient of every parameter
             return tokens + 0.0 * torch.stack([p.sum() for p in self.parameters()]).sum()
         ragged = Ragged.of(offsets, slack=0.0 if tokens.device.type == "cpu" else GPU_SLACK)
         for layer in self.layers:

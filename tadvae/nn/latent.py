@@ -1,4 +1,4 @@
-"""From pathway activities to latent factors."""
+"""From pathway activities to the distribution of latent factors."""
 
 from typing import Literal
 
@@ -9,21 +9,33 @@ from tadvae.base.config import Config
 
 
 class LatentConfig(Config):
-    """How activities become the mean and variance of factors."""
+    """How the mean and variance of factors are computed from pathway activities."""
 
     kind: Literal["loadings", "identity"] = "loadings"
-    """``loadings``: δ, learned; ``identity``: every pathway is a factor, without variance (NetActivity)."""
+    """The map from pathways to factors.
+
+    - ``loadings``: learned loadings δ of factors on pathways; the usual choice.
+    - ``identity``: every pathway is a factor, without variance; use it to reproduce NetActivity.
+    """
     activation: Literal["leaky_relu", "elu"] = "leaky_relu"
-    """Of the activities, before δ (slope 0.2 as published, or NetActivity's)."""
+    """Activation function of the activities, before δ.
+
+    - ``leaky_relu``: slope 0.2, as in the discrepancy VAE; the usual choice.
+    - ``elu``: as in NetActivity; use it to reproduce it.
+    """
     variance: Literal["log", "softplus"] = "log"
-    """What δ gives for the variance: its logarithm, or the argument of a softplus (published)."""
+    """How the variance is computed.
+
+    - ``log``: δ gives its logarithm; numerically stable, the usual choice.
+    - ``softplus``: δ gives the argument of a softplus; use it to reproduce publications.
+    """
 
 
 class FactorLoadings(nn.Module):
-    """``(μ, log σ²)_k = Σ_p δ_kp a_p`` over the pathways that a dataset can see (DESIGN §5.5).
+    """``(μ, log σ²)_k = Σ_p δ_kp a_p`` over the pathways that are available in a dataset.
 
-    δ names the factors by their pathways. Pathways that are not available are left out, and the sum is
-    scaled by ``sqrt(P / available)``: its variance then does not depend on the size of the panel.
+    The loadings δ describe each factor by its pathways. Unavailable pathways are left out, and the sum is
+    scaled by ``sqrt(P / available)``, so that its variance does not depend on the size of the panel.
     """
 
     def __init__(self, n_pathways: int, n_factors: int, config: LatentConfig | None = None) -> None:
@@ -41,16 +53,18 @@ class FactorLoadings(nn.Module):
 
     @property
     def loadings(self) -> Tensor:
-        """δ, shape (K, P)."""
+        """Loadings δ of the means, shape (K, P)."""
         return torch.eye(self.n_pathways) if self.config.kind == "identity" else self.mean.weight
 
     def forward(self, activity: Tensor, available: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Mean and log variance, each (B, K); the latter None where factors have no variance.
+        """Mean and log variance of the factors, each (B, K); log variance is None if they have none.
 
         Parameters
         ----------
         activity : (B, P)
+            Activities of the pathways.
         available : (B, P) bool
+            Whether a pathway has enough measured genes in the dataset of the cell.
         """
         active = self.activation(activity) * available  # (B, P)
         if self.config.kind == "identity":
@@ -60,11 +74,12 @@ class FactorLoadings(nn.Module):
         spread = self.log_variance(seen)
         if self.config.variance == "softplus":
             return self.mean(seen), nn.functional.softplus(spread).clamp(min=1e-12).log()
+        # Clamped, so that neither the variance nor the KL divergence overflows in float32.
         return self.mean(seen), spread.clamp(-12.0, 6.0)
 
 
 def sample(mean: Tensor, log_variance: Tensor | None, generator: torch.Generator | None) -> Tensor:
-    """``μ + σ ε``; with no generator or no variance the mean itself."""
+    """Draw ``μ + σ ε``; without a generator or a variance, return the mean."""
     if generator is None or log_variance is None:
         return mean
     noise = torch.randn(mean.shape, generator=generator, dtype=mean.dtype).to(mean.device)

@@ -1,7 +1,7 @@
 """Losses: reconstruction, discrepancy between sets of cells, KL, sparsity; and their schedules.
 
-Source: Zhang et al. 2023 (loss and biased MMD; constants in REFERENCES A1); Gretton et al. 2012
-(unbiased MMD, median heuristic).
+Source: Zhang et al. 2023 and its code (loss, biased MMD and their constants); Gretton et al. 2012 (unbiased
+MMD, median heuristic).
 """
 
 from typing import Literal
@@ -14,15 +14,19 @@ from tadvae.base.config import Config
 
 
 class Schedule(Config):
-    """A weight over training: ``low`` until ``start``, then straight to ``high`` at ``end``; in epochs."""
+    """A weight that changes during training: ``low`` until ``start``, then linear to ``high`` at ``end``."""
 
     low: float = 0.0
+    """Value before ``start``."""
     high: float = 1.0
+    """Value from ``end`` on."""
     start: float = Field(0.0, ge=0)
+    """Epoch at which the value begins to change."""
     end: float = Field(0.0, ge=0)
+    """Epoch at which the value reaches ``high``."""
 
     def at(self, epoch: float) -> float:
-        """Value at a (fractional) epoch."""
+        """Value at an epoch, which may be a fraction."""
         if epoch >= self.end:
             return self.high
         if epoch < self.start:
@@ -31,39 +35,56 @@ class Schedule(Config):
 
 
 class LossConfig(Config):
-    """``reconstruction + β KL + α MMD + λ |G|₁ + mean matching``."""
+    """The loss ``reconstruction + β KL + α MMD + λ |G|₁ + mean matching``."""
 
     alpha: Schedule = Schedule(high=1.0, start=0, end=5)
-    """Weight of the MMD."""
+    """Weight α of the MMD between predicted and observed perturbed cells, over training."""
     beta: Schedule = Schedule(high=1e-3, start=0, end=10)
-    """Weight of the KL divergence."""
+    """Weight β of the KL divergence, over training."""
     kl: Literal["sum", "mean"] = "sum"
-    """Mean over cells of the sum over factors, or the mean over both divided by the number of cells once
-    more, as SENA's code does (REFERENCES A1)."""
+    """How the KL divergence is reduced.
+
+    - ``sum``: sum over factors, mean over cells; the usual choice.
+    - ``mean``: mean over factors and cells, divided once more by the number of cells, as in the code of SENA;
+      use it to reproduce SENA.
+    """
     temperature: Schedule = Schedule(low=1.0, high=5.0, start=0, end=50)
-    """Sharpness of the targets' assignment to factors."""
+    """Temperature of the softmax that assigns targets to factors, over training; larger is sharper."""
     sparsity: float = Field(1e-3, ge=0)
-    """λ of the L1 norm of the graph."""
+    """Weight λ of the L1 norm of the graph."""
     l1: Literal["sum", "mean"] = "sum"
-    """The norm is the sum over edges, or the mean over the K × K matrix (SENA)."""
+    """How the L1 norm of the graph is reduced.
+
+    - ``sum``: sum over edges; the usual choice.
+    - ``mean``: mean over the K × K matrix; use it to reproduce SENA.
+    """
     likelihood: Literal["gaussian", "negative_binomial"] = "gaussian"
-    """Of the reconstruction: squared error on log values (published), or of the counts (negative log
-    likelihood, mean over cells and genes; needs counts and their library sizes)."""
+    """Loss of the reconstruction.
+
+    - ``gaussian``: squared error of log values, as published; the usual choice.
+    - ``negative_binomial``: negative log likelihood of the counts, mean over cells and genes; use it for
+      counts with their library sizes.
+    """
     mean_match: float = Field(10.0, ge=0)
-    """Weight of the squared distance of bag means; for bags of one profile it stands in for the MMD."""
+    """Weight of the squared distance between the means of predicted and observed bags; for bags of one
+    profile it replaces the MMD."""
     mmd: Literal["unbiased", "biased"] = "unbiased"
-    """``unbiased``: U-statistic, bandwidths around the median distance; ``biased``: as published."""
+    """Estimator of the MMD.
+
+    - ``unbiased``: U-statistic with bandwidths around the median distance; the usual choice.
+    - ``biased``: V-statistic with bandwidths from ``sigma``; use it to reproduce publications.
+    """
     sigma: float = Field(1000.0, gt=0)
-    """``biased`` only: bandwidths are σ/32·2^i for i in 0..9."""
+    """Bandwidths are σ/32·2^i for i in 0..9; only for ``biased``."""
 
 
 def published_bandwidths(sigma: float) -> Tensor:
-    """σ/32·2^i, i = 0..9, shape (10,)."""
+    """Bandwidths σ/32·2^i for i = 0..9, shape (10,)."""
     return sigma / 32.0 * 2.0 ** torch.arange(10)
 
 
 def median_bandwidths(observed: Tensor) -> Tensor:
-    """Median squared distance of the observed cells times 1/4, 1/2, 1, 2, 4; shape (5,), no gradient."""
+    """Bandwidths: median squared distance of observed cells times 1/4, 1/2, 1, 2, 4; (5,), no gradient."""
     with torch.no_grad():
         distance = squared_distances(observed, observed)
         i, j = torch.triu_indices(len(observed), len(observed), offset=1)
@@ -72,7 +93,9 @@ def median_bandwidths(observed: Tensor) -> Tensor:
 
 
 def squared_distances(x: Tensor, y: Tensor) -> Tensor:
-    """‖x_i − y_j‖², shape (n, m)."""
+    """Squared Euclidean distances ‖x_i − y_j‖², shape (n, m)."""
+    # One matrix product needs (n, m) memory; differences of all rows would need (n, m, G). Rounding can make
+    # the distance of equal rows slightly negative, hence the clamp.
     product = x @ y.T
     return ((x**2).sum(1)[:, None] + (y**2).sum(1)[None, :] - 2 * product).clamp(min=0)
 
@@ -83,10 +106,14 @@ def mmd(x: Tensor, y: Tensor, bandwidths: Tensor, *, unbiased: bool) -> Tensor:
     Parameters
     ----------
     x : (n, G)
+        Predicted cells.
     y : (m, G)
+        Observed cells.
     bandwidths : (k,)
+        Bandwidths b, in units of squared expression.
     unbiased
-        U-statistic (may be below zero, needs two cells on each side) or V-statistic with the diagonal.
+        True: U-statistic, which can be negative and needs two cells in each set; False: V-statistic, which
+        includes the distance of each cell to itself.
     """
 
     def kernel(a: Tensor, b: Tensor) -> Tensor:
@@ -103,7 +130,7 @@ def mmd(x: Tensor, y: Tensor, bandwidths: Tensor, *, unbiased: bool) -> Tensor:
 
 
 def kl_divergence(mean: Tensor, log_variance: Tensor | None, reduction: str = "sum") -> Tensor:
-    """KL(N(μ, σ²) ‖ N(0, 1)), reduced as :attr:`LossConfig.kl` says; zero without a variance."""
+    """KL(N(μ, σ²) ‖ N(0, 1)), reduced according to :attr:`LossConfig.kl`; zero without a variance."""
     if log_variance is None:
         return mean.new_zeros(())
     each = -0.5 * (1 + log_variance - mean**2 - log_variance.exp())  # (B, K)
@@ -111,7 +138,7 @@ def kl_divergence(mean: Tensor, log_variance: Tensor | None, reduction: str = "s
 
 
 def l1_norm(adjacency: Tensor, reduction: str = "sum") -> Tensor:
-    """|G|₁ of (K, K), reduced as :attr:`LossConfig.l1` says."""
+    """L1 norm of the graph (K, K), reduced according to :attr:`LossConfig.l1`."""
     return adjacency.abs().sum() if reduction == "sum" else adjacency.abs().mean()
 
 
@@ -123,10 +150,11 @@ def negative_binomial(counts: Tensor, mean: Tensor, log_dispersion: Tensor) -> T
     Parameters
     ----------
     counts, mean : (n, G)
-        ``mean`` above zero.
+        Observed counts and their expected values; ``mean`` must be positive.
     log_dispersion : (G,)
-        log r.
+        Logarithm of r, per gene.
     """
+    # Computed from logarithms and log-gamma: the factorials and powers of the density itself overflow.
     r = log_dispersion.exp()
     log_total = torch.log(r + mean)
     likelihood = (
@@ -142,13 +170,14 @@ def negative_binomial(counts: Tensor, mean: Tensor, log_dispersion: Tensor) -> T
 def expected_counts(values: Tensor, per_unit: Tensor) -> Tensor:
     """Mean counts from log1p-normalised values: ``(e^s(x) − 1)·per_unit``, above zero and smooth.
 
-    ``s(x) = softplus(10 x) / 10`` is x for expressed genes, and keeps a gradient at and below zero.
+    ``s(x) = softplus(10 x) / 10`` is about x for expressed genes, and has a gradient at and below zero too.
 
     Parameters
     ----------
     values : (n, G)
+        Predicted log1p-normalised values.
     per_unit : (n,)
-        Counts of a cell that are one normalised unit: library size / 10⁴ for CP10K.
+        Counts of each cell per normalised unit: library size / 10⁴ for CP10K.
     """
     positive = nn.functional.softplus(values, beta=10.0)
     return torch.expm1(positive).clamp(min=1e-6) * per_unit[:, None]

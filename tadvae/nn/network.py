@@ -32,15 +32,25 @@ from tadvae.nn.vectors import given_vectors
 
 
 class ModelConfig(Config):
-    """The model's parts."""
+    """The parts of the network."""
 
     pathway: PathwayConfig = PathwayConfig()
+    """From genes to pathway activities."""
     encoder: EncoderConfig = EncoderConfig()
+    """Optional transformer over the genes of a cell."""
     latent: LatentConfig = LatentConfig()
+    """From pathway activities to latent factors."""
     causal: CausalConfig = CausalConfig()
+    """Effects of perturbations on latent factors."""
     decoder: DecoderConfig = DecoderConfig()
+    """From latent factors to genes."""
     init: Literal["scaled", "normal"] = "scaled"
-    """How weights begin: each part in its own way, or all from N(0, 0.02) with no biases (D-VAE)."""
+    """How weights start.
+
+    - ``scaled``: each part in its own way; use it for training from scratch.
+    - ``normal``: all weights from N(0, 0.02) and no biases, as the discrepancy VAE; use it to reproduce that
+      publication.
+    """
 
     @model_validator(mode="after")
     def _encoder_has_tokens(self) -> "ModelConfig":
@@ -62,14 +72,14 @@ class ModelConfig(Config):
 
 
 class TADVAEModule(nn.Module):
-    """Parameters and equations; :class:`tadvae.model.tadvae.TADVAE` is the door for users.
+    """Parameters and equations of the network; the public API is :class:`tadvae.model.tadvae.TADVAE`.
 
     ``forward`` returns the loss of a batch, so that DDP sees every use of a parameter.
 
     Parameters
     ----------
     files
-        Read the vectors that the config names files of; not needed where weights are loaded afterwards.
+        Whether to read the files of vectors that the config names; not needed if weights are loaded later.
     """
 
     available: Tensor
@@ -108,7 +118,7 @@ class TADVAEModule(nn.Module):
             self.register_buffer(f"profile_{i}", torch.from_numpy(context.profile), persistent=False)
 
     def encode(self, cells: PackedCells, available: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Activities (B, P), latent means and log variances (B, K) or None; ``available`` is (B, P)."""
+        """Activities (B, P), latent means and log variances (B, K) or None; ``available``: (B, P) bool."""
         activity = self.pathway(cells)
         return activity, *self.factors(activity, available)
 
@@ -121,7 +131,7 @@ class TADVAEModule(nn.Module):
     def counterfactual(
         self, before: Tensor, after: Tensor, cells: Tensor, genes: Tensor, profile: Tensor
     ) -> Tensor:
-        """Values of cells had they been perturbed, shape (n, G), from h(u) before and after."""
+        """Values of cells under a perturbation, shape (n, G), from h(u) before and after it."""
         if self.config.decoder.counterfactual == "abduction":
             return cells + self.decoder.change(after - before, genes)
         return self.decode(after, genes, profile)
@@ -129,12 +139,14 @@ class TADVAEModule(nn.Module):
     def forward(
         self, batch: ModelBatch, epoch: float, generator: torch.Generator | None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss of one batch and its terms.
+        """Loss of one batch, and its terms by name.
 
         Parameters
         ----------
+        batch
+            Bags of cells as tensors.
         epoch
-            Fractional epoch, for the schedules.
+            Epoch, which may be a fraction; the schedules depend on it.
         generator
             Source of the reparameterisation noise.
         """
@@ -174,12 +186,12 @@ class TADVAEModule(nn.Module):
             + loss.beta.at(epoch) * terms["kl"]
             + loss.sparsity * terms["sparsity"]
         )
-        # A batch of control bags alone uses no shift; DDP waits for every parameter's gradient all the same.
+        # A batch of only control bags uses no shifts, but DDP waits for a gradient of every parameter.
         total = total + 0.0 * shifts.sum()
         return total, {"loss": total, **terms}
 
     def dense(self, tokens: PackedTokens, rows: slice, dataset: int) -> Tensor:
-        """Values of some cells on their dataset's genes, shape (n, G)."""
+        """Values of some cells on the genes of their dataset, shape (n, G)."""
         genes, column = getattr(self, f"genes_{dataset}"), getattr(self, f"column_{dataset}")
         return tokens.dense(rows, column, len(genes))
 
@@ -198,7 +210,7 @@ class TADVAEModule(nn.Module):
 
 
 def start_normal(*parts: nn.Module, deviation: float = 0.02) -> None:
-    """Draw all weights from N(0, 0.02) and set biases to zero (Zhang et al. 2023, REFERENCES A1)."""
+    """Draw all weights from N(0, 0.02) and set biases to zero, as the code of Zhang et al. 2023."""
     for part in parts:
         for name, parameter in part.named_parameters():
             if name.rsplit(".", 1)[-1] == "bias":
@@ -208,7 +220,7 @@ def start_normal(*parts: nn.Module, deviation: float = 0.02) -> None:
 
 
 def build_pathways(config: ModelConfig, vocabulary: Vocabulary, given: GivenVectors | None) -> PathwayLayer:
-    """The pathway layer with its encoder, over the vocabulary's edges."""
+    """Build the pathway layer with its encoder, on the edges of the vocabulary."""
     candidates = None
     if config.pathway.candidates:
         candidates = candidate_edges(vocabulary.membership, config.pathway.candidates)

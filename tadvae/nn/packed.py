@@ -1,4 +1,4 @@
-"""Ragged cells as tensors without padding, and a batch of bags in the terms of the network."""
+"""Sparse cells as tensors without padding, and a batch of bags as input of the network."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,21 +18,23 @@ from tadvae.nn.causal import Intervention
 
 @dataclass(frozen=True)
 class PackedCells:
-    """:class:`Cells` as tensors.
+    """B :class:`~tadvae.cells.ragged.Cells` as tensors.
 
     Attributes
     ----------
     gene_ids : (T,) int64
+        Vocabulary index of each token's gene.
     values : (T,) float32
+        Log-normalised expression of each token.
     cell : (T,) int64
-        The cell of each token, ascending.
+        Index of each token's cell, ascending.
     n_cells
-        B.
+        Number B of cells.
     panels
-        Sorted measured genes of the datasets that the cells come from; none where nobody asks for the
-        genes that were measured but not expressed.
+        Sorted measured genes of the datasets that the cells come from; empty if genes that were measured but
+        not expressed are not needed.
     panel : (B,) int64
-        Which of the panels is each cell's; None without panels.
+        Index of each cell's panel in ``panels``; None without panels.
     """
 
     gene_ids: Tensor
@@ -44,11 +46,11 @@ class PackedCells:
 
     @cached_property
     def offsets(self) -> Tensor:
-        """Where each cell's tokens start, (B + 1,) int64."""
+        """Position of each cell's first token, and T at the end, (B + 1,) int64."""
         return torch.searchsorted(self.cell, torch.arange(self.n_cells + 1, device=self.cell.device))
 
     def part(self, start: int, stop: int) -> "PackedCells":
-        """Cells ``start`` to ``stop``; fewer where there are no more."""
+        """Cells ``start`` to ``stop``, or to the last cell if there are fewer."""
         stop = min(stop, self.n_cells)
         tokens = slice(int(self.offsets[start]), int(self.offsets[stop]))
         return PackedCells(
@@ -68,7 +70,7 @@ class PackedCells:
         panels: Sequence[np.ndarray] = (),
         panel: np.ndarray | None = None,
     ) -> Self:
-        """Copy to a device; with one panel it is every cell's."""
+        """Copy cells to a device; a single panel is used for every cell."""
         row = np.repeat(np.arange(len(cells)), np.diff(cells.offsets))
         if panel is None and panels:
             panel = np.zeros(len(cells), np.int64)
@@ -84,14 +86,16 @@ class PackedCells:
 
 @dataclass(frozen=True)
 class PackedTokens:
-    """Tokens of ragged cells as they travel to the device: eight bytes each, no padding.
+    """Tokens of cells as they are copied to the device: eight bytes each, no padding.
 
     Attributes
     ----------
     gene_ids : (T,) int32
+        Vocabulary index of each token's gene.
     values : (T,) float32
+        Log-normalised expression of each token.
     offsets
-        Where each cell starts, int64 on the host, shape (B + 1,).
+        Position of each cell's first token, int64, in host memory, shape (B + 1,).
     """
 
     gene_ids: Tensor
@@ -100,7 +104,7 @@ class PackedTokens:
 
     @classmethod
     def of(cls, parts: Sequence[Cells], device: torch.device | str = "cpu") -> Self:
-        """Cells of all parts, end to end: the one copy between decoding and the device."""
+        """Concatenate the cells of all parts; this is the only copy between decoding and the device."""
         n_tokens = np.concatenate([np.zeros(1, np.int64), *(np.diff(part.offsets) for part in parts)])
         offsets = np.cumsum(n_tokens)
         ids, data = np.empty(offsets[-1], np.int32), np.empty(offsets[-1], np.float32)
@@ -113,7 +117,7 @@ class PackedTokens:
 
     @cached_property
     def cell(self) -> Tensor:
-        """The cell of each token, (T,) int64."""
+        """Index of each token's cell, (T,) int64."""
         n_tokens = torch.from_numpy(np.diff(self.offsets)).to(self.values.device)
         number = torch.arange(len(n_tokens), device=self.values.device)
         return number.repeat_interleave(n_tokens, output_size=len(self.values))
@@ -124,9 +128,9 @@ class PackedTokens:
         Parameters
         ----------
         column : (n_vocabulary,) int64
-            Place of each gene in the list, which has all of the cells' genes.
+            Column of each gene in the list, which must contain all genes of the cells.
         n_genes
-            G.
+            Number G of genes in the list.
         """
         tokens = slice(*self.offsets[[rows.start, rows.stop]].tolist())
         place = (self.cell[tokens] - rows.start) * n_genes + column[self.gene_ids[tokens].long()]
@@ -136,18 +140,18 @@ class PackedTokens:
 
 @dataclass(frozen=True)
 class ModelBag:
-    """One bag of a step, as the network needs it.
+    """One bag of a training step, as input of the network.
 
     Attributes
     ----------
     dataset, context
-        Model indices; ``context`` is the row of the control profile.
+        Indices in the model; ``context`` is also the row of the control profile.
     rows
-        The encoded cells: controls, or the bag itself.
+        Range of the encoded cells: matched controls, or the cells of a control bag.
     observed
-        The perturbed cells; None for a bag of controls.
+        Range of the perturbed cells; None for a bag of controls.
     per_unit : (n,)
-        Counts of each encoded cell that are one normalised unit; NaN where there are no counts.
+        Counts of each encoded cell per normalised unit; NaN if there are no counts.
     """
 
     dataset: int
@@ -159,18 +163,20 @@ class ModelBag:
 
 @dataclass(frozen=True)
 class ModelBatch:
-    """A :class:`~tadvae.batch.Batch` as tensors.
+    """A :class:`~tadvae.data.batches.Batch` as tensors.
 
     Attributes
     ----------
     tokens
-        Of the B encoded cells, then of the observed cells.
+        Tokens of the B encoded cells, then of the observed cells.
     dataset : (B,) int64
+        Index of each encoded cell's dataset.
     panels, panel
-        As in :class:`~tadvae.batch.PackedCells`.
+        As in :class:`PackedCells`, for the encoded cells.
     bags
-        Their slices are rows of ``tokens``.
+        The bags; their ranges are ranges of cells in ``tokens``.
     intervention
+        Targets of the bags.
     """
 
     tokens: PackedTokens
@@ -182,7 +188,7 @@ class ModelBatch:
 
     @cached_property
     def cells(self) -> PackedCells:
-        """The encoded cells."""
+        """The encoded cells, without the observed ones."""
         n_cells = len(self.dataset)
         encoded = slice(0, int(self.tokens.offsets[n_cells]))
         return PackedCells(
@@ -202,14 +208,14 @@ def pack(
     interventions: list[list[tuple[int, int]]],
     device: torch.device | str = "cpu",
 ) -> ModelBatch:
-    """Put a batch of a store into the model's terms.
+    """Convert a batch of a store to tensors and to the indices of the model.
 
     Parameters
     ----------
     context_row
-        Row of the model's contexts by the store's (dataset, context).
+        Index of the model's context by the store's (dataset, context).
     interventions
-        (target, modality) model indices by the store's perturbation index.
+        For each perturbation of the store its (target, modality) pairs, as indices of the model.
     """
     parts: list[Cells] = []
     bags, dataset = [], []

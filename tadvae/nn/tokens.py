@@ -1,4 +1,4 @@
-"""From genes and their expression to tokens: the three value modes, and which genes are tokens."""
+"""Tokens from genes and their expression: the three value modes, and the choice of genes."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
@@ -11,12 +11,12 @@ from tadvae.nn.packed import PackedCells
 
 @dataclass(frozen=True)
 class Basis:
-    """Values of functions of expression: the few that are not zero at each token's x.
+    """Values of basis functions of expression: for each token the few that are not zero.
 
     Attributes
     ----------
     first : (T,) int64
-        Number of the first function in ``phi``.
+        Index of the function in the first column of ``phi``.
     phi : (T, J)
         Values of the functions ``first`` to ``first + J - 1``.
     """
@@ -31,14 +31,14 @@ class Basis:
 
 
 class Expression(ABC):
-    """A few fixed functions φ of expression x, of which tokens and loadings are linear combinations.
+    """Fixed basis functions φ of expression x; tokens and loadings are linear combinations of them.
 
     Attributes
     ----------
     identity
-        Coefficients c with ``Σ_b φ_b(x) c_b = x``, so that every mode can start as the plain one.
+        Coefficients c with ``Σ_b φ_b(x) c_b = x``, so that every mode can start as ``scale``.
     constant
-        Coefficients with ``Σ_b φ_b(x) c_b = 1``; empty where there are none.
+        Coefficients c with ``Σ_b φ_b(x) c_b = 1``; empty if there are none.
     """
 
     identity: tuple[float, ...]
@@ -46,12 +46,12 @@ class Expression(ABC):
 
     @property
     def n_basis(self) -> int:
-        """Number of functions."""
+        """Number of basis functions."""
         return len(self.identity)
 
     @abstractmethod
     def of(self, x: Tensor) -> Basis:
-        """The functions at each of (T,) expressions."""
+        """Values of the functions at expressions (T,)."""
 
 
 class Linear(Expression):
@@ -61,7 +61,7 @@ class Linear(Expression):
     constant = ()
 
     def of(self, x: Tensor) -> Basis:
-        """Expression itself."""
+        """The value x, one function."""
         return Basis(torch.zeros_like(x, dtype=torch.int64), x[:, None])
 
 
@@ -72,12 +72,12 @@ class Affine(Expression):
     constant = (1.0, 0.0)
 
     def of(self, x: Tensor) -> Basis:
-        """One, and expression."""
+        """The values 1 and x, two functions."""
         return Basis(torch.zeros_like(x, dtype=torch.int64), torch.stack([torch.ones_like(x), x], dim=1))
 
 
 class Hats(Expression):
-    """``bins``: hats on evenly spaced knots from 0; they add up to one, and are constant beyond the ends."""
+    """``bins``: hat functions on evenly spaced knots from 0; they sum to one, and are constant outside."""
 
     def __init__(self, n_bins: int, largest: float) -> None:
         self.step = largest / (n_bins - 1)
@@ -85,7 +85,7 @@ class Hats(Expression):
         self.constant = (1.0,) * n_bins
 
     def of(self, x: Tensor) -> Basis:
-        """The two hats around x: 1 − f and f, where f is x's place between their knots."""
+        """The two hat functions around x: 1 − f and f, where f is the position of x between their knots."""
         place = (x / self.step).clamp(0, self.n_basis - 1)  # (T,)
         first = place.detach().floor().clamp(max=self.n_basis - 2)
         rest = place - first
@@ -98,8 +98,8 @@ class TokenValues(nn.Module):
     ``scale`` is ``E ⊙ x`` (T-AD-VAE, tokenization, step 3). Any other mode is
     ``γ(x) ⊙ E + δ(x)`` with ``γ(x) = Σ_b φ_b(x) γ_b`` and ``δ(x) = Σ_b φ_b(x) δ_b``: feature-wise
     modulation (Perez et al. 2018, equation 2) that is affine or piecewise linear in x. It starts as
-    ``E·(1 + x) + r·x`` with one random direction r: a part that says which gene, and parts that grow with
-    expression. Of ``E ⊙ x`` alone the layer norm of an encoder would keep nothing but the gene.
+    ``E·(1 + x) + r·x`` with one random direction r: a part that identifies the gene, and parts that grow with
+    expression. With ``E ⊙ x`` alone, the layer norm of an encoder would remove the expression.
     """
 
     def __init__(self, expression: Expression, d: int) -> None:
@@ -112,7 +112,7 @@ class TokenValues(nn.Module):
             self.delta = nn.Parameter(identity * torch.randn(1, d) / d**0.5)  # (n_basis, d)
 
     def modulate(self, rows: Tensor) -> Tensor:
-        """What each function of x multiplies, from embeddings (n, d) to (n, n_basis, d)."""
+        """Coefficients of the basis functions, (n, n_basis, d), from embeddings (n, d)."""
         return rows[:, None] if self.plain else rows[:, None] * self.gamma + self.delta
 
     def forward(self, rows: Tensor, x: Tensor) -> Tensor:
@@ -124,7 +124,7 @@ class TokenValues(nn.Module):
 
 
 def measured(cells: PackedCells) -> PackedCells:
-    """The same cells with every measured gene as a token: zeros where a gene is not expressed.
+    """Add every measured gene as a token, with the value zero if it is not expressed.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Vectors of genes and pathways from the user's files, brought to the model's rows and width."""
+"""Vectors of genes and pathways from files of the user, matched to the rows and width of the model."""
 
 import gzip
 import io
@@ -31,7 +31,7 @@ def given_vectors(config: PathwayConfig, vocabulary: Vocabulary) -> GivenVectors
 def given_genes(file: str, vocabulary: Vocabulary, d: int) -> Tensor:
     """Vectors of the vocabulary's genes from a file, (n_genes, d).
 
-    Names are matched as they stand to gene keys and symbols, and by the gene reference otherwise.
+    Names are matched to gene keys and symbols as they are, and otherwise by the gene reference.
 
     Raises
     ------
@@ -77,7 +77,7 @@ def _place(
     n: int,
     d: int,
 ) -> Tensor:
-    """Bring a file's vectors (m, D) to the rows ``at`` of (n, d); of several the most exact name's."""
+    """Put vectors (m, D) into the rows ``at`` of (n, d); of several for a row, the most exact name wins."""
     chosen: dict[int, int] = {}
     for i in sorted(range(len(names)), key=lambda i: -exact[i]):
         if at[i] >= 0:
@@ -96,8 +96,8 @@ def _place(
 def leading(vectors: np.ndarray, d: int) -> np.ndarray:
     """Vectors (n, D) in d dimensions, (n, d).
 
-    Those of width d stay as they are. Others are centred, turned to their d leading principal components
-    (fewer are padded with zeros) and scaled to a mean length of one, as learned embeddings start with.
+    Vectors of width d are returned unchanged. Others are centred, projected on their d leading principal
+    components (fewer are padded with zeros) and scaled to a mean length of one, as learned embeddings have.
     """
     if vectors.shape[1] == d:
         return vectors
@@ -105,7 +105,9 @@ def leading(vectors: np.ndarray, d: int) -> np.ndarray:
     _, axes = np.linalg.eigh(centred.T @ centred)  # ascending
     axes = axes[:, ::-1][:, :d]  # (D, ≤ d)
     largest = axes[np.abs(axes).argmax(axis=0), range(axes.shape[1])]
-    turned = centred @ (axes * np.sign(largest))  # an axis has no sign of its own
+    turned = centred @ (
+        axes * np.sign(largest)
+    )  # the sign of an axis is arbitrary: fixed here, so that results are reproducible
     length = np.linalg.norm(turned, axis=1).mean()
     padding = np.zeros((len(turned), d - turned.shape[1]))
     return np.concatenate([turned / (length or 1.0), padding], axis=1)
@@ -116,8 +118,8 @@ def read_vectors(file: Location) -> tuple[list[str], np.ndarray]:
 
     Text is separated by tabs, or by commas if the file's name holds ``.csv``.
 
-    The first column holds names, the others numbers; a Parquet file may hold one column of lists instead. A
-    header line of a text file is recognised by its not being numbers.
+    The first column holds names, the others numbers; a Parquet file may hold one column of lists instead. The
+    first line of a text file is a header if it holds no numbers.
 
     Raises
     ------
@@ -141,7 +143,7 @@ def read_vectors(file: Location) -> tuple[list[str], np.ndarray]:
     bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
     if len(bad):
         raise UserError(
-            f"{file}: the vector of '{names[bad[0]]}' has missing or infinite numbers; mend or remove it."
+            f"{file}: the vector of '{names[bad[0]]}' has missing or infinite numbers; fix or remove it."
         )
     twice = pd.Series(names)[pd.Series(names).duplicated()]
     if len(twice):
@@ -171,7 +173,7 @@ def _text(file: Location) -> pd.DataFrame:
     text = file.read_bytes()
     if text.startswith(b"\x1f\x8b"):
         text = gzip.decompress(text)
-    # names such as NA and nan are genes and pathways here, never missing values
+    # names such as NA and nan are names of genes and pathways here, not missing values
     table = pd.read_csv(io.BytesIO(text), sep=separator, header=None, dtype=str, keep_default_na=False)
     numbers = table.iloc[:, 1:].apply(pd.to_numeric, errors="coerce")
     header = bool(len(table)) and bool(numbers.iloc[0].isna().all())

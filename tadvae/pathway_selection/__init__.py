@@ -1,1 +1,1 @@
-"""From an ontology and annotations to a selected set of pathways."""
+"""Selection of pathways from an ontology and its annotations."""

@@ -1,4 +1,4 @@
-"""Annotations of genes with terms: GAF files, and the gene sets they make.
+"""Annotations of genes with terms: GAF files, and the gene sets built from them.
 
 Format: GAF 2.2 (geneontology.org, "GO Annotation File"), whose columns 3, 4, 5, 7 and 9 are gene symbol,
 qualifier, term, evidence code and aspect.
@@ -23,12 +23,12 @@ EXPERIMENTAL = frozenset({"EXP", "IDA", "IPI", "IMP", "IGI", "IEP", "HTP", "HDA"
 CURATED = EXPERIMENTAL | {
     *("IBA", "IBD", "IKR", "IRD", "ISS", "ISO", "ISA", "ISM", "IGC", "RCA", "TAS", "NAS", "IC")
 }
-"""All that a curator has seen: without IEA, inferred by a program."""
+"""Codes of annotations that a curator has reviewed: all except IEA (inferred by a program)."""
 ALL = CURATED | {"IEA"}
-"""Every code but ND, which says that nothing is known."""
+"""Every code except ND (no data)."""
 EVIDENCE = {"all": ALL, "curated": CURATED, "experimental": EXPERIMENTAL}
 
-_COLUMNS = (15, 17)  # GAF 1.0 had 15; 2.0 and later have 17, the last two of which may be left out
+_COLUMNS = (15, 17)  # GAF 1.0 has 15; 2.0 and later have 17, of which the last two are optional
 _TERM = re.compile(r"[A-Za-z_]+:\w+")
 
 
@@ -41,11 +41,11 @@ class Annotations:
     genes, terms
         Gene symbol and term of each row.
     source, release
-        Where they come from.
+        File and release of the annotations.
     lines
-        Line of the source of each row; may be empty.
+        Line of each row in the file; may be empty.
     left_out
-        Rows that were left out, by reason.
+        Number of rows that were left out, by reason.
     """
 
     genes: list[str]
@@ -65,7 +65,7 @@ def parse_evidence(text: str) -> frozenset[str]:
     Raises
     ------
     UserError
-        For a code that GO does not have.
+        If a code is not one of GO's.
     """
     if text in EVIDENCE:
         return EVIDENCE[text]
@@ -82,14 +82,13 @@ def parse_evidence(text: str) -> frozenset[str]:
 def read_gaf(path: str | Path, aspect: Aspect = "P", evidence: Collection[str] = ALL) -> Annotations:
     """Read the annotations of one aspect from a GAF file, plain or gzipped.
 
-    A row with the qualifier NOT says that a gene has *no* part in a term; such rows, and those with other
+    A row with the qualifier NOT says that a gene does *not* belong to a term; such rows, and rows with other
     evidence codes, are left out.
 
     Raises
     ------
     UserError
-        If the file is missing, a row has the wrong columns, a code that GO does not have or lacks a
-        value, or no row is left.
+        If the file is missing, a row is malformed or has an unknown code, or no row is left.
     """
     left_out: Counter[str] = Counter()
     genes, terms, lines = [], [], []
@@ -108,18 +107,18 @@ def read_gaf(path: str | Path, aspect: Aspect = "P", evidence: Collection[str] =
         if not _COLUMNS[0] <= len(fields) <= _COLUMNS[1]:
             raise UserError(
                 f"{path}, line {number}: expected {_COLUMNS[0]} to {_COLUMNS[1]} tab-separated columns of "
-                f"GAF, found {len(fields)}; fetch the whole file again or mend the line."
+                f"GAF, found {len(fields)}; fetch the whole file again or fix the line."
             )
         symbol, qualifiers, term, code, found = (fields[i].strip() for i in (2, 3, 4, 6, 8))
         if not symbol or not _TERM.fullmatch(term) or found not in NAMESPACES:
             raise UserError(
                 f"{path}, line {number}: expected a symbol, a term and an aspect (P, F or C) in columns 3, 5 "
-                f"and 9, found '{symbol}', '{term}' and '{found}'; give a GAF file or mend the line."
+                f"and 9, found '{symbol}', '{term}' and '{found}'; give a GAF file or fix the line."
             )
         if code not in ALL and code != "ND":
             raise UserError(
                 f"{path}, line {number}: expected a GO evidence code in column 7, found '{code}'; give a GAF "
-                "file or mend the line."
+                "file or fix the line."
             )
         rows += 1
         if found != aspect:
@@ -144,7 +143,7 @@ def read_gaf(path: str | Path, aspect: Aspect = "P", evidence: Collection[str] =
 def gene_sets(
     ontology: Ontology, annotations: Annotations, relations: Iterable[str] = GROUPING
 ) -> PathwaySets:
-    """All genes of every term: those annotated with it or with a term below it.
+    """Gene set of every term: genes annotated with the term or with a descendant of it.
 
     Terms are sorted by id, genes by name. Rows with an obsolete term are left out.
 

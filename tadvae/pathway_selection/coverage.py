@@ -1,4 +1,4 @@
-"""What the datasets of a store can see of pathways, in plain words."""
+"""Which pathways the datasets of a store can see, as tables and sentences."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ from tadvae.store.reader import Store
 
 
 def measured_of(store: Store) -> Measured:
-    """What each dataset of a store measures."""
+    """Measured genes of each dataset of a store."""
     keys, reference = store.genes["gene"].to_numpy(dtype=object), store.gene_reference
     panels = [store.panel(i)["gene_index"].to_numpy() for i in range(len(store.manifest.datasets))]
     return Measured(
@@ -23,18 +23,18 @@ def measured_of(store: Store) -> Measured:
 
 @dataclass(frozen=True)
 class Visibility:
-    """What the datasets see of some pathways.
+    """Number of measured genes of pathways in each dataset, and which pathways are visible.
 
     Attributes
     ----------
     datasets, n_genes
         Names and sizes of the panels.
     measured
-        Measured genes, int64, shape (D, P).
+        Number of measured genes of each pathway in each dataset, int64, shape (D, P).
     sizes
-        Genes of each pathway, int64, shape (P,).
+        Number of genes of each pathway, int64, shape (P,).
     min_measured
-        How many make a pathway visible.
+        Measured genes that a pathway needs to be visible.
     """
 
     datasets: list[str]
@@ -45,7 +45,7 @@ class Visibility:
 
     @classmethod
     def of(cls, sets: PathwaySets, measured: Measured, min_measured: int) -> "Visibility":
-        """Count."""
+        """Count the measured genes of each pathway in each dataset."""
         return cls(
             datasets=list(measured.datasets),
             n_genes=[len(genes) for genes in measured.genes],
@@ -56,11 +56,11 @@ class Visibility:
 
     @property
     def seen(self) -> np.ndarray:
-        """Bool, shape (D, P)."""
+        """Whether each pathway is visible in each dataset, bool, shape (D, P)."""
         return self.measured >= self.min_measured
 
     def sentences(self) -> list[str]:
-        """One sentence a dataset: what it can see and what it cannot."""
+        """One sentence per dataset: how many pathways it can see and how many it cannot."""
         result = []
         for name, size, counts, seen in zip(
             self.datasets, self.n_genes, self.measured, self.seen, strict=True
@@ -75,7 +75,7 @@ class Visibility:
 
 
 def describe_set(sets: PathwaySets, row: int, measured: Measured, min_measured: int) -> list[str]:
-    """One sentence a dataset on one pathway: whether it is seen, and by which genes."""
+    """One sentence per dataset on one pathway: whether it is visible, and through which genes."""
     one = PathwaySets([sets.ids[row]], [sets.names[row]], [sets.genes[row]], sets.source)
     key_of = measured.key_of(one)
     view = Visibility.of(one, measured, min_measured)

@@ -1,12 +1,12 @@
 """The Gene Ontology's graph: OBO files and the transitive closure.
 
-An ontology is a directed acyclic graph of terms. GO itself says along which relations annotations of
-genes may be grouped (geneontology.org, "Relations in the Gene Ontology"): a gene of a term is one of all
-its ancestors over ``is_a`` and ``part_of``. Over ``regulates`` it is not, strictly, as the regulator of a
-process is no part of it; Bioconductor's GO.db, and with it NetActivity, follows these relations too, so
+An ontology is a directed acyclic graph of terms. GO defines along which relations annotations of genes may be
+grouped (geneontology.org, "Relations in the Gene Ontology"): a gene of a term is also a gene of all ancestors
+over ``is_a`` and ``part_of``. Strictly, this does not hold for ``regulates``, because the regulator of a
+process is not a part of it; Bioconductor's GO.db, and with it NetActivity, follows these relations too, so
 they are an option here.
 
-A file that cannot be trusted is refused with one sentence naming file and line.
+A malformed file is refused with one sentence that names file and line.
 """
 
 import io
@@ -36,11 +36,11 @@ NAMESPACES: Mapping[Aspect, str] = {
 """The three ontologies of GO, by the letter that annotation files use."""
 
 Edge = tuple[str, str, str]
-"""(child, relation, parent)"""
+"""Identifiers (child, relation, parent) of one relation between terms."""
 
 
 def relations(regulates: bool) -> tuple[str, ...]:
-    """Relations to close over, with or without the regulating ones."""
+    """Relations that define ancestors, with or without the regulating ones."""
     return GROUPING + REGULATES if regulates else GROUPING
 
 
@@ -51,22 +51,22 @@ class Ontology:
     Parameters
     ----------
     names
-        Readable name by term, of every term there is.
+        Readable name of every term.
     edges
         Relations between these terms.
     source, release
-        Where they come from, for messages and provenance.
+        File and release, for messages and provenance.
     alternates
-        Identifiers that were merged into, or replaced by, a term: the term by the identifier.
+        Term by former identifier, for identifiers that were merged into a term or replaced by it.
     obsolete
-        Identifiers that once were terms and have no one successor.
+        Former terms without a unique successor.
     lines
-        Line of the source by edge.
+        Line of each edge in the file.
 
     Raises
     ------
     UserError
-        If an edge leads to an unknown term.
+        If an edge refers to an unknown term.
     """
 
     names: Mapping[str, str]
@@ -101,7 +101,7 @@ class Ontology:
         return len(self.names)
 
     def closure(self, relations: Iterable[str] = GROUPING) -> sparse.csr_matrix:
-        """Strict ancestors over some relations: bool, shape (T, T), ``[t, a]``: ``a`` is above ``t``.
+        """Strict ancestors over some relations: bool, shape (T, T), ``[t, a]``: ``t`` has ancestor ``a``.
 
         Raises
         ------
@@ -114,7 +114,7 @@ class Ontology:
         shape = (len(self), len(self))
         parents = sparse.csr_matrix((np.ones(len(child), bool), (child, parent)), shape=shape)
         reached = frontier = parents
-        while frontier.nnz:  # one step up at a time, only from what the last step has found
+        while frontier.nnz:  # one generation per step, only from the ancestors that the last step found
             frontier = (frontier @ parents > reached).astype(bool)
             reached = (reached + frontier).astype(bool)
         if reached.diagonal().any():
@@ -122,15 +122,14 @@ class Ontology:
         return reached
 
     def ancestry(self, terms: Sequence[str], relations: Iterable[str] = GROUPING) -> sparse.csr_matrix:
-        """Which of some terms are ancestors of which: bool, shape (n, n), as in :meth:`closure`.
+        """Ancestors among some terms: bool, shape (n, n), as in :meth:`closure`.
 
-        Terms are found by an alternate identifier too; one that the ontology does not have has no
-        ancestors.
+        Terms are also found by an alternate identifier. A term that is not in the ontology has no ancestors.
 
         Raises
         ------
         UserError
-            If the ontology has none of them.
+            If none of the terms is in the ontology.
         """
         at = np.array([self.index.get(self.alternates.get(term, term), -1) for term in terms], np.int64)
         known = np.flatnonzero(at >= 0)
@@ -171,7 +170,7 @@ class Ontology:
         first = next(e for e in self.edges if (e[0], e[2]) == (names[0], names[1]) and e[1] in wanted)
         return UserError(
             f"{self._where(first)}: expected an acyclic ontology, found the cycle {' → '.join(names)}; "
-            "mend one of these relations or fetch the file again."
+            "fix one of these relations or fetch the file again."
         )
 
 
@@ -187,14 +186,14 @@ def read_obo(path: str | Path, aspect: Aspect = "P") -> Ontology:
     Raises
     ------
     UserError
-        If the file is missing, malformed, truncated inside a stanza, holds no such terms, or a relation
-        leads to an unknown term.
+        If the file is missing, malformed, truncated inside a stanza, has no such terms, or a relation refers
+        to an unknown term.
     """
-    import obonet  # with networkx slow to load, and few need it
+    import obonet  # imports networkx, which is slow; imported here because few commands need it
 
     text = read_text(path, "file in OBO format", "an OBO file such as go-basic.obo")
     lines = _scan(text, str(path))
-    # obonet takes a stanza to end at a blank line; the format lets the next header end it
+    # obonet expects a blank line at the end of a stanza; in the format the next header ends it as well
     text = re.sub(r"\n(?=\[)", "\n\n", text)
     try:
         graph = obonet.read_obo(io.StringIO(text), ignore_obsolete=False)
@@ -217,7 +216,7 @@ def read_obo(path: str | Path, aspect: Aspect = "P") -> Ontology:
     edges = sorted(
         (child, relation, parent)
         for child, parent, relation in graph.edges(keys=True)
-        # an edge to what is no term stays, for the ontology to refuse
+        # an edge to an unknown term is kept here; Ontology refuses it with a message
         if child in chosen and (parent in chosen or parent not in living)
     )
     alternates, obsolete = _former_ids(nodes, living)
@@ -233,7 +232,7 @@ def read_obo(path: str | Path, aspect: Aspect = "P") -> Ontology:
 
 
 def _is_term(about: Mapping[str, Any]) -> bool:
-    """Whether obonet read a stanza for a node, which else is only the end of an edge."""
+    """Whether a node of obonet's graph has a stanza; others only occur as ends of edges."""
     return "name" in about
 
 
@@ -245,7 +244,7 @@ def _is_obsolete(about: Mapping[str, Any]) -> bool:
 def _former_ids(
     nodes: Mapping[str, Mapping[str, Any]], living: set[str]
 ) -> tuple[dict[str, str], frozenset[str]]:
-    """Identifiers with one successor, and obsolete ones without."""
+    """Former identifiers with a unique successor, and obsolete ones without."""
     alternates, obsolete = {}, set()
     for term, about in nodes.items():
         if term in living:
@@ -260,7 +259,7 @@ def _former_ids(
 
 
 def _scan(text: str, path: str) -> dict[Edge, int]:
-    """Check the stanzas line by line, and tell the line of each relation; obonet keeps no lines."""
+    """Check the stanzas line by line, and return the line of each relation, which obonet does not keep."""
     edges: dict[Edge, int] = {}
     first: dict[str, int] = {}
     kind, term, named, opened = "", "", False, 0
@@ -291,9 +290,7 @@ def _scan(text: str, path: str) -> dict[Edge, int]:
         if tag == "id":
             if term or value in first:
                 other = f"a second id of {term}" if term else f"{value} again (first on line {first[value]})"
-                raise UserError(
-                    f"{path}, line {number}: expected unique terms, found {other}; mend the file."
-                )
+                raise UserError(f"{path}, line {number}: expected unique terms, found {other}; fix the file.")
             term, first[value] = value, number
         elif tag == "name":
             named = True
@@ -310,7 +307,7 @@ def _scan(text: str, path: str) -> dict[Edge, int]:
 
 def _malformed(path: str, number: int, expected: str, line: str) -> UserError:
     return UserError(
-        f"{path}, line {number}: expected {expected}, found '{line.strip()[:60]}'; mend the line or fetch "
+        f"{path}, line {number}: expected {expected}, found '{line.strip()[:60]}'; fix the line or fetch "
         "the file again."
     )
 

@@ -1,6 +1,6 @@
-"""Where a pathway file comes from: sources with checksums, settings, and what every filter did.
+"""Provenance of a pathway file: sources with checksums, settings, and the effect of every filter.
 
-It holds no time and no path of a machine, so the same sources and settings give the same bytes.
+It holds neither times nor paths, so the same sources and settings give the same bytes.
 """
 
 import hashlib
@@ -33,14 +33,14 @@ def provenance(
     settings: Mapping[str, Any] | None = None,
     licence: str = "",
 ) -> dict[str, Any]:
-    """All of it as plain values.
+    """Collect the provenance as plain values, for JSON.
 
     Parameters
     ----------
     settings
-        What else decided the result, such as evidence codes.
+        Further settings that determine the result, such as evidence codes.
     licence
-        Terms of use of the sources, where they are known.
+        Terms of use of the sources; empty if they are not known.
     """
     return {
         "made_by": f"tadvae {__version__}",
@@ -55,7 +55,7 @@ def provenance(
 
 
 def write_beside(about: Mapping[str, Any], path: str | Path) -> Path:
-    """Write provenance beside a GMT file, whose format has no room for it."""
+    """Write the provenance into a JSON file next to a GMT file, whose format cannot hold it."""
     place = Path(path).with_name(f"{Path(path).name}.provenance.json")
     Location.of(place).write_text(json.dumps(about, indent=1, ensure_ascii=False) + "\n")
     return place

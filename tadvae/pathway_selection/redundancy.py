@@ -1,7 +1,7 @@
-"""Which of many overlapping gene sets to keep: the two published notions of redundancy.
+"""Removing redundant gene sets: the two published definitions of redundancy.
 
-Both work on the sparse intersections ``M Mᵀ``, so their cost follows pairs of sets with genes in common.
-Sets come in an order that breaks ties (:func:`tadvae.pathway_selection.selection.select` sorts them by id).
+Both work on the sparse intersections ``M Mᵀ``, so their cost depends on the number of pairs with common
+genes. The order of the sets breaks ties (:func:`tadvae.pathway_selection.selection.select` sorts them by id).
 """
 
 from collections.abc import Iterator
@@ -13,25 +13,26 @@ from scipy.sparse.csgraph import connected_components
 from scipy.spatial.distance import squareform
 
 ROWS_AT_ONCE = 512
-"""Rows of ``M Mᵀ`` held at a time: with large sets almost all pairs intersect."""
+"""Rows of ``M Mᵀ`` in memory at a time: with large sets almost all pairs intersect."""
 
 
 def jaccard_survivors(members: sparse.csr_matrix, cut: float = 0.5) -> tuple[np.ndarray, int]:
     """Keep the largest set of every cluster, until nothing merges (NetActivity).
 
-    Clusters are those of complete linkage on Jaccard distances, cut at ``cut`` (merges at that very height
-    count). Of equally large sets the first stays. In the end no pair of sets is at that distance or less:
+    Clusters are those of complete linkage on Jaccard distances, cut at ``cut`` (merges at exactly this height
+    count). Of equally large sets the first is kept. In the end no pair of sets has this distance or less:
     the closest such pair would have merged.
 
     Parameters
     ----------
     members : (P, G) of ones
+        Genes of each set.
     cut
-        Below 1, so that sets without a common gene never merge.
+        Distance below 1, so that sets without a common gene never merge.
 
     Returns
     -------
-    Bool, shape (P,), and the number of rounds.
+    Whether each set is kept, bool, shape (P,), and the number of rounds.
     """
     sizes = np.diff(members.indptr)
     kept = np.arange(members.shape[0])
@@ -51,10 +52,11 @@ def jaccard_survivors(members: sparse.csr_matrix, cut: float = 0.5) -> tuple[np.
 
 
 def clusters(members: sparse.csr_matrix, cut: float) -> np.ndarray:
-    """Complete-linkage clusters at a height, shape (P,).
+    """Complete-linkage clusters at a height: for each set the index of the first set of its cluster, (P,).
 
-    All pairs within such a cluster are at the height or below. So no cluster reaches over two connected
-    components of the graph of those pairs, and each component is linked by itself: no P × P matrix.
+    All pairs within such a cluster have at most this distance. A cluster therefore lies within one connected
+    component of the graph of these pairs, and each component is clustered separately. This avoids a P × P
+    matrix of distances.
     """
     sizes = np.diff(members.indptr).astype(np.int64)
     rows, columns = [], []
@@ -83,19 +85,22 @@ def clusters(members: sparse.csr_matrix, cut: float) -> np.ndarray:
 
 
 def overlap_survivors(members: sparse.csr_matrix, bound: float = 0.5) -> np.ndarray:
-    """Discard sets with more than ``bound`` of their genes in common with a selected one (the paper).
+    """Remove sets with more than ``bound`` of their genes in common with a selected one (the paper).
 
-    Sets are looked at from the largest to the smallest, in order where equal, and each is kept unless a
-    kept one has too many of its genes. A kept set is no smaller than those looked at after it, so in the end
-    no selected set, large or small, has more than that share of its genes in common with another.
+    Sets are visited from the largest to the smallest (equal sizes in order), and each is kept unless a kept
+    one has too many of its genes. A kept set is never smaller than those visited after it, so in the end no
+    selected set has more than this share of its genes in common with another.
 
     Parameters
     ----------
     members : (P, G) of ones
+        Genes of each set.
+    bound
+        Largest share of common genes, from 0 to 1.
 
     Returns
     -------
-    Bool, shape (P,).
+    Whether each set is kept, bool, shape (P,).
     """
     n = members.shape[0]
     sizes = np.diff(members.indptr).astype(np.int64)
@@ -103,7 +108,7 @@ def overlap_survivors(members: sparse.csr_matrix, bound: float = 0.5) -> np.ndar
     order = np.argsort(-sizes, kind="stable")
     rank = np.empty(n, np.int64)
     rank[order] = np.arange(n)
-    above: list[np.ndarray] = [np.empty(0, np.int64)] * n  # sets before each that hold too many of its genes
+    above: list[np.ndarray] = [np.empty(0, np.int64)] * n  # larger sets with too many of its genes
     for start, block in _intersections(members):
         for i in range(block.shape[0]):
             span = slice(block.indptr[i], block.indptr[i + 1])
@@ -121,7 +126,7 @@ def _intersections(members: sparse.csr_matrix) -> Iterator[tuple[int, sparse.csr
 
 
 def _jaccard_distance(common: np.ndarray, size: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """One division of whole numbers, so that ½ is exactly ½."""
+    """Jaccard distance by one division of integers: a distance of ½ is then exactly 0.5, the usual cut."""
     union = size + other - common
     result: np.ndarray = (union - common) / union
     return result

@@ -1,4 +1,4 @@
-"""Fetch a release of the Gene Ontology: the ontology and the human annotations that belong to it."""
+"""Download a release of the Gene Ontology: the ontology and its human annotations."""
 
 import re
 from pathlib import Path
@@ -7,21 +7,21 @@ from tadvae.base.download import download
 from tadvae.base.errors import UserError
 
 CURRENT = "https://current.geneontology.org"
-"""Where GO keeps its latest release."""
+"""Address of the latest GO release."""
 ARCHIVE = "https://release.geneontology.org"
-"""Where GO keeps all, by date."""
+"""Address of all GO releases, by date."""
 OBO = "ontology/go-basic.obo"
 GAF = "annotations/goa_human.gaf.gz"
 _DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
 
 
 def release_url(release: str) -> str:
-    """Where a release (``latest``, or its date) is.
+    """Address of a release: ``latest`` or a date.
 
     Raises
     ------
     UserError
-        If it is neither.
+        If the release is neither.
     """
     if release == "latest":
         return CURRENT
@@ -41,18 +41,18 @@ def fetch_release(
     gaf: str = GAF,
     timeout: float = 60.0,
 ) -> tuple[Path, Path]:
-    """Download ontology and annotations; a file that is there already is kept, except for ``latest``.
+    """Download ontology and annotations; existing files are kept, except for ``latest``.
 
     Parameters
     ----------
     folder
-        Where the files go, in a folder of the release.
+        Folder that gets a subfolder for the release.
     url
-        Another base address (a mirror); None: GO's own.
+        Base address of a mirror; None: that of GO.
     gaf
         Path of the annotations below the base address, for another organism.
     timeout
-        Seconds to wait for an answer of the server.
+        Seconds to wait for the server to answer.
 
     Returns
     -------
@@ -61,7 +61,7 @@ def fetch_release(
     Raises
     ------
     UserError
-        If a file cannot be fetched.
+        If a file cannot be downloaded.
     """
     base = (url or release_url(release)).rstrip("/")
     target = Path(folder).expanduser() / release
@@ -73,7 +73,7 @@ def fetch_release(
 
 def _fetch(url: str, folder: Path, again: bool, timeout: float) -> Path:
     place = folder / url.rsplit("/", 1)[-1]
-    if again or not place.exists():  # no checksum is known beforehand; the provenance keeps it
-        mend = "fetch both files yourself and name them with `tadvae pathways select --obo FILE --gaf FILE`"
-        download(url, place, timeout, mend)
+    if again or not place.exists():  # no checksum is known in advance; the provenance records it
+        fix = "fetch both files yourself and name them with `tadvae pathways select --obo FILE --gaf FILE`"
+        download(url, place, timeout, fix)
     return place

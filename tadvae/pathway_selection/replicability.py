@@ -1,23 +1,23 @@
-"""Replicability of a pathway: whether the layer finds the same activity again from another seed.
+"""Replicability of a pathway: whether training from another seed gives the same activity.
 
 NetActivity (Ruiz-Arenas et al. 2024, doi:10.1093/nar/gkae197) trains its network six times from different
 seeds and takes, for every gene set, the smallest of the 15 absolute Pearson correlations between the
-activities of two runs; sets above 0.7 stay. Its network is an autoencoder with one unit a gene set, which
-sees the genes of the set alone (ELU), and a linear decoder to all genes, trained in three steps:
+activities of two runs; sets above 0.7 are kept. Its network is an autoencoder with one unit per gene set,
+which sees only the genes of the set (ELU), and a linear decoder to all genes, trained in three steps:
 
-1. for every set by itself, a linear autoencoder |P| → 1 → |P|;
+1. for every set separately, a linear autoencoder |P| → 1 → |P|;
 2. with the encoder of step 1 frozen, the decoder to all genes;
 3. everything together.
 
 Constants are those of its parameter file v11: Adam with 0.01, 0.01 and 0.001, 25, 20 and 50 epochs of batches
 of 128; weights start as Keras draws them (Glorot), genes are standardised.
 
-Two runs may find an activity with opposite signs, which ELU bends differently; it is step 3 that moves the
-activity to where ELU is linear. With few cells it has few steps, and every score is lower: for a few hundred
-cells lower ``batch_size``.
+Two runs may find an activity with opposite signs, which ELU transforms differently; step 3 moves activities
+to the range in which ELU is linear. With few cells step 3 has few steps, and all scores are lower: for a few
+hundred cells use a smaller ``batch_size``.
 
-Cells of a store are used without their labels, whatever a later split does with them; ``cells: controls``
-keeps perturbed cells out of the selection altogether.
+Cells are used without their labels, also cells that a later split holds out; ``cells: controls`` excludes all
+perturbed cells from the selection.
 """
 
 from collections.abc import Iterator, Sequence
@@ -43,44 +43,57 @@ from tadvae.pathways.sets import PathwaySets
 from tadvae.store.reader import Store
 
 EDGES_AT_ONCE = 20_000
-"""Step 1 trains so many (set, gene) pairs at a time: sets do not touch each other there."""
+"""Number of (set, gene) pairs that step 1 trains at a time; there, sets are independent of each other."""
 
 
 class ThreeStepConfig(Config):
-    """NetActivity's training (preset ``netactivity``)."""
+    """The three training steps of NetActivity."""
 
     epochs: tuple[int, int, int] = (25, 20, 50)
-    """Of the three steps; 0 leaves a step out."""
+    """Epochs of the three steps; 0 leaves a step out."""
     learning_rates: tuple[float, float, float] = (0.01, 0.01, 0.001)
+    """Learning rates of the three steps."""
     batch_size: int = Field(128, ge=1)
+    """Cells per training step; use a smaller value for a few hundred cells."""
 
 
 class ReplicabilityConfig(Config):
     """How replicability is measured on a store."""
 
     runs: int = Field(6, ge=2)
-    """Trainings from different seeds."""
+    """Number of trainings from different seeds."""
     seed: int = 0
-    """Of the first run, and of the choice of cells."""
+    """Seed of the first training (the others follow it), and of the random choice of cells."""
     max_cells: int = Field(10_000, ge=2)
-    """Cells of each dataset, drawn at random."""
+    """Largest number of cells of each dataset, drawn at random."""
     cells: Literal["all", "controls"] = "all"
+    """Cells that are used for training.
+
+    - ``all``: all cells, as published; use it if the pathways may depend on perturbed cells.
+    - ``controls``: control cells only; use it so that held-out perturbations have no influence.
+    """
     normalize: Literal["cpm", "cp10k"] = "cp10k"
+    """How the counts of a cell are scaled before log1p.
+
+    - ``cp10k``: counts per ten thousand; use it for droplet-based single-cell screens.
+    - ``cpm``: counts per million; use it if the model is trained with it.
+    """
     training: ThreeStepConfig = ThreeStepConfig()
+    """The three training steps."""
 
 
 @dataclass(frozen=True, eq=False)
 class TrainingData:
-    """Standardised expression, and which genes belong to which set.
+    """Standardised expression, and the genes of each set.
 
     Attributes
     ----------
     values
-        Float32, shape (n, G).
+        Expression of n cells, float32, shape (n, G).
     pathway, gene
-        Edge ends, int64, shape (E,), sorted by pathway.
+        Set and gene of each edge, int64, shape (E,), sorted by set.
     n_pathways
-        P; every set has a gene.
+        Number P of sets; every set has a gene.
     """
 
     values: np.ndarray
@@ -92,12 +105,12 @@ class TrainingData:
 def replicability(activities: Sequence[np.ndarray]) -> np.ndarray:
     """Smallest absolute Pearson correlation between the activities of two runs, float64, shape (P,).
 
-    An activity that does not vary tells nothing, and has 0.
+    An activity that does not vary has the score 0.
 
     Parameters
     ----------
     activities
-        One array (n, P) a run, of the same cells.
+        One array (n, P) per run, of the same cells.
     """
     standard = []
     for activity in activities:
@@ -112,9 +125,9 @@ def replicability(activities: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def train_once(data: TrainingData, config: ThreeStepConfig, seed: int) -> np.ndarray:
-    """Train from one seed; the activities, float32, shape (n, P). The same seed gives the same."""
+    """Train from one seed and return the activities, float32, (n, P); they are reproducible for a seed."""
     generator = torch.Generator().manual_seed(seed)
-    # copies: what Ray hands over cannot be written to, which torch warns of
+    # copies: arrays from Ray are read-only, and torch warns about these
     values, pathway, gene = (torch.tensor(part) for part in (data.values, data.pathway, data.gene))
     n_genes, n_pathways = values.shape[1], data.n_pathways
     size = torch.bincount(pathway, minlength=n_pathways)  # (P,)
@@ -163,12 +176,14 @@ def _train_mini(
 ) -> tuple[Tensor, Tensor]:
     """Step 1 for some sets: encoder weights (E,) and biases (P,).
 
-    The losses are added up: no set has a parameter of another one, and Adam looks at each parameter alone, so
-    every set is trained as if by itself.
+    The losses of the sets are summed. Sets share no parameters, and Adam treats each parameter separately, so
+    the result is the same as training each set alone.
     """
     weight, bias, mirror = (nn.Parameter(part.clone()) for part in start)
     offset = nn.Parameter(torch.zeros(len(gene)))
-    share = 1.0 / torch.bincount(pathway, minlength=len(bias))[pathway].float()  # (E,) a set's loss is a mean
+    share = (
+        1.0 / torch.bincount(pathway, minlength=len(bias))[pathway].float()
+    )  # (E,) the loss of a set is a mean over its genes
     optimizer = _adam([weight, bias, mirror, offset], config.learning_rates[0])
     for batch in _batches(len(values), config.batch_size, config.epochs[0], generator):
         rows = values[batch]
@@ -179,7 +194,8 @@ def _train_mini(
 
 
 def _weighted_sums(rows: Tensor, pathway: Tensor, gene: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """``Σ_g w_pg x_g + b_p`` over a set's genes, shape (B, P); cells run along the last axis inside."""
+    """Weighted sums ``Σ_g w_pg x_g + b_p`` over the genes of each set, shape (B, P)."""
+    # Cells are the last axis inside, so that index_add adds contiguous rows.
     parts = rows.T[gene] * weight[:, None]  # (E, B)
     sums = torch.zeros(len(bias), len(rows), dtype=rows.dtype).index_add(0, pathway, parts)  # (P, B)
     return sums.T + bias
@@ -221,12 +237,12 @@ def replicability_on_store(
     min_measured: int = MIN_MEASURED,
     mapper: Mapper = loop,
 ) -> pd.DataFrame:
-    """Replicability of each set in each dataset, shape (P, D); NaN where a dataset cannot see the set.
+    """Replicability of each set in each dataset, shape (P, D), from 0 to 1; NaN if the set is not visible.
 
     Parameters
     ----------
     mapper
-        Runs the trainings, ``runs`` of them a dataset, all independent.
+        Runs the trainings, ``runs`` per dataset; all are independent.
 
     Raises
     ------
@@ -262,7 +278,7 @@ def replicability_on_store(
 def _training_data(
     store: Store, dataset: int, members: list[np.ndarray], config: ReplicabilityConfig
 ) -> TrainingData:
-    """Cells of one dataset on the genes of some sets."""
+    """Expression of cells of one dataset on the genes of some sets."""
     genes = np.unique(np.concatenate(members))
     return TrainingData(
         values=_standardised(_random_cells(store, dataset, config), genes),
@@ -273,7 +289,7 @@ def _training_data(
 
 
 def _random_cells(store: Store, dataset: int, config: ReplicabilityConfig) -> Cells:
-    """At most ``max_cells`` of a dataset's cells: bags in random order until there are enough."""
+    """At most ``max_cells`` cells of a dataset, from bags in random order."""
     bags = store.bags[store.bags["dataset"] == dataset]
     if config.cells == "controls":
         bags = bags[bags["perturbation"] == store.control]
@@ -293,7 +309,7 @@ def _random_cells(store: Store, dataset: int, config: ReplicabilityConfig) -> Ce
 
 
 def _standardised(cells: Cells, genes: np.ndarray) -> np.ndarray:
-    """Values on some genes, each with mean 0 and standard deviation 1 (0 where it does not vary)."""
+    """Values on some genes, each with mean 0 and standard deviation 1 (0 if it does not vary)."""
     at = np.searchsorted(genes, cells.gene_ids)
     here = np.append(genes, -1)[at] == cells.gene_ids
     row = np.repeat(np.arange(len(cells)), np.diff(cells.offsets))

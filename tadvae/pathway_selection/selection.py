@@ -1,13 +1,13 @@
-"""From many overlapping gene sets to a selected, less redundant set of pathways.
+"""Selection of less redundant pathways from many overlapping gene sets.
 
 Two published selections are presets. NetActivity (Ruiz-Arenas et al. 2024, doi:10.1093/nar/gkae197) keeps
 sets of 10 to 29 measured genes, clusters them by Jaccard distance with complete linkage cut at ½, keeps
 the largest of every cluster and repeats until nothing merges. The paper (T-AD-VAE, "Pathways") keeps sets
-of fewer than 30 genes, "more than half of their genes in common with other selected processes" apart, with
-five or more measured genes, and none that is an ancestor of another. Both then ask for replicability
-(:mod:`tadvae.pathway_selection.replicability`).
+of fewer than 30 genes, without those that have "more than half of their genes in common with other selected
+processes", with five or more measured genes, and without ancestors of other sets. Both then require
+replicability (:mod:`tadvae.pathway_selection.replicability`).
 
-Every filter is a pure function of the sets, whatever their order in the file: ids decide ties.
+Every filter is a pure function of the sets and does not depend on their order in the file: ids break ties.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,38 +26,50 @@ from tadvae.pathways.sets import PathwaySets
 from tadvae.pathways.table import is_ancestor
 
 Replicability = Callable[[PathwaySets], "np.ndarray | Sequence[float]"]
-"""Scores some sets, one number each."""
+"""A function that scores sets, one number from 0 to 1 each."""
 
 
 class Ancestry(Protocol):
-    """What knows which sets are ancestors of which."""
+    """A function that returns the ancestors among some sets."""
 
     def __call__(self, terms: Sequence[str], /) -> sparse.csr_matrix:
-        """Bool, shape (n, n): ``[t, a]`` where ``a`` is a strict ancestor of ``t``."""
+        """Strict ancestors, bool, shape (n, n); ``[t, a]``: ``a`` is an ancestor of ``t``."""
 
 
 class SelectionConfig(Config):
-    """Which sets stay. The defaults are those of the preset ``netactivity``."""
+    """Which sets are kept. The defaults are those of the preset ``netactivity``."""
 
     count: Literal["annotated", "measured"] = "measured"
-    """Genes that sizes and overlaps count: all annotated ones, or the measured ones alone. Where nothing is
-    said to be measured, all are."""
+    """Genes that count for sizes and overlaps.
+
+    - ``annotated``: all genes of a set; use it for pathways that are shared by several panels.
+    - ``measured``: only measured genes (all, without a store or a list of genes); use it for one panel.
+    """
     min_genes: int = Field(10, ge=1)
+    """Smallest number of genes of a set."""
     max_genes: int | None = Field(29, ge=1)
+    """Largest number of genes of a set; None: no limit."""
     redundancy: Literal["jaccard", "overlap", "none"] = "jaccard"
-    """``jaccard``: complete-linkage clusters, the largest set of each; ``overlap``: no set with more than
-    ``bound`` of its genes in common with another one."""
+    """How redundant sets are removed.
+
+    - ``jaccard``: the largest set of each complete-linkage cluster is kept, as in NetActivity; the usual
+      choice.
+    - ``overlap``: sets with more than ``bound`` of their genes in a larger selected set are removed, as in
+      the paper; use it to reproduce the paper.
+    - ``none``: all sets are kept; use it for a collection that is not redundant.
+    """
     bound: float = Field(0.5, gt=0, lt=1)
-    """``jaccard``: distance at which the tree is cut; ``overlap``: greatest share in common."""
+    """For ``jaccard`` the distance at which the tree is cut; for ``overlap`` the largest share of common
+    genes."""
     min_measured: int | None = Field(None, ge=1)
-    """Measured genes that at least one dataset must have of a set."""
+    """Measured genes that a set needs in at least one dataset; None: no limit."""
     remove_ancestors: bool = False
-    """Remove every set that is an ancestor of another one that is left."""
+    """Whether to remove every set that is an ancestor of another kept set."""
     regulates: bool = True
-    """Ancestors, and with an ontology genes, over ``regulates`` too (as NetActivity), not only over ``is_a``
-    and ``part_of`` (as GO advises)."""
+    """Whether ancestors, and with an ontology also genes, follow ``regulates`` (as NetActivity) in addition
+    to ``is_a`` and ``part_of`` (which GO recommends)."""
     min_replicability: float | None = Field(None, ge=0, le=1)
-    """Least replicability, exclusive; NetActivity and the paper: 0.7."""
+    """Replicability above which sets are kept; None: not computed. NetActivity and the paper use 0.7."""
 
     @model_validator(mode="after")
     def _sizes_in_order(self) -> "SelectionConfig":
@@ -80,22 +92,22 @@ PRESETS: dict[str, SelectionConfig] = {
     "packaged": SelectionConfig(count="annotated", max_genes=299, regulates=False),
     "none": SelectionConfig(count="annotated", min_genes=1, max_genes=None, redundancy="none"),
 }
-"""``netactivity`` and ``paper`` as published; ``packaged``: how the packaged default was made, wide enough
-for small panels; ``none``: no filter."""
+"""``netactivity`` and ``paper``: as published; ``packaged``: the filters of the packaged default, which suit
+small panels too; ``none``: no filter."""
 
 
 @dataclass(frozen=True)
 class FilterReport:
-    """What one filter did.
+    """The effect of one filter.
 
     Attributes
     ----------
     filter
-        Its name.
+        Name of the filter.
     removed
-        Number of sets, by reason.
+        Number of removed sets, by reason.
     left
-        Sets after it.
+        Number of sets after the filter.
     """
 
     filter: str
@@ -110,12 +122,14 @@ class FilterReport:
 
 @dataclass(frozen=True)
 class Selection:
-    """The sets that are left, sorted by id, and what every filter did."""
+    """The kept sets, sorted by id, and the effect of every filter."""
 
     sets: PathwaySets
+    """The kept sets."""
     reports: list[FilterReport]
+    """Effect of each filter, in the order in which they were applied."""
     replicability: dict[str, float] = field(default_factory=dict)
-    """By id, where it was computed."""
+    """Replicability by id, from 0 to 1; empty if it was not computed."""
 
 
 def select(
@@ -128,21 +142,21 @@ def select(
 ) -> Selection:
     """Apply the filters in the paper's order: size, redundancy, measured genes, replicability, ancestors.
 
-    Measured genes come before replicability, which cannot be computed without them.
+    Measured genes are filtered before replicability, which cannot be computed without them.
 
     Parameters
     ----------
     measured
-        What the datasets measure.
+        Measured genes of the datasets.
     ancestry
-        Tells ancestors; needed to remove them.
+        Returns ancestors; needed to remove them.
     replicability
-        Scores the sets that the filters before it have left; called once.
+        Scores the sets that earlier filters have kept; called once.
 
     Raises
     ------
     UserError
-        If the config asks for what was not given, or nothing is left.
+        If a filter needs an argument that was not given, or no set is left.
     """
     _require(sets, config, measured, ancestry, replicability)
     sets = _take(sets, sorted(range(len(sets)), key=sets.ids.__getitem__))
@@ -193,7 +207,7 @@ def select(
 
 
 def member_matrix(sets: PathwaySets) -> sparse.csr_matrix:
-    """The sets' genes, int64 ones, shape (P, G)."""
+    """Genes of the sets as a matrix of ones, int64, shape (P, G)."""
     position: dict[str, int] = {}
     columns = [position.setdefault(gene, len(position)) for genes in sets.genes for gene in genes]
     offsets = np.concatenate([[0], np.cumsum([len(genes) for genes in sets.genes], dtype=np.int64)])
@@ -208,7 +222,7 @@ def _require(
     ancestry: Ancestry | None,
     replicability: Replicability | None,
 ) -> None:
-    for wanted, given, what, mend in (
+    for wanted, given, what, fix in (
         (config.min_measured, measured, "measured genes", "name a store, or ask for 0 measured genes"),
         (config.min_replicability, replicability, "replicability", "name a store to train on"),
         (
@@ -220,15 +234,14 @@ def _require(
     ):
         if wanted is not None and given is None:
             raise UserError(
-                f"{sets.source}: expected what the filter '{what}' needs, found nothing that tells it; "
-                f"{mend}."
+                f"{sets.source}: expected the data that the filter '{what}' needs, found none; {fix}."
             )
 
 
 def _step(
     sets: PathwaySets, reports: list[FilterReport], name: str, removed: dict[str, np.ndarray]
 ) -> PathwaySets:
-    """Remove sets, report it, and refuse to go on with none."""
+    """Remove sets and report it; raise a UserError if none is left."""
     gone = np.logical_or.reduce(list(removed.values()))
     left = _take(sets, np.flatnonzero(~gone).tolist())
     reports.append(FilterReport(name, {why: int(mask.sum()) for why, mask in removed.items()}, len(left)))

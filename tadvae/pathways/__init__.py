@@ -1,1 +1,1 @@
-
+"""Pathways: reading files of gene sets, and matching them to a gene vocabulary."""

@@ -1,11 +1,12 @@
-"""The packaged default: human GO biological processes, selected so that panels of any size see some.
+"""The packaged default: human GO biological processes, selected for gene panels of any size.
 
-A whole-transcriptome screen sees small, specific processes; a targeted panel of 300 genes measures five or
-more genes of broad ones only (of NetActivity's 1,485 published terms, sets of 10 to 29 genes, the panels of
-Norman 2019 and Papalexi 2021 see one and none). The packaged file therefore holds terms of 10 to 299 genes,
-without redundancy but with their ancestors, and :func:`default_pathways` takes for each dataset the most
-specific ones that it can see: the paper's last two filters ("at least five genes represented in our input
-datasets", "removing those that are ancestors of other terms within our list"), applied to each panel.
+A whole-transcriptome screen measures enough genes of small, specific processes; a targeted panel of 300
+genes measures five or more genes only of broad ones (of NetActivity's 1,485 published terms, sets of 10 to 29
+genes, the panels of Norman 2019 and Papalexi 2021 cover one and none). The packaged file therefore holds
+terms of 10 to 299 genes, without redundancy but with their ancestors, and :func:`default_pathways` takes for
+each dataset the most specific ones that it covers: the paper's last two filters ("at least five genes
+represented in our input datasets", "removing those that are ancestors of other terms within our list"),
+applied to each panel.
 """
 
 import functools
@@ -27,7 +28,7 @@ NAME = "the packaged default pathways"
 
 @functools.cache
 def packaged() -> PathwayTable:
-    """The packaged table; reads a file of the package, nothing else."""
+    """The packaged table of pathways, read from a file of the package."""
     data = resources.files("tadvae").joinpath("resources", FILE).read_bytes()
     return parse_parquet(data, NAME)
 
@@ -38,20 +39,21 @@ def default_pathways(
     reference: GeneReference,
     min_measured: int = MIN_MEASURED,
 ) -> PathwaySets:
-    """Return the packaged pathways that suit some panels: for each panel the most specific it can see.
+    """Return the packaged pathways that suit some panels: for each panel the most specific it covers.
 
-    A pathway stays if some panel has ``min_measured`` genes of it and of none of its descendants. Where
-    panels differ in size, an ancestor may so stay beside its descendants, for the panel that sees no other.
-    Where no panel sees any, all are returned, for :func:`tadvae.pathways.membership.membership` to refuse.
+    A pathway is kept if a panel has ``min_measured`` genes of it and of none of its descendants. If panels
+    differ in size, an ancestor can therefore be kept together with its descendants, for the smaller panel.
+    If no panel covers any pathway, all are returned, for :func:`tadvae.pathways.membership.membership` to
+    refuse.
 
     Parameters
     ----------
     genes
         The gene vocabulary.
     panels
-        Positions of the measured genes, one array a dataset.
+        Positions of the measured genes, one array per dataset.
     reference
-        How identifiers become keys of the vocabulary.
+        Maps identifiers to keys of the vocabulary.
     """
     table = packaged()
     sets = table.sets(genes)

@@ -1,10 +1,10 @@
 """Pathway files: GMT (``.gmt``, ``.gmt.gz``) and plain two-column tables.
 
-GMT is the tab-separated format of the Broad Institute (MSigDB): one line a pathway, its identifier,
-a description, then its genes. Identifiers are kept exactly as the file gives them; matching them to a
-gene vocabulary is the work of :mod:`tadvae.pathways.membership`.
+GMT is the tab-separated format of the Broad Institute (MSigDB): one line per pathway, with its
+identifier, a description, then its genes. Identifiers are kept exactly as the file gives them; matching them
+to a gene vocabulary is done in :mod:`tadvae.pathways.membership`.
 
-A file that cannot be trusted is refused with one sentence naming file and line; nothing is skipped.
+A malformed file is refused with one sentence that names file and line; no line is skipped.
 """
 
 import gzip
@@ -49,14 +49,14 @@ def read_gmt(path: str | Path) -> PathwaySets:
         names.append(name)
         genes.append(members)
     if not ids:
-        raise UserError(f"{path}: expected one pathway a line, found an empty file; give a GMT file.")
+        raise UserError(f"{path}: expected one pathway per line, found an empty file; give a GMT file.")
     return PathwaySets(list(ids), names, genes, source=str(path))
 
 
 def write_gmt(sets: PathwaySets, path: str | Path) -> None:
     """Write ``sets`` as GMT, gzipped if the suffix is ``.gz``; :func:`read_gmt` gives them back.
 
-    The file appears whole or not at all, and its bytes depend on ``sets`` alone.
+    The file is written atomically, and its bytes depend only on ``sets``.
 
     Raises
     ------
@@ -76,7 +76,7 @@ def write_gmt(sets: PathwaySets, path: str | Path) -> None:
         ):
             raise UserError(
                 f"{path}: expected pathways with genes and without tabs, line breaks or outer blanks, found "
-                f"{key!r} with {len(genes)} genes; mend that pathway before writing."
+                f"{key!r} with {len(genes)} genes; fix that pathway before writing."
             )
         lines.append(line + "\n")
     data = "".join(lines).encode("utf-8")

@@ -1,4 +1,4 @@
-"""What each dataset measures of some pathways."""
+"""Measured genes of datasets, and how many of them each pathway has."""
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -10,16 +10,16 @@ from tadvae.pathways.sets import PathwaySets
 
 @dataclass(frozen=True)
 class Measured:
-    """What each dataset measures.
+    """Measured genes of each dataset.
 
     Attributes
     ----------
     datasets
-        Their names.
+        Names of the D datasets.
     keys
         Maps identifiers to gene keys, None where unknown.
     genes
-        Measured gene keys, one collection a dataset.
+        Measured gene keys, one collection per dataset.
     """
 
     datasets: list[str]
@@ -28,11 +28,11 @@ class Measured:
 
     @classmethod
     def of_names(cls, names: Collection[str], source: str) -> "Measured":
-        """One list of genes, named as the sets name theirs."""
+        """One list of genes, named in the same way as the genes of the sets."""
         return cls([source], lambda given: list(given), [set(names)])
 
     def counts(self, sets: PathwaySets) -> np.ndarray:
-        """Measured genes of each set in each dataset, int64, shape (D, P); synonyms count once."""
+        """Number of measured genes of each set in each dataset, int64, shape (D, P); synonyms count once."""
         key_of = self.key_of(sets)
         panels = [set(genes) for genes in self.genes]
         result = np.zeros((len(panels), len(sets)), np.int64)

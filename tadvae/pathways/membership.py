@@ -1,9 +1,9 @@
 """Which genes of the vocabulary belong to which pathway: the mask ``M``, kept as its edges.
 
-The mask ``M ∈ {0,1}^{P×G}`` of the seed's attention (T-AD-VAE, "Masking in Attention Scores") is some
-0.2% full for GO, so it is kept as a sorted edge list over the *global* gene vocabulary, once for all
-datasets. What a dataset can say about a pathway depends on its measured panel: a pathway with fewer
-than ``min_measured`` measured genes is unavailable there (SENA and the seed ask for five).
+The mask ``M ∈ {0,1}^{P×G}`` of the paper's attention (T-AD-VAE, "Masking in Attention Scores") has about
+0.2% ones for GO, so it is stored as a sorted edge list over the *global* gene vocabulary, once for all
+datasets. Which pathways a dataset can use depends on its measured panel: a pathway with fewer than
+``min_measured`` measured genes is unavailable there (SENA and the paper require five).
 """
 
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ from tadvae.base.errors import UserError
 from tadvae.pathways.sets import PathwaySets
 
 MIN_MEASURED = 5
-"""Measured genes a pathway needs to be available: "at least five genes" (T-AD-VAE, "Pathways")."""
+"""Measured genes that a pathway needs to be available: "at least five genes" (T-AD-VAE, "Pathways")."""
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,9 @@ class Coverage:
     n_genes_matched
         Measured genes that belong to at least one kept pathway.
     n_edges
-        (pathway, gene) pairs kept.
+        Number of (pathway, gene) pairs kept.
     min_measured
-        The threshold used.
+        The threshold that was applied.
     dropped
         Identifiers of the pathways left out.
     """
@@ -69,7 +69,7 @@ class Membership:
     n_genes
         Size G of the vocabulary.
     coverage
-        What the builder kept and dropped; ``None`` for a membership made otherwise.
+        What :func:`membership` kept and dropped; ``None`` for a membership made in another way.
 
     Raises
     ------
@@ -163,11 +163,11 @@ def membership(
     sets
         Pathways with gene identifiers as given.
     vocabulary
-        Gene keys, one a position; unique.
+        Gene keys, unique, one per position.
     resolve
         Maps identifiers as given to gene keys, ``None`` where unknown, one answer each.
     panels
-        Positions of the measured genes, one array a dataset; ``None``: every gene is measured.
+        Positions of the measured genes, one array per dataset; ``None``: every gene is measured.
     min_measured
         Measured genes a pathway needs, at least 1.
 
@@ -240,7 +240,7 @@ def membership(
 
 
 def _positions(values: np.ndarray, limit: int, name: str) -> np.ndarray:
-    """Check that ``values`` is a vector of positions below ``limit``; negative ones must not wrap."""
+    """Check that ``values`` are positions in [0, limit): numpy would accept negative ones."""
     positions = np.asarray(values)
     if positions.size == 0:
         return np.zeros(0, dtype=np.int64)
@@ -256,6 +256,6 @@ def _example(values: Sequence[str]) -> str:
 
 
 def hidden_units(n: int, n_genes: int) -> Membership:
-    """N units that every gene belongs to: a plain hidden layer in place of pathways (D-VAE)."""
+    """``n`` units that every gene belongs to: a plain hidden layer in place of pathways (D-VAE)."""
     names = [f"unit_{i}" for i in range(n)]
     return Membership(names, names, np.repeat(np.arange(n), n_genes), np.tile(np.arange(n_genes), n), n_genes)

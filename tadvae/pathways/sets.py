@@ -10,7 +10,7 @@ class PathwaySets:
     Parameters
     ----------
     ids
-        Unique identifiers, one a pathway.
+        Unique identifiers, one per pathway.
     names
         Readable names; an empty one falls back to the identifier.
     genes

@@ -1,8 +1,9 @@
 """Selected pathways as one Parquet file, with their genes under two names and their provenance.
 
-Columns: ``pathway_id``, ``name``, ``symbols`` and ``ensembl`` (one list a pathway each, entry by entry the
-same genes; null where there is no such name), ``ancestors`` (ids of the same file that are above the pathway)
-and ``replicability`` (null where it was not computed). The footer holds the provenance as JSON.
+Columns: ``pathway_id``, ``name``, ``symbols`` and ``ensembl`` (one list per pathway each, with the same
+genes in the same order; null where a gene has no such name), ``ancestors`` (ids of the same file that are
+above the pathway) and ``replicability`` (null where it was not computed). The footer holds the provenance as
+JSON.
 """
 
 import io
@@ -25,7 +26,7 @@ from tadvae.genes.reference import GeneReference
 from tadvae.pathways.sets import PathwaySets
 
 PROVENANCE = b"tadvae.pathways"
-"""Key of the footer."""
+"""Key of the provenance in the Parquet footer."""
 _SCHEMA = pa.schema(
     [
         pa.field("pathway_id", pa.string(), nullable=False),
@@ -46,14 +47,15 @@ class PathwayTable:
     Attributes
     ----------
     ids, names
+        Identifier and readable name of each of the P pathways.
     symbols, ensembl
         Names of each pathway's genes, None where a gene has no such name.
     ancestors
         Ids of this table that are above each pathway.
     replicability
-        By id; may be empty.
+        Score of a pathway by its id, from 0 to 1; may be empty.
     provenance
-        Plain values: sources with checksums and releases, settings, what every filter did, licence.
+        Sources with checksums and releases, settings, the effect of every filter, licence; as plain values.
     source
         Where the table comes from, for messages.
     """
@@ -76,7 +78,7 @@ class PathwayTable:
         replicability: dict[str, float] | None = None,
         provenance: dict[str, Any] | None = None,
     ) -> "PathwayTable":
-        """Name the genes of some sets; names that mean the same gene are merged.
+        """Build the table from sets: look up both names of every gene, and merge synonyms.
 
         Parameters
         ----------
@@ -119,7 +121,7 @@ class PathwayTable:
         return PathwaySets(self.ids, self.names, genes, self.source)
 
     def ancestry(self, terms: Sequence[str]) -> sparse.csr_matrix:
-        """Which of some of the pathways are ancestors of which, bool, shape (n, n), ``[t, a]``."""
+        """Ancestors among some pathways, bool, shape (n, n); ``[t, a]``: ``a`` is an ancestor of ``t``."""
         position = {term: i for i, term in enumerate(terms)}
         above = dict(zip(self.ids, self.ancestors, strict=True))
         pairs = [(i, position[a]) for t, i in position.items() for a in above.get(t, ()) if a in position]
@@ -128,7 +130,7 @@ class PathwayTable:
         return sparse.csr_matrix((np.ones(len(rows), bool), (rows, columns)), shape=shape)
 
     def write(self, place: str | Path | Location) -> None:
-        """Write the Parquet file, whole or not at all; its bytes depend on the table alone."""
+        """Write the Parquet file atomically; its bytes depend only on the table."""
         columns = [
             self.ids,
             self.names,
@@ -195,7 +197,7 @@ def parse_parquet(data: bytes, source: str) -> PathwayTable:
 
 
 def _names(given: str, key: str | None, reference: GeneReference) -> tuple[str | None, str | None]:
-    """Symbol and Ensembl id of a gene; a name that the reference does not know stays as it is."""
+    """Symbol and Ensembl id of a gene; a name that is not in the reference is kept as it is."""
     name = key if key is not None else given
     symbol = reference.symbol(name)
     if _ENSEMBL.fullmatch(name):

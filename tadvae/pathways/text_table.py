@@ -22,9 +22,10 @@ def read_table(path: str | Path) -> PathwaySets:
 
     A header is recognised by name, in any case: pathway, gene_set or term, with gene, symbol or
     ensembl (and close variants); further columns are then ignored, except a name column (name,
-    description; term where the id has a column of its own). Of several gene columns, the first with a
-    value counts, in the order above (genes without a symbol have their Ensembl id). Without a header
-    there are exactly two columns. Rows of a pathway need not be neighbours; repeated rows count once.
+    description; term if the id has another column). With several gene columns, the first that has a value
+    in a row is used, in the order above (genes without a symbol are then named by their Ensembl id). Without
+    a header there are exactly two columns. Rows of a pathway need not be neighbours; repeated rows count
+    once.
 
     Raises
     ------
@@ -54,7 +55,7 @@ def read_table(path: str | Path) -> PathwaySets:
     else:
         raise UserError(
             f"{path}, line {number}: expected two {word}-separated columns (pathway, gene) or a header "
-            f"naming them, found {len(first)} columns; mend the separator or add the header."
+            f"naming them, found {len(first)} columns; correct the separator or add the header."
         )
     if not rows:
         raise UserError(f"{path}: expected rows of pathway and gene below the header, found none; add them.")
@@ -81,7 +82,7 @@ def _table_rows(path: str | Path, delimiter: str) -> list[tuple[int, list[str]]]
                 parts = next(csv.reader([line], delimiter=delimiter, strict=True))
             except csv.Error as error:
                 raise UserError(
-                    f"{path}, line {number}: expected a well-formed row, found a broken one ({error}); mend "
+                    f"{path}, line {number}: expected a well-formed row, found a broken one ({error}); fix "
                     "its quotation marks."
                 ) from None
         else:
@@ -98,5 +99,5 @@ def _columns(header: list[str], names: Iterable[str]) -> list[int]:
 
 
 def _first_value(row: list[str], columns: list[int]) -> str:
-    """The first value the row holds in ``columns``; empty if there is none."""
+    """The first non-empty value of the row in ``columns``; empty if there is none."""
     return next((row[i] for i in columns if i < len(row) and row[i]), "")

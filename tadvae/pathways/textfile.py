@@ -1,4 +1,4 @@
-"""Text files of the outside world, plain or gzipped."""
+"""Reading text files from other sources, plain or gzipped."""
 
 import gzip
 import zlib
@@ -13,7 +13,7 @@ def read_text(path: str | Path, kind: str = "pathway file", give: str = "a GMT f
     Parameters
     ----------
     kind, give
-        What the file is meant to be, and what to give instead of binary data; for messages.
+        Expected kind of file, and what to give instead of binary data; used in messages.
 
     Raises
     ------
@@ -32,7 +32,7 @@ def read_text(path: str | Path, kind: str = "pathway file", give: str = "a GMT f
             f"{path}: expected a readable {kind}, found one that cannot be read ({error.strerror}); "
             "give a readable file."
         ) from None
-    if data.startswith(b"\x1f\x8b"):  # by its content: a download may have lost or kept its .gz
+    if data.startswith(b"\x1f\x8b"):  # detected by content: a download may have lost or kept the suffix .gz
         try:
             data = gzip.decompress(data)
         except (EOFError, OSError, zlib.error):
@@ -58,6 +58,6 @@ def read_text(path: str | Path, kind: str = "pathway file", give: str = "a GMT f
 
 
 def format_suffix(path: str | Path) -> str:
-    """The suffix that tells the format: lower case, a final ``.gz`` set aside."""
+    """The suffix that tells the format, in lower case and without a final ``.gz``."""
     path = Path(path)
     return (Path(path.stem) if path.suffix.lower() == ".gz" else path).suffix.lower()

@@ -1,4 +1,4 @@
-"""One run's whole configuration: what ``tadvae train --config`` reads and saves, resolved."""
+"""All settings of a run: what ``tadvae train --config`` reads, and saves with the run."""
 
 from typing import Literal, Self
 
@@ -17,39 +17,47 @@ from tadvae.pathways.membership import MIN_MEASURED
 
 
 class PathwaysConfig(Config):
-    """Where pathways come from."""
+    """The pathways of the model."""
 
     file: str | None = None
-    """A GMT file, a two-column table, or Parquet of ``tadvae pathways``; None: the packaged GO terms, for
-    each dataset the most specific that it can see."""
+    """A GMT file, a two-column table, or a Parquet file of ``tadvae pathways``; None: the packaged GO terms,
+    for each dataset the most specific ones with enough measured genes."""
     units: int | None = Field(None, ge=1)
-    """So many hidden units that see every gene, in place of pathways (D-VAE)."""
+    """Number of hidden units that see all genes, in place of pathways (D-VAE); None: pathways."""
     min_measured: int = Field(MIN_MEASURED, ge=1)
-    """Measured genes that make a pathway available in a dataset."""
+    """Measured genes that a pathway needs to be available in a dataset."""
 
 
 class TrainConfig(Config):
     """Optimisation and checkpoints."""
 
     epochs: int = Field(50, ge=1)
+    """Number of passes over the training cells."""
     learning_rate: float = Field(3e-3, gt=0)
+    """Learning rate of Adam."""
     weight_average: float | None = Field(0.98, gt=0, lt=1)
-    """A run ends with the moving average of its weights at this decay a step; None: with the last weights."""
+    """Decay per step of the average of the weights, which is the final model; None: the last weights."""
     clip_norm: float | None = Field(1.0, gt=0)
     """Largest norm of the gradient; None: no clipping."""
     checkpoint_every: int | None = Field(None, ge=1)
     """Steps between checkpoints; None: at the end of every epoch."""
     keep_checkpoints: int = Field(2, ge=1)
+    """Number of checkpoints to keep, the latest ones."""
     compile: bool = False
-    """Compile the network by torch.compile; where that fails, the run goes on without and says so."""
+    """Compile the network with torch.compile; if that fails, the run continues without it, with a warning."""
     bf16: bool = False
-    """Matrix products in bfloat16 (autocast), for GPUs that have it; the loss stays in single precision."""
+    """Compute matrix products in bfloat16 (autocast), on GPUs that support it; the loss stays in float32."""
     max_failures: int = Field(3, ge=0)
-    """Failures of workers that a run survives, each time from its last checkpoint."""
+    """Number of worker failures after which a run restarts from its last checkpoint; one more ends it."""
     log_bags: bool = False
-    """Also log which bags every worker saw, step by step."""
+    """Whether to log the bags that every worker sees, step by step."""
     trackers: list[Literal["tensorboard", "mlflow", "wandb"]] = ["tensorboard"]
-    """Tools that show the steps beside the run's own log; mlflow and wandb are extras of the installation."""
+    """Tools that record the training steps, in addition to the run's own log.
+
+    - ``tensorboard``: local files in the run folder; use it on one machine.
+    - ``mlflow``: an MLflow server; use it if your group runs one. It is an extra of the installation.
+    - ``wandb``: Weights & Biases; use it to share curves online. It is an extra of the installation.
+    """
 
 
 class ExperimentConfig(Config):
@@ -58,18 +66,28 @@ class ExperimentConfig(Config):
     removed = ("stream.decode",)
 
     seed: int = 0
+    """Seed of the initial weights, the order of the bags and the noise of training."""
     preprocess: PreprocessConfig = PreprocessConfig()
+    """Normalisation and genes."""
     pathways: PathwaysConfig = PathwaysConfig()
+    """Source of the pathways."""
     split: SplitConfig = SplitConfig()
+    """What is held out for testing."""
     validation: ValidationConfig = ValidationConfig()
+    """What is held out for validation, and early stopping."""
     stream: StreamConfig = StreamConfig()
+    """Batches and their order."""
     model: ModelConfig = ModelConfig()
+    """The network."""
     loss: LossConfig = LossConfig()
+    """The training loss."""
     effects: EffectsConfig = EffectsConfig()
+    """The regression of mean effects."""
     train: TrainConfig = TrainConfig()
+    """Optimisation and checkpoints."""
 
     def located(self) -> Self:
-        """The same with absolute paths of its files, for processes that run in other folders."""
+        """Return the config with absolute file paths, for processes with another working directory."""
 
         def found(place: str | None) -> str | None:
             return None if place is None else absolute(place)

@@ -1,7 +1,8 @@
-"""Published models, and ours, as whole configurations of the same parts.
+"""Presets: published models, and the recommended one, as complete configurations of the same parts.
 
-A preset is a function that returns a config; :data:`PRESETS` names them. Constants are from REFERENCES A1
-to A3 of the publications' code. ``docs/model.md`` says what each departs in.
+A preset is a function that returns a config; :data:`PRESETS` names them. Constants are those of the
+publications and their code: discrepancy VAE (Zhang et al. 2023), SENA (de la Fuente et al. 2025) and
+NetActivity (Ruiz-Arenas et al. 2024). ``docs/model.md`` lists how each preset differs from its publication.
 """
 
 from collections.abc import Callable, Mapping
@@ -21,11 +22,11 @@ from tadvae.nn.strategies.base import PathwayConfig
 from tadvae.settings.experiment import ExperimentConfig, PathwaysConfig, TrainConfig
 
 EPOCHS = 100
-"""Of the discrepancy VAE and of SENA; their schedules count in these."""
+"""Epochs of the discrepancy VAE and of SENA; their schedules are defined in these."""
 
 
 def tadvae() -> ExperimentConfig:
-    """What we recommend: the defaults."""
+    """The recommended model: all defaults."""
     return ExperimentConfig()
 
 
@@ -48,7 +49,7 @@ def dvae() -> ExperimentConfig:
 
 
 def sena(leak: float = 0.0) -> ExperimentConfig:
-    """SENA (de la Fuente et al. 2025): a unit a pathway, whose other genes weigh ``leak`` (λ)."""
+    """SENA (de la Fuente et al. 2025): one unit per pathway; genes outside have the weight ``leak`` (λ)."""
     config = dvae()
     return config.model_copy(
         update={
@@ -69,8 +70,8 @@ def sena(leak: float = 0.0) -> ExperimentConfig:
 def netactivity() -> ExperimentConfig:
     """NetActivity (Ruiz-Arenas et al. 2024): pathways are the code of an autoencoder, decoded linearly.
 
-    Its shifts, which the publication does not have, act on pathways. The three steps of its training
-    (sets alone, decoder alone, all) are one here.
+    Shifts, which the publication does not have, act on pathways. The three steps of its training (each set
+    alone, decoder alone, everything) are one step here.
     """
     return ExperimentConfig(
         stream=StreamConfig(bags_per_batch=2),
@@ -87,7 +88,7 @@ def netactivity() -> ExperimentConfig:
 
 
 def tadvae_paper() -> ExperimentConfig:
-    """T-AD-VAE as its draft has it; where the draft is silent, the discrepancy VAE's choices."""
+    """T-AD-VAE as in the paper; what the paper leaves open is set as in the discrepancy VAE."""
     return ExperimentConfig(
         preprocess=PreprocessConfig(normalize="cpm", n_top_genes=5000),
         stream=StreamConfig(bags_per_batch=1, control_bags=False),
@@ -116,7 +117,7 @@ PRESETS: Mapping[str, Callable[[], ExperimentConfig]] = {
 
 
 def settings_of(name: str) -> dict[str, Any]:
-    """What a preset sets otherwise than the defaults, as nested settings for a config file."""
+    """Settings of a preset that differ from the defaults, nested as in a config file."""
     if name not in PRESETS:
         raise UserError(f"preset '{name}': no such preset; take one of {', '.join(PRESETS)}.")
     return PRESETS[name]().model_dump(mode="json", exclude_defaults=True)

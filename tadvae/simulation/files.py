@@ -1,4 +1,4 @@
-"""A simulation on disk: screens, their spec, their pathways and the truth behind them."""
+"""Writing a simulation: screens, their spec, their pathways and the true parameters."""
 
 import json
 import shutil
@@ -15,14 +15,14 @@ from tadvae.simulation.simulate import CONTROL, ScreenTruth, Simulation, Simulat
 
 def simulate_to(out: Path, config: SimulationConfig) -> Path:
     """Simulate into the new or empty folder ``out``; see :func:`write_simulation`."""
-    _require_empty(out)  # before the work, not after it
+    _require_empty(out)  # checked before the simulation, which takes time
     return write_simulation(simulate(config), out)
 
 
 def write_simulation(simulation: Simulation, out_dir: Path) -> Path:
     """Write screens (``NAME.h5ad``), ``pathways.gmt``, ``truth.npz``, ``truth.json`` and ``spec.yaml``.
 
-    The folder appears whole or not at all. ``truth.npz`` holds the arrays of :class:`Truth` by name and
+    The folder is written atomically. ``truth.npz`` holds the arrays of :class:`Truth` by name and
     those of its screens as ``NAME.field``; ``truth.json`` the lists of names and the config.
 
     Returns

@@ -1,6 +1,6 @@
-"""Screens with a known causal truth: to see whether a model finds what is there.
+"""Simulated screens with known causal parameters, to test whether a model recovers them.
 
-The process is the model's own (discrepancy VAE, Zhang 2023; T-AD-VAE), run forwards. For a cell of
+The generative process is that of the model (discrepancy VAE, Zhang et al. 2023; T-AD-VAE). For a cell of
 context c and batch h with targets b ∈ {0,1}^T, over K factors, P pathways and G genes::
 
     z ~ N(m_c, I_K)                                     exogenous
@@ -13,10 +13,10 @@ context c and batch h with targets b ∈ {0,1}^T, over K factors, P pathways and
     x_g ~ Poisson(d r_g Γ_g),  Γ_g ~ Gamma(mean 1, variance dispersion)
 
 b_g is 1 if gene g itself is perturbed. CRISPRa has sign +1, CRISPRi −1. The epistasis of a pair is a
-shift of one factor beyond what its targets do alone; where it is zero, doubles are additive in latent
-space. Factors are numbered in causal order: ``graph[i, j]``, i < j, is what factor i does to factor j.
-Every target belongs to a pathway that its own factor drives with a positive loading, so pathways know
-something of targets that were never perturbed. All of it, names too, is synthetic.
+shift of one factor in addition to the shifts of its targets; if it is zero, doubles are additive in latent
+space. Factors are numbered in causal order: ``graph[i, j]``, i < j, is the effect of factor i on factor j.
+Every target belongs to a pathway that its own factor drives with a positive loading, so pathways carry
+information on targets that were never perturbed. All data, including the names, are synthetic.
 """
 
 from dataclasses import dataclass
@@ -77,7 +77,7 @@ _SCREENS = (
 
 
 class SimulationConfig(Config):
-    """All that a simulation depends on; "spread" is a standard deviation of log rates."""
+    """All settings of a simulation; "spread" means the standard deviation of log rates."""
 
     seed: int = Field(default=0, ge=0, description="The only source of randomness.")
     n_genes: int = Field(default=800, ge=2, description="Genes that the panels are drawn from.")
@@ -116,7 +116,7 @@ class SimulationConfig(Config):
     @classmethod
     def _fits(cls, value: Any, info: ValidationInfo) -> Any:
         if not {"n_genes", "n_factors"} <= info.data.keys():
-            return value  # they are the first problem
+            return value  # these two are invalid themselves and are reported first
         G, K = info.data["n_genes"], info.data["n_factors"]
         if info.field_name == "n_pathways" and value < K:
             raise ValueError(f"expected one pathway or more for each of {K} factors")
@@ -144,7 +144,7 @@ class SimulationConfig(Config):
 
 @dataclass(frozen=True, eq=False)
 class ScreenTruth:
-    """What is true of one screen: C cells, n measured genes, S conditions, L contexts."""
+    """True parameters of one screen with C cells, n measured genes, S conditions and L contexts."""
 
     name: str
     conditions: list[str]  # control, singles, doubles
@@ -162,7 +162,7 @@ class ScreenTruth:
 
 @dataclass(frozen=True, eq=False)
 class Truth:
-    """What is true of all screens; positions refer to the lists of names."""
+    """True parameters that all screens share; positions refer to the lists of names."""
 
     genes: list[str]  # G
     pathways: list[str]  # P
@@ -184,7 +184,7 @@ class Truth:
 
 @dataclass(frozen=True, eq=False)
 class Simulation:
-    """Screens, their pathways, and the truth behind them."""
+    """Simulated screens, their pathways, and the true parameters."""
 
     config: SimulationConfig
     screens: list[ad.AnnData]
@@ -209,7 +209,7 @@ def latent_shift(design: np.ndarray, shift: np.ndarray, truth: Truth) -> np.ndar
 
 
 def simulate(config: SimulationConfig) -> Simulation:
-    """Draw screens with a known truth; the same config gives the same numbers.
+    """Simulate screens with known parameters; the same config gives the same numbers.
 
     ``X`` holds int32 counts (CSR); ``obs`` the categories ``condition`` (``control``, ``A``, ``A+B``),
     ``cell_type`` (the context) and ``batch``. Row c of a :class:`ScreenTruth` is cell c of its screen.
@@ -228,7 +228,7 @@ def simulate(config: SimulationConfig) -> Simulation:
 
 
 def _rng(config: SimulationConfig, *stream: int) -> np.random.Generator:
-    """A generator for each part, so that, say, more cells do not change the truth."""
+    """A random generator per part, so that for example more cells do not change the parameters."""
     return np.random.default_rng(np.random.SeedSequence(config.seed, spawn_key=stream))
 
 
@@ -253,7 +253,7 @@ def _design(config: SimulationConfig, index: int) -> np.ndarray:
 
 
 def _world(config: SimulationConfig, designs: list[np.ndarray]) -> Truth:
-    """Draw what all screens share."""
+    """Draw the parameters that all screens share."""
     rng = _rng(config, 0)
     G, K, P, T = config.n_genes, config.n_factors, config.n_pathways, config.n_targets
     rows, columns = np.triu_indices(K, k=1)
@@ -307,8 +307,8 @@ def _world(config: SimulationConfig, designs: list[np.ndarray]) -> Truth:
 def _panels(config: SimulationConfig, truth: Truth, designs: list[np.ndarray]) -> list[np.ndarray]:
     """Draw the measured genes of each screen.
 
-    A screen measures its targets, then genes at home in it (every gene has one home, so that together
-    the panels cover as many genes as they can), then others.
+    A screen measures its targets, then the genes assigned to it (every gene is assigned to one screen, so
+    that together the panels cover as many genes as possible), then others.
     """
     home = _rng(config, 2).permutation(np.arange(config.n_genes) % len(config.screens))
     panels = []
@@ -347,7 +347,7 @@ def _screen(
         return z, u, activity, rng.poisson(rate).astype(np.int32)
 
     def profile(line: int, condition: int) -> np.ndarray:
-        """Average fresh cells, ``(n,)``; conditions share their randomness, so differences are sharp."""
+        """Mean profile of newly drawn cells, ``(n,)``; all conditions share random numbers."""
         cells = np.arange(config.truth_cells)
         same = np.zeros_like(cells)
         counts = draw(_rng(config, 5, index, line), same + condition, same + line, cells % n_batches)[-1]
@@ -356,7 +356,7 @@ def _screen(
         return result
 
     repeats = np.where(np.arange(n_conditions) == 0, screen.control_cells, screen.cells_per_condition)
-    # Shuffled, since the files of real screens are not sorted by condition either.
+    # Shuffled because files of real screens are not sorted by condition.
     cells = rng.permutation(repeats.sum() * lines.size)
     condition = np.tile(np.repeat(np.arange(n_conditions), repeats), lines.size)[cells]  # (C,)
     line = np.repeat(lines, repeats.sum())[cells]  # (C,)

@@ -1,6 +1,6 @@
-"""What a conversion does, without saying who runs it: plan the store, then finish it.
+"""Plan a conversion before the cells are written, and finish the store after it.
 
-``pipelines/convert.py`` runs the tasks in between (:mod:`tadvae.store.writer`) on Ray.
+``pipelines/convert.py`` runs the tasks that write the cells (:mod:`tadvae.store.writer`) on Ray.
 """
 
 import hashlib
@@ -39,20 +39,25 @@ Perturbation = tuple[tuple[str, str], ...]
 
 @dataclass(frozen=True)
 class StorePlan:
-    """Everything about a store but its cells."""
+    """Everything that a store holds except its cells."""
 
     spec: StoreSpec
+    """The spec that the store is converted from."""
     genes: pd.DataFrame
-    """The vocabulary, one row a gene: gene, ensembl_id, symbol."""
+    """The vocabulary, one row per gene: gene, ensembl_id, symbol."""
     panels: list[pd.DataFrame]
-    """By dataset, one row a source gene: source, gene, gene_index, how, length."""
+    """Per dataset, a table with one row per source gene: source, gene, gene_index, how, length."""
     contexts: list[str]
+    """Sorted names of the contexts of all datasets."""
     perturbations: list[Perturbation]
+    """Perturbations of all datasets, in the order of their indices; the control comes first."""
     target_gene: dict[str, str | None]
+    """Gene key of each target, None for a target that is not a gene."""
     datasets: list[DatasetPlan]
+    """What the conversion tasks need, per dataset."""
 
     def fingerprint(self) -> str:
-        """Changes with the spec or a source file: what an interrupted conversion may go on from."""
+        """Hash of the spec and the source files; a conversion resumes only if it is unchanged."""
         paths = [dataset.path for dataset in self.spec.datasets]
         if self.spec.genes.reference not in ("human", "none"):
             paths.append(self.spec.genes.reference)
@@ -67,7 +72,7 @@ def plan_store(spec: StoreSpec) -> StorePlan:
     Raises
     ------
     UserError
-        For whatever cannot be trusted (DESIGN §7): nothing has been written then.
+        If the input is inconsistent or unreadable; nothing has been written then.
     """
     reference = GeneReference.load(spec.genes.reference)
     panels, all_labels, n_rows = [], [], []
@@ -120,16 +125,16 @@ def finish_store(
     shards: list[list[tuple[ShardEntry, np.ndarray]]],
     folder: Location,
 ) -> Manifest:
-    """Write every table beside the cells, the manifest last.
+    """Write all tables of the store except the cells; the manifest is written last.
 
     Parameters
     ----------
     moments
-        Of each dataset.
+        Moments of each dataset.
     shards
-        Of each dataset, in order: the shard's entry and the number of tokens of every cell.
+        For each dataset its shards in order: the shard's entry, and the number of tokens of every cell.
     folder
-        The (still unfinished) store.
+        Folder of the unfinished store.
     """
     genes = plan.genes.copy()
     genes.insert(0, "gene_index", np.arange(len(genes), dtype=np.int32))
@@ -161,7 +166,7 @@ def finish_store(
         )
     _write(pd.concat(bags, ignore_index=True), folder / "bags.parquet")
     _write(_perturbation_table(plan, pd.concat(groups)), folder / "perturbations.parquet")
-    # where the sources lay on the converting machine is nobody else's business
+    # only file names: the folders of the converting machine are private
     named = [dataset.model_copy(update={"path": Path(dataset.path).name}) for dataset in plan.spec.datasets]
     (folder / "spec.yaml").write_text(plan.spec.model_copy(update={"datasets": named}).to_yaml())
     manifest = Manifest(
@@ -182,7 +187,7 @@ def finish_store(
 def _harmonise_targets(
     all_labels: list[CellLabels], reference: GeneReference, panels: list[pd.DataFrame]
 ) -> tuple[dict[str, str | None], dict[str, str], list[CellLabels]]:
-    """Give a gene the same target name in every dataset, and say which targets are genes, and the names."""
+    """Give each target one name in all datasets; return gene key by target, new name by old, and labels."""
     names = sorted({name for labels in all_labels for item in labels.perturbations for name in item})
     measured = {
         gene: symbol for panel in panels for gene, symbol in zip(panel["gene"], panel["symbol"], strict=True)
@@ -204,14 +209,14 @@ def _harmonise_targets(
 
 
 def _with_renamed_modality(dataset: DatasetSpec, renamed: dict[str, str]) -> DatasetSpec:
-    """Return the dataset's spec with a modality by target under the targets' new names."""
+    """Return the spec with the targets of ``modality`` under their harmonised names."""
     if isinstance(dataset.modality, str):
         return dataset
     absent = sorted(set(dataset.modality) - {"default", *renamed, *renamed.values()})
-    if absent:  # a typing error would silently leave the target with the default, and so with its sign
+    if absent:  # a misspelt target would silently get the default modality and its sign
         raise UserError(
             f"dataset '{dataset.name}': 'modality' names {', '.join(absent[:5])}, but no dataset of the spec "
-            "has this target; mend its spelling in the spec."
+            "has this target; fix its spelling in the spec."
         )
     modality = {renamed.get(target, target): value for target, value in dataset.modality.items()}
     return dataset.model_copy(update={"modality": modality})
@@ -220,7 +225,7 @@ def _with_renamed_modality(dataset: DatasetSpec, renamed: dict[str, str]) -> Dat
 def _vocabulary(
     panels: list[pd.DataFrame], target_gene: dict[str, str | None], reference: GeneReference
 ) -> pd.DataFrame:
-    """Union of all panels and of the targets that are genes, sorted by key."""
+    """Union of the genes of all panels and of all targets that are genes, sorted by key."""
     known = pd.concat([panel[["gene", "ensembl_id", "symbol"]] for panel in panels])
     known = known.sort_values("symbol", na_position="last", kind="stable").drop_duplicates("gene")
     measured = set(known["gene"])
@@ -242,7 +247,7 @@ def _with_modality(targets: tuple[str, ...], dataset: DatasetSpec) -> Perturbati
 
 
 def _panel_table(panel: pd.DataFrame, moments: Moments) -> pd.DataFrame:
-    """A dataset's measured genes with streaming statistics of linear CP10K values over all its cells."""
+    """Measured genes of a dataset with mean, variance and detection of linear CP10K values over all cells."""
     measured = panel["gene_index"].to_numpy()
     table = panel[["gene_index", "source", "gene", "how", "length"]].copy()
     table["gene_index"] = measured.astype(np.int32)

@@ -1,4 +1,4 @@
-"""Loops over tokens, compiled by numba: each takes what several numpy passes over the data would take."""
+"""Loops over tokens, compiled by numba; each replaces several numpy passes over the data."""
 
 import math
 
@@ -7,17 +7,18 @@ import numpy as np
 from tadvae.base.numba_jit import kernel
 
 SMALL = 16
-"""Counts below this, nearly all of them, are looked up in a table made for each cell."""
+"""Counts below this, which are nearly all, get their logarithm from a table of the cell: one log1p per
+cell and count in place of one per token."""
 
-# Unsigned like the indices of the loops, for the reason that tadvae.nn.kernels.edges.span gives
+# Unsigned like the indices of the loops; tadvae.nn.kernels.edges.span explains why
 _0, _1, _7, _28, _LOW, _MORE = (np.uint64(n) for n in (0, 1, 7, 28, 127, 128))
 
 
 @kernel
 def _varint(data: np.ndarray, at: np.uint64, end: np.uint64) -> tuple[np.uint64, np.uint64]:
-    """The number that begins at ``at``, and where the next one does: beyond the end if it is damaged."""
+    """Return the number that starts at ``at`` and the start of the next; beyond the end if it is damaged."""
     value, shift = _0, _0
-    while at < end and shift <= _28:
+    while at < end and shift <= _28:  # five bytes hold 35 bits, enough for an int32
         byte = np.uint64(data[at])
         at += _1
         value |= (byte & _LOW) << shift
@@ -42,24 +43,25 @@ def log_normalize(
 ) -> np.int64:
     """``log1p(count * per_cell)`` of the tokens whose gene is kept.
 
-    Reads the bytes of a store: one pass takes less than half the time of unpacking them first.
+    Reads the bytes of a store directly: one pass takes less than half the time of unpacking them first.
 
     Parameters
     ----------
     gaps, gap_starts, counts, count_starts
-        What :func:`pack_varints` made of gene ids and of counts.
+        Output of :func:`pack_varints` for gene ids and for counts.
     offsets
-        Where each of B cells of T tokens starts, shape (B + 1,).
+        Position of the first token of each of B cells, and T at the end, shape (B + 1,).
     per_cell
-        Float64, shape (B,).
+        Factor of each cell's counts, float64, shape (B,).
     kept
-        By gene, bool; genes above its end are not.
+        Whether each gene is kept, bool, by vocabulary index; genes beyond its end are dropped.
     left_ids, left_values, left_offsets
-        Written: what is left of the tokens (int32, float32, room for T), and where each cell starts.
+        Written: gene ids and values of the kept tokens (int32, float32, room for T), and the position of
+        each cell's first token.
 
     Returns
     -------
-    How many tokens are left; −1 where the bytes are damaged.
+    Number of kept tokens; −1 if the bytes are damaged.
     """
     table = np.empty(SMALL, np.float32)
     every, n_genes, n = kept.all(), np.uint64(len(kept)), np.uint64(0)
@@ -77,6 +79,8 @@ def log_normalize(
             if a > a_end or b > b_end:
                 return np.int64(-1)
             gene += gap
+            # Written before it is known whether the gene is kept: the next token overwrites a dropped one,
+            # so the loop needs no branch that the CPU would often predict wrongly.
             left_ids[n] = np.int32(gene)
             if count < np.uint64(SMALL):
                 left_values[n] = table[count]
@@ -94,18 +98,18 @@ def log_normalize(
 def pack_varints(
     values: np.ndarray, offsets: np.ndarray, gaps: bool, data: np.ndarray, starts: np.ndarray
 ) -> None:
-    """Numbers of n cells as LEB128: seven bits a byte, the lowest first, the eighth bit where more follow.
+    """Encode the numbers of n cells as LEB128: seven bits per byte, lowest first; bit eight: more follow.
 
     Parameters
     ----------
     values
         Whole numbers ≥ 0 of any type, shape (T,); with ``gaps`` sorted within each cell.
     offsets
-        Where each cell starts, shape (n + 1,).
+        Position of each cell's first number, shape (n + 1,).
     gaps
-        Write what each is more than the one before.
+        Write the difference of each number to the one before; for sorted gene ids it mostly fits one byte.
     data, starts
-        Written: the bytes, and where those of each cell start, shape (n + 1,).
+        Written: the bytes, and the position of each cell's first byte, shape (n + 1,).
     """
     at = np.uint64(0)
     starts[0] = 0
@@ -129,7 +133,7 @@ def pack_varints(
 def unpack_varints(
     data: np.ndarray, starts: np.ndarray, offsets: np.ndarray, gaps: bool, values: np.ndarray
 ) -> int:
-    """Inverse of :func:`pack_varints` into int32; returns the first cell that is damaged, −1 if none is."""
+    """Inverse of :func:`pack_varints`, to int32; return the first damaged cell, −1 if none is damaged."""
     for cell in range(len(offsets) - 1):
         at, end = np.uint64(starts[cell]), np.uint64(starts[cell + 1])
         before = np.int64(0)

@@ -1,8 +1,8 @@
-"""Where every cell goes: shuffled inside its group, cut into bags, bags shuffled over the dataset.
+"""Order of the stored cells: shuffled within groups, cut into bags, bags shuffled over the dataset.
 
-A *group* is the cells of one (context, perturbation) of a dataset; MMD compares sets of one group, so
-a *bag*, a piece of a group, is stored contiguously and read as one. Because cells and bags were
-shuffled here, reading a shard from start to end is already a random sample of the dataset.
+A *group* is the cells of one (context, perturbation) of a dataset. The MMD compares sets of cells of one
+group, so a *bag*, a part of a group, is stored contiguously and read at once. Because cells and bags are
+shuffled here, reading a shard from start to end gives a random sample of the dataset.
 """
 
 from dataclasses import dataclass
@@ -20,16 +20,16 @@ class DatasetLayout:
 
     position: np.ndarray  # (n,) int64: place of each kept cell in the dataset's stored order
     bags: pd.DataFrame
-    """One row a bag in stored order: context, perturbation, n_cells, shard, row_group, first_row (in its
+    """One row per bag in stored order: context, perturbation, n_cells, shard, row_group, first_row (in its
     row group)."""
     shard_rows: list[int]
-    """Rows of each shard."""
+    """Number of rows of each shard."""
 
 
 def plan_layout(
     labels: CellLabels, spec: LayoutSpec, *, bag_size: int, key: tuple[int, ...]
 ) -> DatasetLayout:
-    """Decide the stored order of a dataset from its labels and a seed alone.
+    """Compute the stored order of a dataset from its labels and a seed.
 
     Parameters
     ----------
@@ -38,9 +38,9 @@ def plan_layout(
     spec
         Sizes and seed.
     bag_size
-        Largest bag; 1 for profiles.
+        Largest number of cells in a bag; 1 for profiles.
     key
-        Numbers that make this dataset's shuffle differ from another's.
+        Numbers added to the seed, so that datasets are shuffled differently.
     """
     rng = np.random.default_rng([spec.seed, *key])
     n = len(labels.source_row)

@@ -17,17 +17,17 @@ from tadvae.store.spec import StoreSpec
 
 
 class Store:
-    """An open cell store; tables are read when first asked for.
+    """An open cell store; each table is read on first access.
 
     Attributes
     ----------
     genes
-        The vocabulary: gene_index, gene, ensembl_id, symbol.
+        The vocabulary, one row per gene: gene_index, gene, ensembl_id, symbol.
     perturbations
-        perturbation_index, name, targets, target_genes, modalities, signs, n_cells.
+        One row per perturbation: perturbation_index, name, targets, target_genes, modalities, signs, n_cells.
     bags
-        One row a bag: dataset, context, perturbation, n_cells, n_tokens, shard, row_group, first_row. The
-        row's number is the bag's id.
+        One row per bag: dataset, context, perturbation, n_cells, n_tokens, shard, row_group, first_row. The
+        row number is the id of the bag.
     """
 
     def __init__(self, folder: Location, manifest: Manifest) -> None:
@@ -36,7 +36,7 @@ class Store:
 
     @classmethod
     def open(cls, place: "str | Location") -> "Store":
-        """Open a store and check that its shards are all there; else a UserError."""
+        """Open a store and check that all its shards exist; a missing or damaged one is a UserError."""
         folder = Location.of(place)
         store = cls(folder, Manifest.read(folder))
         for shard in store.manifest.shards:
@@ -53,7 +53,7 @@ class Store:
         return store
 
     def verify(self, shard: int) -> None:
-        """Compare a shard's sha256 with the manifest's; a difference is a UserError."""
+        """Compare the sha256 of a shard with that in the manifest; a difference is a UserError."""
         entry = self.manifest.shards[shard]
         place = self.folder / entry.path
         with place.reachable():
@@ -66,33 +66,33 @@ class Store:
 
     @cached_property
     def genes(self) -> pd.DataFrame:
-        """The vocabulary."""
+        """The gene vocabulary, one row per gene."""
         return self._table("genes.parquet")
 
     @cached_property
     def perturbations(self) -> pd.DataFrame:
-        """All perturbations; the control is one of them."""
+        """All perturbations, one row each; the control is one of them."""
         return self._table("perturbations.parquet")
 
     @cached_property
     def bags(self) -> pd.DataFrame:
-        """All bags."""
+        """All bags, one row each."""
         return self._table("bags.parquet")
 
     @cached_property
     def groups(self) -> pd.DataFrame:
-        """Cells by (dataset, context, perturbation)."""
+        """Number of cells of each (dataset, context, perturbation)."""
         return self.bags.groupby(["dataset", "context", "perturbation"], as_index=False)["n_cells"].sum()
 
     @cached_property
     def control(self) -> int:
-        """Index of the control among the perturbations, -1 where no dataset has one."""
+        """Index of the control among the perturbations, -1 if no dataset has one."""
         found = self.perturbations["perturbation_index"][self.perturbations["targets"].str.len() == 0]
         return int(found.iloc[0]) if len(found) else -1
 
     @cached_property
     def reference(self) -> str:
-        """What made the gene keys: ``human``, ``none``, or ``own`` for a table of the user's."""
+        """Gene reference of the conversion: ``human``, ``none``, or ``own`` for the user's own table."""
         place = self.folder / "spec.yaml"
         with place.reachable():
             spec = StoreSpec.load_text(place.read_text(), str(place))
@@ -100,13 +100,13 @@ class Store:
 
     @cached_property
     def gene_reference(self) -> GeneReference:
-        """How identifiers become the store's gene keys."""
+        """Reference that maps identifiers to the gene keys of the store."""
         if self.reference == "own":
             return GeneReference("the store's genes", self.genes)
         return GeneReference.load(self.reference)
 
     def panel(self, dataset: int) -> pd.DataFrame:
-        """Measured genes of a dataset, sorted by gene_index."""
+        """Measured genes of a dataset, one row each, sorted by gene_index."""
         return self._table(f"datasets/{self.manifest.datasets[dataset].name}.parquet")
 
     def row_groups(self, bags: pd.DataFrame) -> list[tuple[int, int, np.ndarray]]:

@@ -21,7 +21,7 @@ SYMBOL_COLUMNS = ("symbol", "gene_symbols", "gene_symbol", "gene_name", "gene_na
 
 @dataclass(frozen=True)
 class CellLabels:
-    """What ``obs`` says of the n cells that are kept, in source order."""
+    """Labels from ``obs`` of the n cells that are kept, in source order."""
 
     source_row: np.ndarray  # (n,) int64
     cell_id: np.ndarray  # (n,) str
@@ -41,7 +41,7 @@ class Source:
         self.spec = spec
         self.where = f"dataset '{spec.name}' ({spec.path})"
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # old files; what matters is checked below
+            warnings.simplefilter("ignore")  # anndata warns about old files; the contents are checked below
             self.obs: pd.DataFrame = read_elem(file["obs"])
             self.var: pd.DataFrame = read_elem(file["var"])
         if not isinstance(self.obs, pd.DataFrame) or not isinstance(self.var, pd.DataFrame):
@@ -49,11 +49,13 @@ class Source:
         layer = spec.counts.layer
         if layer is not None and layer not in file.get("layers", {}):
             found = ", ".join(file.get("layers", {})) or "none"
-            raise UserError(f"{self.where}: no layer '{layer}' (layers: {found}); mend 'counts' in the spec.")
+            raise UserError(
+                f"{self.where}: no layer '{layer}' (layers: {found}); correct 'counts' in the spec."
+            )
         node = file["X"] if layer is None else file["layers"][layer]
         matrix = sparse_dataset(node) if isinstance(node, h5py.Group) else node
         if isinstance(node, h5py.Group) and matrix.format == "csc":
-            matrix = matrix.to_memory().tocsr()  # columns first: rows cannot be streamed from it
+            matrix = matrix.to_memory().tocsr()  # CSC stores columns: rows cannot be read one part at a time
         self._matrix = matrix
         self.shape: tuple[int, int] = (len(self.obs), len(self.var))
         if tuple(matrix.shape) != self.shape or not np.issubdtype(matrix.dtype, np.number):
@@ -70,7 +72,7 @@ class Source:
     def rows(self, start: int, stop: int) -> sparse.csr_matrix:
         """Values of the source rows ``start:stop``, checked, as float32 CSR without stored zeros."""
         try:
-            with np.errstate(over="ignore"):  # then infinite, and refused
+            with np.errstate(over="ignore"):  # an overflow becomes infinite, which _check refuses
                 values = sparse.csr_matrix(self._matrix[start:stop], dtype=np.float32)
             values.check_format()
         except (OSError, KeyError, ValueError, IndexError) as error:
@@ -85,7 +87,7 @@ class Source:
         return values
 
     def gene_names(self) -> tuple[list[str], list[str] | None]:
-        """Identifiers of the genes, and symbols beside them where ``var`` has such a column."""
+        """Gene identifiers, and gene symbols if ``var`` has a column of them."""
         column = self.spec.genes.column
         if column is not None:
             names = self._column(self.var, column, "var", "genes.column").astype(str).tolist()
@@ -102,7 +104,7 @@ class Source:
         return names, symbols.astype(object).where(symbols.notna(), "").astype(str).tolist()
 
     def gene_lengths(self) -> np.ndarray | None:
-        """Transcript lengths in bases, shape (G,), where the spec names their column."""
+        """Transcript lengths in bases, shape (G,); None if the spec names no column for them."""
         if self.spec.genes.length is None:
             return None
         column = self._column(self.var, self.spec.genes.length, "var", "genes.length")
@@ -110,7 +112,7 @@ class Source:
         if not (np.isfinite(lengths) & (lengths > 0)).all():
             raise UserError(
                 f"{self.where}: var column '{column.name}' must hold a positive length for every "
-                "gene; mend it or remove 'genes.length' from the spec."
+                "gene; fix it or remove 'genes.length' from the spec."
             )
         result: np.ndarray | None = lengths
         return result
@@ -134,7 +136,7 @@ class Source:
             if not (np.isfinite(total) & (total >= 0)).all():
                 raise UserError(
                     f"{self.where}: obs column '{spec.total_counts}' must hold a library size for "
-                    "every cell; mend it or remove 'total_counts' from the spec."
+                    "every cell; fix it or remove 'total_counts' from the spec."
                 )
         return CellLabels(
             source_row=rows.astype(np.int64),
@@ -171,14 +173,14 @@ class Source:
             raise UserError(
                 f"{self.where}: no control cells: obs column '{spec.column}' never holds "
                 f"{' or '.join(repr(c) for c in sorted(spec.controls))} (it holds {found}, …); "
-                "mend 'perturbation.control' in the spec."
+                "correct 'perturbation.control' in the spec."
             )
         written = {part for label in parsed for part in self._split(str(label))}
         absent = sorted(set(spec.rename) - written)
-        if absent:  # a typing error would pass in silence
+        if absent:  # a misspelt target would otherwise be ignored silently
             raise UserError(
                 f"{self.where}: 'perturbation.rename' names {', '.join(absent[:5])}, but no label in obs "
-                f"column '{spec.column}' has this target; mend its spelling in the spec."
+                f"column '{spec.column}' has this target; fix its spelling in the spec."
             )
         return targets, keep
 
@@ -199,7 +201,7 @@ class Source:
         if not all(names):
             raise UserError(
                 f"{self.where}: the label {label!r} in obs column '{spec.column}' does not parse "
-                f"with separator {spec.separator!r} (a target is empty); mend the label or "
+                f"with separator {spec.separator!r} (a target is empty); fix the label or "
                 "'perturbation.separator' or 'perturbation.remove'."
             )
         names = [spec.rename.get(name, name) for name in names if name not in spec.controls]
@@ -209,7 +211,8 @@ class Source:
         if name not in frame.columns:
             found = ", ".join(map(str, frame.columns)) or "none"
             raise UserError(
-                f"{self.where}: no column '{name}' in {of} (columns: {found}); mend '{setting}' in the spec."
+                f"{self.where}: no column '{name}' in {of} (columns: {found}); correct '{setting}' in the "
+                "spec."
             )
         return frame[name]
 
@@ -226,7 +229,7 @@ class Source:
         return result
 
     def _check(self, values: sparse.csr_matrix, start: int) -> None:
-        """Refuse values that are not what the spec says they are."""
+        """Raise a UserError if the values are not what the spec says they are."""
         data = values.data
         bad = ~np.isfinite(data)
         if bad.any():
@@ -253,14 +256,14 @@ class Source:
                     "log-transformed where raw counts are expected",
                     "point 'counts' at the raw counts, for example {layer: counts}, or say 'values: log1p'",
                 )
-            bad = data >= LARGEST + 1  # float32, which has no number just above LARGEST
+            bad = data >= LARGEST + 1  # LARGEST itself is not a float32; LARGEST + 1 is
             if bad.any():
                 raise self._wrong(
                     values,
                     start,
                     bad,
-                    f"is more than {LARGEST:,}, which no count of molecules is",
-                    "mend the counts",
+                    f"is more than {LARGEST:,}, too large for a count of molecules",
+                    "fix the counts",
                 )
         elif data.size and (data.max() > 30 or (data == np.rint(data)).all()):
             bad = data == data.max()
@@ -273,20 +276,20 @@ class Source:
             )
 
     def _wrong(
-        self, values: sparse.csr_matrix, start: int, bad: np.ndarray, what: str, mend: str
+        self, values: sparse.csr_matrix, start: int, bad: np.ndarray, what: str, fix: str
     ) -> UserError:
         at = int(np.flatnonzero(bad)[0])
         row = int(np.searchsorted(values.indptr, at, side="right")) - 1
         cell = self.obs.index[start + row]
         gene = self.var.index[values.indices[at]]
         return UserError(
-            f"{self.where}: the value {values.data[at]:g} of gene '{gene}' in cell '{cell}' {what}; {mend}."
+            f"{self.where}: the value {values.data[at]:g} of gene '{gene}' in cell '{cell}' {what}; {fix}."
         )
 
 
 @contextmanager
 def open_source(spec: DatasetSpec) -> Iterator[Source]:
-    """Open the ``.h5ad`` file of a dataset; anything else is a UserError."""
+    """Open the ``.h5ad`` file of a dataset; a file of another kind is a UserError."""
     try:
         file = h5py.File(spec.path, "r")
     except OSError:
@@ -313,6 +316,6 @@ def open_source(spec: DatasetSpec) -> Iterator[Source]:
 
 
 def _clause(error: Exception) -> str:
-    """What an error of another library says, as part of a sentence."""
+    """The message of an error of another library, shortened to fit into a sentence."""
     text = error.args[0] if isinstance(error, KeyError) and error.args else error
     return re.sub(r"\s+", " ", str(text)).split(". ")[0].rstrip(".")[:200]

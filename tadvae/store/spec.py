@@ -1,4 +1,4 @@
-"""The converter's input: which files, which columns, what they mean (``SPEC.yaml``)."""
+"""The input of ``tadvae convert`` (``SPEC.yaml``): the files, and the meaning of their columns."""
 
 import re
 from pathlib import Path
@@ -20,11 +20,11 @@ MODALITY_SIGN = {
     "cas13d": -1,
     "rnai": -1,
 }
-"""Direction in which a modality moves its target's activity; anything else (drug, ligand, …) is 0."""
+"""Direction in which a modality changes its target's activity; anything else (drug, ligand, …) is 0."""
 
 
 def modality_sign(modality: str) -> int:
-    """+1 for activation, -1 for loss of function, 0 where the name does not say."""
+    """+1 for activation, -1 for loss of function, 0 if the name is neither."""
     return MODALITY_SIGN.get(re.sub(r"[^a-z0-9]", "", modality.lower()), 0)
 
 
@@ -32,13 +32,16 @@ class ColumnSpec(Config):
     """A column of ``obs``."""
 
     column: str
+    """Name of the column."""
 
 
 class ContextSpec(Config):
     """The biological context (cell line, cell type): a column of ``obs``, or one value for all cells."""
 
     column: str | None = None
+    """Column of ``obs`` with the context of each cell."""
     value: str | None = None
+    """One context for all cells, instead of a column."""
 
     @model_validator(mode="after")
     def _one_of_two(self) -> Self:
@@ -51,18 +54,23 @@ class PerturbationSpec(Config):
     """How ``obs`` names the perturbation of a cell."""
 
     column: str
+    """Column of ``obs`` with the perturbation of each cell."""
     control: str | list[str]
-    """The label, or labels, of control cells; as one target of several it is ignored (``KLF1+ctrl``)."""
+    """The label, or labels, of control cells; as one of several targets it is ignored (``KLF1+ctrl``)."""
     separator: str | None = None
-    """Between the targets of a combination; None: each label is one target."""
+    """Text between the targets of a combination; None: each label is one target."""
     remove: str | None = None
-    """A regular expression whose matches are cut out of every target, such as a guide's ``_pDS.*$``."""
+    """A regular expression whose matches are removed from every target, such as a guide's ``_pDS.*$``."""
     rename: dict[str, str] = {}
-    """Other names for targets, for example ``{stimulated: IFNB1}``."""
+    """New names for targets, for example ``{stimulated: IFNB1}``."""
     exclude: list[str] = []
-    """Labels of cells that are left out, for example those whose guide was not read."""
+    """Labels of cells to leave out, for example those without a detected guide."""
     missing: Literal["error", "drop"] = "error"
-    """What to do with cells that have no label."""
+    """What to do with cells that have no label.
+
+    - ``error``: stop with a message; use it unless you know why labels are missing.
+    - ``drop``: leave these cells out; use it for cells without a detected guide.
+    """
 
     @field_validator("remove")
     @classmethod
@@ -80,42 +88,59 @@ class PerturbationSpec(Config):
 
 
 class CountsSpec(Config):
-    """Which matrix holds the values."""
+    """The matrix that holds the values."""
 
     layer: str | None = None
-    """A layer's name; None: ``X``."""
+    """Name of a layer; None: ``X``."""
 
 
 class DatasetGenesSpec(Config):
-    """Which columns of ``var`` describe the genes."""
+    """The columns of ``var`` that describe the genes."""
 
     column: str | None = None
-    """Identifiers (symbols or Ensembl ids); None: the index of ``var``."""
+    """Column of identifiers (symbols or Ensembl ids); None: the index of ``var``."""
     symbols: str | None = None
-    """Symbols beside Ensembl ids; None: a column called symbol, gene_symbols or gene_name, if any."""
+    """Column of symbols in addition to Ensembl ids; None: symbol, gene_symbols or gene_name, if it exists."""
     length: str | None = None
-    """Transcript length in bases, for TPM."""
+    """Column of transcript lengths in bases; needed for TPM."""
 
 
 class DatasetSpec(Config):
     """One ``.h5ad`` file and what its columns mean."""
 
     name: str
+    """Name of the dataset: letters, digits, ``_``, ``-`` and ``.``; unique in the spec."""
     path: str
+    """Path of the ``.h5ad`` file, relative to the folder of the spec."""
     perturbation: PerturbationSpec | None = None
-    """None: an atlas without perturbations; all its cells are controls."""
+    """How ``obs`` names perturbations; None: an atlas without perturbations, all cells are controls."""
     context: ContextSpec = ContextSpec(value="unspecified")
+    """Cell line or cell type: ``{column: …}`` of ``obs``, or ``{value: …}`` for all cells."""
     modality: str | dict[str, str] = "unspecified"
-    """One for the dataset, or by target: ``{default: CRISPRko, TCR: stimulation}``."""
+    """How targets are perturbed, such as CRISPRi: one for the dataset, or one per target, for example
+    ``{default: CRISPRko, TCR: stimulation}``. CRISPRa and overexpression count as activation; CRISPRi,
+    knockout, knockdown and RNAi as loss of function; any other name has no direction."""
     batch: ColumnSpec | None = None
+    """Column of ``obs`` with the batch of each cell; None: no batches."""
     counts: CountsSpec = CountsSpec()
+    """Matrix of the values: ``X`` or the name of a layer."""
     total_counts: str | None = None
-    """Column with each cell's true library size; None: the sum over the measured genes."""
+    """Column with the true library size of each cell; None: the sum over the measured genes."""
     kind: Literal["cells", "profiles"] = "cells"
-    """``profiles``: mean profiles, one row a condition."""
+    """What a row of the file is.
+
+    - ``cells``: one cell per row; use it for single-cell screens.
+    - ``profiles``: one mean or bulk profile per row and condition; use it for pseudobulk and L1000-like data.
+    """
     values: Literal["counts", "log1p"] = "counts"
-    """``log1p``: already normalised and log-transformed (then nothing is normalised again)."""
+    """What the values are.
+
+    - ``counts``: raw counts, normalised by tadvae; use it whenever you have them.
+    - ``log1p``: already normalised and log-transformed; use it if there are no counts. They are not
+      normalised again.
+    """
     genes: DatasetGenesSpec = DatasetGenesSpec()
+    """Columns of ``var`` that describe the genes."""
 
     @field_validator("name")
     @classmethod
@@ -150,38 +175,47 @@ class DatasetSpec(Config):
 
 
 class GenesSpec(Config):
-    """How gene identifiers are brought together."""
+    """How gene identifiers of different datasets are mapped to one vocabulary."""
 
     reference: str = "human"
-    """``human`` (packaged), ``none`` (take identifiers as they are), or a table of your own."""
+    """The table that maps identifiers to genes.
+
+    - ``human``: the packaged table of human genes; use it for human data.
+    - ``none``: identifiers are used as they are; use it if all files name their genes in the same way.
+    - a path: your own table (Parquet or TSV); use it for other organisms.
+    """
     max_unknown: float = Field(0.5, ge=0, le=1)
-    """Refuse a dataset with a larger share of unknown identifiers."""
+    """Largest accepted share of unknown identifiers in a dataset, from 0 to 1; above it, convert stops."""
 
 
 class LayoutSpec(Config):
-    """Physical layout of the store; it never changes what is stored."""
+    """Physical layout of the store; it does not change what is stored."""
 
     bag_size: int = Field(64, ge=1)
-    """Largest number of cells of one (dataset, context, perturbation) kept together."""
+    """Largest number of cells of one (dataset, context, perturbation) that are stored and read together."""
     row_group_rows: int = Field(1024, ge=1)
+    """Cells per row group of a Parquet file, the smallest part that is read at once."""
     shard_rows: int = Field(16384, ge=1)
-    """About 25 MB of cells of 1,500 genes; a conversion task holds one shard."""
+    """Cells per file; by default about 25 MB if cells have 1,500 genes. A task holds one file in memory."""
     chunk_rows: int = Field(8192, ge=1)
-    """Cells a conversion task reads at once: its memory, not the result."""
+    """Cells that a conversion task reads at once; it changes the memory that a task needs, not the result."""
     seed: int = 0
-    """Of the shuffle of cells and bags."""
+    """Seed of the random order of cells and bags."""
 
 
 class StoreSpec(Config):
-    """The whole of ``SPEC.yaml``."""
+    """All settings of ``SPEC.yaml``."""
 
     datasets: list[DatasetSpec] = Field(min_length=1)
+    """The files to convert, at least one."""
     genes: GenesSpec = GenesSpec()
+    """How gene identifiers are mapped to one vocabulary."""
     layout: LayoutSpec = LayoutSpec()
+    """Sizes and order of the stored files."""
 
     @model_validator(mode="after")
     def _names_differ(self) -> Self:
-        # Not in case alone: a name is a file's name, and some file systems do not see case.
+        # Compared in lower case: names become file names, and some file systems ignore case.
         names = [dataset.name.lower() for dataset in self.datasets]
         repeated = sorted({name for name in names if names.count(name) > 1})
         if repeated:
@@ -190,14 +224,14 @@ class StoreSpec(Config):
 
 
 def load_spec(path: str | Path) -> StoreSpec:
-    """Read ``SPEC.yaml``; relative paths in it are relative to its folder."""
+    """Read ``SPEC.yaml``; its paths are relative to the folder of the file."""
     spec = StoreSpec.parse(read_yaml(path), str(path))
     folder = Path(path).absolute().parent
     datasets = []
     for dataset in spec.datasets:
         source = folder / Path(dataset.path).expanduser()
         if not source.is_file():
-            raise UserError(f"{path}: dataset '{dataset.name}': no file at {source}; mend its 'path'.")
+            raise UserError(f"{path}: dataset '{dataset.name}': no file at {source}; correct its 'path'.")
         datasets.append(dataset.model_copy(update={"path": str(source)}))
     genes = spec.genes
     if genes.reference not in ("human", "none"):

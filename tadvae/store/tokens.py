@@ -1,13 +1,13 @@
-"""Expressed genes of cells as bytes, and back.
+"""Encode the expressed genes of cells as bytes, and decode them.
 
-A shard has two binary columns of them, a value a cell:
+A shard stores them in two binary columns, with one value per cell:
 
 - ``gene_ids``: gaps between the sorted vocabulary indices (the first: the index itself) as LEB128 varints;
 - ``counts``: the counts as LEB128 varints, or, where the column's metadata says ``float32``, as such
   numbers, little-endian.
 
-Parquet's own lists cost five times as much to read (docs/decisions.md): each token then has a level, and
-lists are put together from those.
+Parquet's own list columns take five times as long to read (docs/decisions.md): they store a level for each
+token, and the reader builds the lists from these levels.
 """
 
 import numpy as np
@@ -20,11 +20,11 @@ COLUMNS = ("gene_ids", "counts", "n_tokens")
 ENCODING = b"encoding"
 VARINT, FLOAT32 = b"varint", b"float32"
 LARGEST, LARGEST_BYTES = 2**31 - 1, 5
-"""Number that can be stored, and the bytes that it takes."""
+"""Largest number that can be stored, and the bytes that it needs."""
 
 
 def token_fields(whole: bool) -> list[pa.Field]:
-    """Fields of a shard's schema; ``whole``: counts, none above :data:`LARGEST`."""
+    """Fields of a shard's schema; ``whole``: counts are whole numbers up to :data:`LARGEST`."""
     counts = VARINT if whole else FLOAT32
     return [
         pa.field("gene_ids", pa.binary(), nullable=False, metadata={ENCODING: b"varint gaps"}),
@@ -40,9 +40,9 @@ def pack_tokens(
     Parameters
     ----------
     gene_ids, counts : (T,)
-        Ids sorted within each cell.
+        Gene ids, sorted within each cell, and counts of T tokens.
     offsets : (n + 1,)
-        Where each cell starts.
+        Position of each cell's first token.
     """
     result = [_packed(gene_ids, offsets, gaps=True)]
     if whole:
@@ -65,7 +65,7 @@ def unpack_tokens(table: pa.Table) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     Raises
     ------
     UserError
-        If the bytes are not those of so many tokens.
+        If the bytes do not hold as many tokens as ``n_tokens`` says.
     """
     offsets = _offsets(table)
     ids = _unpacked(table["gene_ids"], offsets, gaps=True)
@@ -87,7 +87,7 @@ def unpack_normalized(
     per_cell : (n,)
         Factor of each cell.
     kept
-        By gene, bool; genes above its end are not.
+        Whether each gene is kept, bool, by vocabulary index; genes beyond its end are dropped.
 
     Returns
     -------
@@ -95,7 +95,7 @@ def unpack_normalized(
     """
     offsets = _offsets(table)
     gaps, counts = _bytes(table["gene_ids"]), _bytes(table["counts"])
-    # by numpy, which asks for huge pages: half of the time of the kernel would go in page faults
+    # Allocated by numpy, which asks for huge pages; otherwise page faults take half of the kernel's time.
     ids, values = np.empty(offsets[-1], np.int32), np.empty(offsets[-1], np.float32)
     starts = np.empty(len(offsets), np.int64)
     n = log_normalize(*gaps, *counts, offsets, per_cell, kept, ids, values, starts)
@@ -105,12 +105,12 @@ def unpack_normalized(
 
 
 def holds_whole(table: pa.Table) -> bool:
-    """Whether the counts are whole numbers, so stored as varints."""
+    """Whether the counts are whole numbers, which are stored as varints."""
     return bool(table.schema.field("counts").metadata[ENCODING] == VARINT)
 
 
 def one_array(column: pa.ChunkedArray) -> pa.Array:
-    """A column's values, without a copy where they are one chunk."""
+    """The values of a column as one array, without a copy if they are one chunk."""
     chunks = column.combine_chunks()
     return chunks.chunk(0) if isinstance(chunks, pa.ChunkedArray) else chunks
 
@@ -142,7 +142,7 @@ def _binary(data: np.ndarray, starts: np.ndarray) -> pa.BinaryArray:
 
 
 def _bytes(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
-    """Bytes of a column and where each value starts in them, (n + 1,) int32, without a copy."""
+    """Bytes of a column, and the position of each value's first byte, (n + 1,) int32; without a copy."""
     array = one_array(column)
     _, starts, data = array.buffers()
     if starts is None:

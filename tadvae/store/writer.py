@@ -1,10 +1,10 @@
 """Writing cells: source rows → spilled chunks → Parquet shards.
 
-The shuffle of a store needs every cell at a random place, and memory for only a few. So a conversion
-goes twice over the data: :func:`spill_chunk` reads consecutive source rows and writes them sorted by
-target shard; :func:`write_shard` collects one shard's rows from all chunks and writes them in order.
-Each call is independent of the others and leaves its result whole or not at all, so calls can run
-anywhere, and a conversion that was interrupted goes on with those still missing.
+The cells of a store are shuffled over all shards, but only a part of them fits into memory. A conversion
+therefore passes twice over the data: :func:`spill_chunk` reads consecutive source rows and writes them
+sorted by target shard; :func:`write_shard` collects the rows of one shard from all chunks and writes them
+in order. Each call is independent of the others and writes its result atomically, so calls can run on any
+machine, and an interrupted conversion runs only those that are missing.
 """
 
 import hashlib
@@ -38,7 +38,7 @@ _LABELS = [
 
 @dataclass(frozen=True)
 class DatasetPlan:
-    """All that a conversion task needs to know of one dataset."""
+    """What a conversion task needs to know about one dataset."""
 
     index: int
     spec: DatasetSpec
@@ -49,17 +49,17 @@ class DatasetPlan:
     n_source_rows: int
 
     def chunks(self, rows: int) -> list[tuple[int, int]]:
-        """Ranges of source rows, ``rows`` at a time."""
+        """Ranges (start, stop) of source rows, ``rows`` in each."""
         return [(a, min(a + rows, self.n_source_rows)) for a in range(0, self.n_source_rows, rows)]
 
     @property
     def shard_starts(self) -> np.ndarray:
-        """First stored position of every shard, and the end of the last."""
+        """First stored position of every shard, and the end of the last, int64."""
         return np.concatenate([[0], np.cumsum(self.layout.shard_rows)]).astype(np.int64)
 
 
 def spill_chunk(plan: DatasetPlan, start: int, stop: int, out: Location) -> None:
-    """Write the source rows ``start:stop`` to ``out``.arrow, one record batch a shard, and their moments.
+    """Write the source rows ``start:stop`` to ``out``.arrow, one record batch per shard, and their moments.
 
     The moments (``out``.npz) are written last: a chunk that has them is complete.
     """
@@ -85,7 +85,7 @@ def spill_chunk(plan: DatasetPlan, start: int, stop: int, out: Location) -> None
         place.filesystem.open_output_stream(place.path) as sink,
         pa.ipc.new_file(sink, rows.schema, options=lz4) as writer,
     ):
-        for a, b in itertools.pairwise(edges.tolist()):  # one batch a shard, also where it gets no cell
+        for a, b in itertools.pairwise(edges.tolist()):  # one batch per shard, also for shards without a cell
             writer.write_batch(rows.slice(a, b - a))
     buffer = io.BytesIO()
     arrays: dict[str, Any] = moments.arrays()
@@ -109,7 +109,7 @@ def write_shard(
 
     Returns
     -------
-    The manifest's entry, and the number of tokens of every cell, shape (rows,).
+    The entry for the manifest, and the number of tokens of every cell, shape (rows,).
     """
     parts = []
     for chunk in chunks:
@@ -151,13 +151,13 @@ def write_shard(
 
 
 class _Hashed(io.RawIOBase):
-    """A file that knows the size and the checksum of what has been written to it."""
+    """A file that computes the size and the checksum of what is written to it."""
 
     def __init__(self, file: pa.NativeFile) -> None:
         self._file, self.size, self.digest = file, 0, hashlib.sha256()
 
     def writable(self) -> bool:
-        """It is only written to."""
+        """Whether the file can be written to: always."""
         return True
 
     def write(self, data: Any) -> int:
@@ -180,7 +180,7 @@ def _row_group(parts: list[pa.RecordBatch], start: int, stop: int) -> pa.Table:
 
 
 def store_schema(plan: DatasetPlan) -> pa.Schema:
-    """Columns of a shard."""
+    """Arrow schema of a shard."""
     return pa.schema([*_LABELS, *token_fields(plan.spec.values == "counts")])
 
 
@@ -198,7 +198,7 @@ def _to_vocabulary(values: sparse.csr_matrix, plan: DatasetPlan) -> sparse.csr_m
 def _cells(
     plan: DatasetPlan, kept: np.ndarray, position: np.ndarray, values: sparse.csr_matrix, total: np.ndarray
 ) -> pa.RecordBatch:
-    """Some kept cells by position, in the columns of a shard."""
+    """Some kept cells, sorted by position, in the columns of a shard."""
     labels, order = plan.labels, np.argsort(position)
     row = kept[order]
     packed = pack_tokens(values.indices, values.data, values.indptr, plan.spec.values == "counts")
@@ -219,5 +219,5 @@ def _cells(
 
 
 def perturbation_label(targets: tuple[str, ...]) -> str:
-    """How a perturbation is written: ``control``, ``A`` or ``A+B``."""
+    """The name of a perturbation: ``control``, ``A`` or ``A+B``."""
     return "+".join(targets) or "control"

@@ -1,4 +1,4 @@
-"""tadvae doctor: sound clusters pass; every finding that can be provoked here is, and names its mend."""
+"""tadvae doctor: sound clusters pass; every finding that can be provoked here is, and names its fix."""
 
 import os
 import re
@@ -14,14 +14,14 @@ from cluster.running import Driver, answers, end, free_port, wait_for
 pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(900)]
 
 
-def mends(printed: str) -> dict[str, str]:
-    """What must be mended → the line."""
-    return {m[1]: line for line in printed.splitlines() if (m := re.match(r"MEND  (\w+): .*; .*\.$", line))}
+def fixes(printed: str) -> dict[str, str]:
+    """What must be fixed → the line."""
+    return {m[1]: line for line in printed.splitlines() if (m := re.match(r"FIX   (\w+): .*; .*\.$", line))}
 
 
 def test_a_sound_cluster(head, storage, shared):
     printed = head.driver.run(["tadvae", "doctor", "--workers", "3", "--storage", str(shared)])
-    assert not mends(printed)
+    assert not fixes(printed)
     found = re.findall(r"^ok    (\w+): ", printed, re.M)
     assert found == ["address", "connection", "token", "dashboard", "cpus", "versions", "storage"]
     assert not list(shared.glob(".tadvae-doctor*"))
@@ -32,33 +32,33 @@ def test_a_sound_cluster(head, storage, shared):
 
 def test_too_few_cpus_and_gpus(head):
     printed = head.driver.run("tadvae doctor --workers 5 --gpu", code=2)
-    found = mends(printed)
+    found = fixes(printed)
     assert set(found) == {"cpus", "gpus"}
     assert "4 CPUs, but 5 workers need 5; add nodes or lower --workers" in found["cpus"]
     assert "0 GPUs for 5 workers" in found["gpus"]
     assert "leave out --gpu" in found["gpus"]
-    assert printed.strip().splitlines()[-1] == "tadvae: 2 of these must be mended before a run."
+    assert printed.strip().splitlines()[-1] == "tadvae: 2 of these must be fixed before a run."
 
 
 def test_an_address_where_nobody_answers(driver):
     address = f"127.0.0.1:{free_port()}"
-    found = mends(driver.run("tadvae doctor", code=2, RAY_ADDRESS=address))
+    found = fixes(driver.run("tadvae doctor", code=2, RAY_ADDRESS=address))
     assert set(found) == {"address"}
-    assert f"nobody answers at RAY_ADDRESS={address} (Connection refused)" in found["address"]
-    assert "mend RAY_ADDRESS" in found["address"]
+    assert f"no server answers at RAY_ADDRESS={address} (Connection refused)" in found["address"]
+    assert "correct RAY_ADDRESS" in found["address"]
 
 
 def test_no_token_for_a_cluster_that_asks_for_one(head, tmp_path):
     environment = {k: v for k, v in head.driver.environment.items() if k != "RAY_AUTH_MODE"}
     for home in (head.driver.environment["HOME"], str(tmp_path)):
         printed = Driver(environment | {"HOME": home}).run("tadvae doctor", code=2)
-        assert "if it asks for a token" in mends(printed)["connection"]
-        assert "export RAY_AUTH_MODE=token" in mends(printed)["connection"]
+        assert "if it asks for a token" in fixes(printed)["connection"]
+        assert "export RAY_AUTH_MODE=token" in fixes(printed)["connection"]
 
 
 def test_an_address_that_is_not_said(head, driver):
     """Another Ray runs here, and the run would not use it."""
-    found = mends(driver.run("tadvae doctor", code=2))
+    found = fixes(driver.run("tadvae doctor", code=2))
     assert "address" in found
     assert set(found) <= {"address", "dashboard"}  # of two Rays the state API finds neither
     assert head.address in found["address"]
@@ -66,7 +66,7 @@ def test_an_address_that_is_not_said(head, driver):
 
 
 def test_storage_that_cannot_be_used(head):
-    found = mends(head.driver.run("tadvae doctor --storage s3://nobodys-bucket/x", code=2))
+    found = fixes(head.driver.run("tadvae doctor --storage s3://nobodys-bucket/x", code=2))
     assert set(found) == {"storage"}
     assert "s3://nobodys-bucket/x" in found["storage"]
 
@@ -89,7 +89,7 @@ def bare_head(driver, tmp_path):
 
 
 def test_no_dashboard_and_no_token(bare_head):
-    found = mends(bare_head.run("tadvae doctor", code=2))
+    found = fixes(bare_head.run("tadvae doctor", code=2))
     assert set(found) == {"token", "dashboard"}
     assert "the state API does not answer" in found["dashboard"]
     assert "--include-dashboard=true" in found["dashboard"]
@@ -125,7 +125,7 @@ def odd_node(head, tmp_path):
 
 def test_a_node_with_other_versions_and_another_disk(head, odd_node):
     printed = head.driver.run(["tadvae", "doctor", "--storage", str(odd_node)], code=2)
-    found = mends(printed)
+    found = fixes(printed)
     assert set(found) == {"versions", "storage"}
     assert f"torch 1.0.0 (here {torch.__version__.partition('+')[0]}" in found["versions"]
     assert "install the same versions on every node" in found["versions"]

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from look_alikes import write_look_alikes
+from fixture_screens import write_fixture_screens
 
 from tadvae.evaluation.baselines import BASELINES
 from tadvae.evaluation.metrics import HIGHER_IS_BETTER, METRICS
@@ -86,7 +86,7 @@ def test_a_page_runs(page, folders, registries, ray_cluster, monkeypatch):
     folder = folders[page]
     monkeypatch.chdir(folder)
     if page == "README.md":
-        write_look_alikes(folder)
+        write_fixture_screens(folder)
     namespace, files = {"__name__": "page"}, set()
     for block in blocks(page):
         where = f"{page}, {block.title or block.text.splitlines()[0]}"

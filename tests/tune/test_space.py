@@ -98,7 +98,7 @@ def test_every_proposal_of_the_default_space_can_be_trained():
                     "loss.mmd": {"choice": ["biased"], "when": {"seed": [1]}},
                 }
             },
-            r"circle \(seed, loss.mmd\)",
+            r"cycle \(seed, loss.mmd\)",
         ),
         (
             {"derived": {"seed": {"key": "loss.mmd", "divide_by": 2}}},

@@ -287,7 +287,7 @@ def test_a_killed_sweep_goes_on_without_repeating(store, space_file, tmp_path):
         [*command, "--resume"], capture_output=True, text=True, cwd=ROOT, env=WITHOUT_A_CLUSTER, timeout=500
     )
     assert second.returncode == 0, second.stderr
-    assert f"{len(ended)} trials have ended, 1 go on, {3 - len(ended)} to run" in second.stdout
+    assert f"{len(ended)} trials have ended, 1 continue, {3 - len(ended)} to run" in second.stdout
     after = {r.number: r for r in read_records(Location.of(out))}
     assert sorted(after) == [0, 1, 2]
     assert all(r.status in ("finished", "stopped") for r in after.values())
@@ -295,7 +295,7 @@ def test_a_killed_sweep_goes_on_without_repeating(store, space_file, tmp_path):
         assert after[record.number] == record
         assert _touched(out, record.number) == touched[record.number]
         assert f"trial {record.number:04d}" not in second.stdout
-    assert f"trial {stopped_at.number:04d}: goes on" in second.stdout
+    assert f"trial {stopped_at.number:04d}: continues" in second.stdout
     again = after[stopped_at.number]
     assert again.values == stopped_at.values
     assert again.curve[: len(stopped_at.curve)] == stopped_at.curve
@@ -356,7 +356,7 @@ def test_bad_input_leaves_nothing(store, space_file, tmp_path, refused):
     [
         (["run", "/nowhere", "--out", "{out}"], "/nowhere"),
         (["run", "/nowhere", "--out", "{out}", "--set", "trials=many"], "'trials'"),
-        (["run", "/nowhere", "--out", "{out}", "--resume", "--workers", "2"], "--resume goes on"),
+        (["run", "/nowhere", "--out", "{out}", "--resume", "--workers", "2"], "--resume continues"),
         (["table", "{out}"], "no sweep"),
         (["table", "{out}", "--format", "csv"], "say where with --out"),
         (["table", "{out}", "--out", "{out}", "--format", "xls"], "--format xls: no such format"),

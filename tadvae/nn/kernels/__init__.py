@@ -1,5 +1,5 @@
-"""CPU kernels of the pathway layer (numba), and what they share.
+"""CPU kernels of the pathway layer, compiled by numba.
 
-:mod:`tadvae.nn.attention` decides where they run and falls back to plain torch; nothing here is imported
-before the first call, so numba may be absent.
+:mod:`tadvae.nn.attention` decides when they are used and falls back to plain torch. Nothing here is imported
+before the first call, so the network also works without numba.
 """

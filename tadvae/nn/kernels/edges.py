@@ -1,16 +1,18 @@
-"""Attention whose logits are numbers of an edge times functions of expression (no encoder).
+"""Attention without an encoder: logits and values are scalars of an edge times functions of expression.
 
 For a token of gene g with expression x, an edge e = (g, p) and a head::
 
     logit = x·match_e + shift_e        value = Σ_j φ_j(x)·load_{first(x) + j, e}
 
 and the activity of pathway p in a cell is ``Σ_heads softmax(logit)·value`` over the cell's tokens with an
-edge to p. Edges are sorted by gene, heads innermost: the numbers of one token's edges lie end to end, and
-the loops over them are long enough to be vectorised. What belongs to a pathway is gathered in between.
+edge to p. Edges are sorted by gene, with heads innermost: the scalars of one token's edges are contiguous in
+memory, and the loops over them are long enough to be vectorised. Scalars of pathways are scattered in memory;
+they are gathered in separate loops, so that the arithmetic loops stay contiguous.
 
-Forward works cell by cell and keeps three numbers of every (cell, pathway, head): the largest logit, one
-over the sum of weights, and the mean value. Backward works gene by gene, where tokens and edges each have
-one owner, and computes the weights again.
+Forward works cell by cell and stores three numbers for every (cell, pathway, head): the largest logit, the
+inverse of the sum of weights, and the mean value. Backward works gene by gene, because then every token and
+every edge belongs to exactly one part, so that threads never write to the same gradient. It computes the
+weights again from the stored numbers, because storing one per (token, edge, head) would need much memory.
 """
 
 from typing import Any
@@ -23,7 +25,7 @@ from tadvae.nn.kernels.exponential import exponential
 
 @kernel
 def widest(starts: Any) -> Any:
-    """The most edges that one gene has."""
+    """The largest number of edges of one gene: the size of the buffers, which are allocated once per call."""
     most = 0
     for g in range(len(starts) - 1):
         most = max(most, starts[g + 1] - starts[g])
@@ -32,10 +34,11 @@ def widest(starts: Any) -> Any:
 
 @kernel
 def span(starts: Any, gene: Any) -> Any:
-    """First edge of a gene, and how many it has.
+    """Position of a gene's first edge, and the number of its edges.
 
-    Unsigned, as all indices of the attention's inner loops: numba makes a signed one count from the end where
-    it is negative, which keeps loops from being vectorised. Both kinds in one sum would make a float.
+    Both are unsigned, as all indices of the inner loops: for signed indices numba tests whether they are
+    negative and count from the end, which prevents vectorisation. All indices of a sum must be unsigned:
+    numba adds a signed and an unsigned integer as floats.
     """
     first = np.uint64(starts[gene])
     return first, np.uint64(starts[gene + 1]) - first
@@ -45,7 +48,7 @@ def span(starts: Any, gene: Any) -> Any:
 def logits(
     result: Any, n: Any, at: Any, x: Any, match: Any, shift: Any, has_match: bool, has_shift: bool
 ) -> None:
-    """``x·match + shift`` of n numbers from ``at``."""
+    """Write ``x·match + shift`` of n edges and heads, from position ``at``, into ``result``."""
     if has_match:
         for i in range(n):
             result[i] = x * match[at + i]
@@ -79,7 +82,7 @@ def attention_forward(
     mean: Any,  # (B, P, h) out
     activity: Any,  # (B, P) out
 ) -> None:
-    """Activities, and the statistics that backward needs."""
+    """Compute activities, and the statistics that backward needs."""
     P, h, J = np.uint64(top.shape[1]), np.uint64(top.shape[2]), np.uint64(phi.shape[1])
     match, shift = match.reshape(-1), shift.reshape(-1)
     load = load.reshape(load.shape[0], -1)  # (n_basis, E h)
@@ -90,6 +93,8 @@ def attention_forward(
         top_b[:] = -np.inf
         total[:] = 0.0
         sums[:] = 0.0
+        # First pass: the largest logit of every pathway and head. The second pass subtracts it, so that exp
+        # cannot overflow; it computes the logits again, which is cheaper than storing them.
         for t in range(offsets[b], offsets[b + 1]):
             if gene[t] < 0:
                 continue
@@ -99,12 +104,13 @@ def attention_forward(
                 at = np.uint64(pathway[e0 + i]) * h
                 for j in range(h):
                     z = weight[i * h + j]
-                    # not "z > top": a NaN must get into the maximum
+                    # not "z > top": a NaN has to become the maximum, so that a diverged model is noticed
                     top_b[at + j] = z if not z <= top_b[at + j] else top_b[at + j]
         for t in range(offsets[b], offsets[b + 1]):
             if gene[t] < 0:
                 continue
             e0, n = span(starts, gene[t])
+            # `value` holds the gathered maxima until exp has used them: one buffer less in the cache.
             for i in range(n):
                 at = np.uint64(pathway[e0 + i]) * h
                 for j in range(h):
@@ -125,6 +131,7 @@ def attention_forward(
         for p in range(P):
             activity[b, p] = 0.0
             for j in range(p * h, p * h + h):
+                # A pathway without tokens in this cell has no weights; its activity stays zero, not NaN.
                 if total[j] != 0.0:
                     total[j] = 1.0 / total[j]
                     sums[j] *= total[j]
@@ -160,7 +167,7 @@ def attention_backward(
     d_shift: Any,  # (E, h) out
     d_load: Any,  # (n_basis, E, h) out
 ) -> None:
-    """Gradients; every token and every edge belongs to one gene, so to one part."""
+    """Compute gradients; every token and every edge belongs to one gene, and so to one part."""
     h, J = np.uint64(top.shape[2]), np.uint64(phi.shape[1])
     match, d_match = match.reshape(-1), d_match.reshape(-1)
     shift, d_shift = shift.reshape(-1), d_shift.reshape(-1)
@@ -180,6 +187,8 @@ def attention_backward(
             logits(share, n * h, e0 * h, x[t], match, shift, has_match, has_shift)
             for i in range(n * h):
                 share[i] = exponential(share[i] - value[i]) * scale[i]
+            # The gradient of a softmax logit is weight · (value − mean value) · output gradient; the sum
+            # below therefore starts at −mean.
             for i in range(n):
                 p = np.uint64(pathway[e0 + i])
                 for j in range(h):
@@ -217,7 +226,7 @@ def dot_forward(
     right: Any,  # (G, n_basis, h, w)
     result: Any,  # (n_basis, E, h) out
 ) -> None:
-    """``left_p · right_g`` of every edge, head by head."""
+    """Compute ``left_p · right_g`` of every edge, head by head."""
     n_basis, h, w = right.shape[1:]
     for g in range(first_gene, last_gene):
         for e in range(starts[g], starts[g + 1]):
@@ -241,7 +250,7 @@ def dot_backward_right(
     d_result: Any,  # (n_basis, E, h)
     d_right: Any,  # (G, n_basis, h, w) out, zero before
 ) -> None:
-    """Gradient of the genes' side."""
+    """Gradient of the genes: parts are spans of genes, so that each gradient has one writer."""
     n_basis, h, w = d_right.shape[1:]
     for g in range(first_gene, last_gene):
         for e in range(starts[g], starts[g + 1]):
@@ -264,7 +273,7 @@ def dot_backward_left(
     d_result: Any,  # (n_basis, E, h)
     d_left: Any,  # (P, h, w) out, zero before
 ) -> None:
-    """Gradient of the pathways' side."""
+    """Gradient of the pathways: parts are spans of pathways, so that each gradient has one writer."""
     n_basis, h, w = right.shape[1:]
     for p in range(first_pathway, last_pathway):
         for at in range(edge_starts[p], edge_starts[p + 1]):

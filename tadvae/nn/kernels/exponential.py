@@ -1,4 +1,4 @@
-"""How the kernels are compiled, and the exponential that they share."""
+"""The exponential function of the kernels, in a form that the compiler can vectorise."""
 
 import math
 from typing import Any
@@ -14,9 +14,12 @@ def exponential(z: float) -> float:
 
 
 def _exponential32(z: Any) -> Any:
+    # math.exp is a call of the C library, which would end the vectorisation of the loop around it.
+    # Below −87 the result is no normal float32 any more, and the exponent written below would be wrong.
     z = np.float32(-87.0) if z < np.float32(-87.0) else z
     n = np.floor(z * np.float32(1.442695041) + np.float32(0.5))
-    # z = n ln 2 + r; ln 2 in two pieces, the first exact in few bits
+    # z = n ln 2 + r. ln 2 is subtracted in two parts, the first with few bits: n times it is then exact, and
+    # r keeps all its digits.
     r = z - n * np.float32(0.693359375) + n * np.float32(2.12194440e-4)
     # Minimax polynomial of exp(r) on |r| ≤ ln 2 / 2 (Cephes expf, Moshier)
     y = np.float32(1.9875691500e-4)
@@ -26,6 +29,7 @@ def _exponential32(z: Any) -> Any:
     y = y * r + np.float32(1.6666665459e-1)
     y = y * r + np.float32(5.0000001201e-1)
     y = y * r * r + r + np.float32(1.0)
+    # exp(z) = 2ⁿ exp(r): n + 127, shifted by 23 bits, is the float32 2ⁿ in binary
     return y * np.int32((np.int32(n) + np.int32(127)) << 23).view(np.float32)
 
 

@@ -1,4 +1,4 @@
-"""The kernels as differentiable functions of torch; shapes are those of :mod:`tadvae.nn.attention`."""
+"""The kernels as differentiable torch functions; shapes are those of :mod:`tadvae.nn.attention`."""
 
 from typing import Any
 
@@ -22,7 +22,7 @@ class EdgeDot(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, left: Tensor, right: Tensor, edges: ActiveEdges) -> Tensor:
-        """(n_basis, E, h)."""
+        """Dot products, shape (n_basis, E, h)."""
         ctx.save_for_backward(left, right)
         ctx.edges = edges
         result = right.new_empty(right.shape[1], edges.n_edges, right.shape[2])
@@ -48,7 +48,7 @@ class EdgeDot(torch.autograd.Function):
 
 
 class EdgeAttention(torch.autograd.Function):
-    """Attention with scalars of an edge."""
+    """Attention with scalars per edge (no encoder)."""
 
     @staticmethod
     def forward(
@@ -62,7 +62,7 @@ class EdgeAttention(torch.autograd.Function):
         cells: PackedCells,
         edges: ActiveEdges,
     ) -> Tensor:
-        """(B, P)."""
+        """Activities, shape (B, P)."""
         shape = cells.n_cells, edges.n_pathways, load.shape[-1]
         saved = [x.new_empty(shape) for _ in range(3)]
         activity = x.new_empty(shape[:2])
@@ -95,13 +95,13 @@ class EdgeAttention(torch.autograd.Function):
 
 
 class EdgeSum(torch.autograd.Function):
-    """Sums with weights of an edge."""
+    """Weighted sums with weights per edge."""
 
     @staticmethod
     def forward(
         ctx: Any, phi: Tensor, weight: Tensor, first: Tensor, cells: PackedCells, edges: ActiveEdges
     ) -> Tensor:
-        """(B, P)."""
+        """Activities, shape (B, P)."""
         ctx.save_for_backward(phi, weight, first)
         ctx.cells, ctx.edges = cells, edges
         activity = phi.new_zeros(cells.n_cells, edges.n_pathways)
@@ -124,7 +124,7 @@ class EdgeSum(torch.autograd.Function):
 
 
 class TokenAttention(torch.autograd.Function):
-    """Attention with keys and values of a token."""
+    """Attention with keys and values per token (with an encoder)."""
 
     @staticmethod
     def forward(
@@ -138,7 +138,7 @@ class TokenAttention(torch.autograd.Function):
         cells: PackedCells,
         edges: ActiveEdges,
     ) -> Tensor:
-        """(B, P)."""
+        """Activities, shape (B, P)."""
         shape = cells.n_cells, edges.n_pathways, query.shape[1]
         log_sum, mean, activity = key.new_empty(shape), key.new_empty(shape), key.new_empty(shape[:2])
         ctx.save_for_backward(query, readout, key, value, gate, shift, log_sum, mean)
@@ -162,6 +162,8 @@ class TokenAttention(torch.autograd.Function):
         arrays = _arrays(ctx.cells.cell, edges.starts, edges.pathway, query, readout, key, value)
         gate_, shift_ = _arrays(*_or_empty(query, 1, gate, shift))
         has = gate is not None, shift is not None
+        # Tokens of different parts share pathways, so each part has its own sum. They are added in the order
+        # of the parts, which makes the result independent of the number of threads.
         parts = len(bounds) - 1
         d_query, d_readout = (np.zeros((parts, *query.shape), arrays[3].dtype) for _ in range(2))
         out = [np.zeros_like(array) for array in (*_arrays(key, value), gate_, shift_)]
@@ -180,7 +182,7 @@ class MemberSum(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, table: EdgeTable) -> Tensor:
-        """(P, d)."""
+        """Sums of the rows, shape (P, d)."""
         ctx.table, ctx.n_rows = table, len(rows)
         starts, gene = table.member_starts.numpy(), table.member_gene.numpy()
         result = rows.new_zeros(table.n_pathways, rows.shape[1])
@@ -190,7 +192,7 @@ class MemberSum(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_result: Tensor) -> Gradients:
-        """The same sum the other way: over the pathways of every gene."""
+        """The transposed sum: for every gene over its pathways."""
         table: EdgeTable = ctx.table
         pathway = np.repeat(np.arange(table.n_pathways), np.diff(table.member_starts.numpy()))
         starts, order = group(table.member_gene.numpy(), ctx.n_rows)
@@ -200,17 +202,17 @@ class MemberSum(torch.autograd.Function):
 
 
 def _arrays(*tensors: Tensor) -> list[np.ndarray]:
-    """The tensors' memory as contiguous arrays."""
+    """The tensors as contiguous arrays, without a copy if they are contiguous."""
     return [tensor.detach().contiguous().numpy() for tensor in tensors]
 
 
 def _or_empty(like: Tensor, axes: int, *tensors: Tensor | None) -> list[Tensor]:
-    """What stands in for an absent tensor: an empty one, which the kernel does not read."""
+    """Replace None by an empty tensor, which the kernel does not read: its arguments have fixed types."""
     return [like.new_zeros((0,) * axes) if tensor is None else tensor for tensor in tensors]
 
 
 def _by_gene(edges: ActiveEdges) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Tokens grouped by their gene (those without edges last), and bounds of parts with like work."""
+    """Tokens grouped by gene (those without edges last), and bounds of parts with about equal work."""
     token_gene, n = edges.token_gene.numpy(), len(edges.genes)
     starts, order = group(np.where(token_gene < 0, n, token_gene), n + 1)
     pairs = np.diff(starts[:-1]) * np.diff(edges.starts.numpy())  # (G,)

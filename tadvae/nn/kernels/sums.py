@@ -1,4 +1,4 @@
-"""Plain sums along edges: the masked linear layer, and the mean of member rows."""
+"""Sums along edges: the masked linear layer, and the mean of member rows."""
 
 from typing import Any
 
@@ -48,7 +48,7 @@ def linear_backward(
     d_phi: Any,  # (T, J) out, zero before
     d_weight: Any,  # (E, n_basis) out, zero before
 ) -> None:
-    """Gradients; every token and every edge belongs to one gene, so to one part."""
+    """Compute gradients; every token and every edge belongs to one gene, and so to one part."""
     for g in range(first_gene, last_gene):
         for at in range(token_starts[g], token_starts[g + 1]):
             t = token_order[at]
@@ -80,7 +80,8 @@ def sum_rows(
 
 @kernel
 def group(keys: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Stable counting sort: where each key's items start (n + 1,), and the items by key."""
+    """Sort items by key: position of each key's first item (n + 1,), and the items in order of their keys."""
+    # A counting sort: linear in the number of items, and stable, so that sums over a key have a fixed order.
     starts = np.zeros(n + 1, np.int64)
     for key in keys:
         starts[key + 1] += 1

@@ -1,7 +1,8 @@
-"""One kernel over many parts of its work, in as many threads as torch uses.
+"""Run a kernel on parts of its work, in as many threads as torch uses.
 
-numba's own threads are not used: its default pool ends the process when two Python threads enter it at
-once, and its OpenMP pool when a process forks. The kernels release the GIL instead.
+numba's own threads are not used: its default pool terminates the process if two Python threads enter it at
+once, and its OpenMP pool does so after a fork. The kernels release the GIL, so Python threads run in
+parallel.
 """
 
 import itertools
@@ -14,8 +15,8 @@ import numpy as np
 import torch
 
 PARTS = 16
-"""Into how many parts work is cut. A constant: where parts are summed, the sum then has one order, however
-many threads there are."""
+"""Largest number of parts. It is a constant, so that sums over parts have the same order, and results are
+reproducible bit for bit, with any number of threads."""
 
 _pools: dict[tuple[int, int], ThreadPoolExecutor] = {}
 
@@ -56,7 +57,7 @@ def run(kernel: Callable[..., None], bounds: np.ndarray, *arguments: Any) -> Non
 
 
 def _pool(n_threads: int) -> ThreadPoolExecutor:
-    """Threads of this process; a forked one has none of its parent's."""
+    """The thread pool of this process; a forked process needs its own, because threads are not forked."""
     key = os.getpid(), n_threads
     if key not in _pools:
         _pools[key] = ThreadPoolExecutor(n_threads, thread_name_prefix="tadvae-kernel")

@@ -5,8 +5,8 @@ For a token t of gene g, an edge e = (g, p) and a head::
     logit = gate_e·(query_p · key_t) + shift_e        value = readout_p · value_t
 
 and the activity of pathway p in a cell is ``Σ_heads softmax(logit)·value`` over the cell's tokens with an
-edge to p. As in :mod:`tadvae.nn.kernels.edges`, forward works cell by cell and backward gene by gene; only
-the gradients of queries and read-outs have no single owner, so each part sums its own.
+edge to p. As in :mod:`tadvae.nn.kernels.edges`, forward works cell by cell and backward gene by gene. Only
+the gradients of queries and read-outs get terms from several parts, so each part has its own sum.
 """
 
 from typing import Any
@@ -19,7 +19,7 @@ from tadvae.nn.kernels.exponential import exponential
 
 @kernel
 def dot(a: Any, b: Any) -> Any:
-    """Inner product of two vectors of one length."""
+    """Inner product of two vectors of the same length."""
     total = a.dtype.type(0.0)
     for i in range(len(a)):
         total += a[i] * b[i]
@@ -47,7 +47,7 @@ def attention_forward(
     mean: Any,  # (B, P, h) out
     activity: Any,  # (B, P) out
 ) -> None:
-    """Activities, and the statistics that backward needs."""
+    """Compute activities, and the statistics that backward needs."""
     P, h = log_sum.shape[1:]
     widest = 0
     for b in range(first_cell, last_cell):
@@ -56,6 +56,8 @@ def attention_forward(
             if gene[t] >= 0:
                 n += starts[gene[t] + 1] - starts[gene[t]]
         widest = max(widest, n)
+    # Dot products are expensive, so the logits of one cell are stored between the two passes; one buffer
+    # serves all cells of the part.
     logit = np.empty((widest, h), key.dtype)
     total = np.empty((P, h), key.dtype)
     for b in range(first_cell, last_cell):
@@ -96,6 +98,7 @@ def attention_forward(
             for j in range(h):
                 if total[p, j] != 0.0:
                     sums[p, j] /= total[p, j]
+                    # Log-sum-exp: backward then gets a weight from one exponential, exp(logit − log_sum).
                     top[p, j] += np.log(total[p, j])
                     activity[b, p] += sums[p, j]
 
@@ -128,7 +131,7 @@ def attention_backward(
     d_gate: Any,  # (E,) out
     d_shift: Any,  # (E,) out
 ) -> None:
-    """Gradients; every token and every edge belongs to one gene, so to one part."""
+    """Compute gradients; every token and every edge belongs to one gene, and so to one part."""
     h, w = query.shape[1:]
     for g in range(first_gene, last_gene):
         for at in range(token_starts[g], token_starts[g + 1]):

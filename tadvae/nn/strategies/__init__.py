@@ -1,4 +1,4 @@
-"""Masking strategies, one class in one file each; a file put here is a strategy that configs can name."""
+"""Masking strategies, one class per file; configs can name every strategy in this folder."""
 
 import importlib
 import pkgutil

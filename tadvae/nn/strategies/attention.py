@@ -1,4 +1,4 @@
-"""What the attention strategies share: embeddings, queries, keys, values, and the sum over edges."""
+"""Base class of the attention strategies: embeddings, queries, keys, values, and the sum over edges."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -26,20 +26,21 @@ if TYPE_CHECKING:
     from tadvae.nn.strategies.base import PathwayConfig
 
 Gates = tuple[Tensor | None, Tensor | None]
-"""Factor and summand of the logits of each active edge, (E,) each; None: one, and zero."""
+"""Factor and summand of the logits of each active edge, (E,) each; None means one and zero."""
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """Attention written out: N pairs of a token and a pathway.
+    """Attention weights and values of N (token, pathway) pairs.
 
     Attributes
     ----------
     cell, gene, pathway : (N,) int64
+        Index of the cell, vocabulary index of the gene, and index of the pathway.
     weight : (N, h)
-        Attention weights; they add up to one over the tokens of a cell.
+        Attention weights; they sum to one over the tokens of a cell.
     value : (N, h)
-        The value's read-out.
+        Read-out of the token's value.
     """
 
     cell: Tensor
@@ -50,12 +51,12 @@ class Pairs:
 
 
 class AttentionLayer(PathwayLayer):
-    """``softmax(QKᵀ/√d_head) V`` of pathways over a cell's tokens, read out to one scalar a pathway.
+    """``softmax(QKᵀ/√d_head) V`` of pathways over the tokens of a cell, read out to one scalar per pathway.
 
-    Queries are pathways; the read-out is one vector a pathway, so that the activity is
-    ``Σ_heads Σ_t α_pt·(o_p·v_t) + b_p`` and every token's part in it is exact. A strategy says which tokens
-    a pathway sees (its edges) and how their logits are gated (:meth:`gates`). A pathway that sees no token
-    has no contribution: its activity is its bias.
+    Queries are pathways; the read-out is one vector per pathway, so that the activity is
+    ``Σ_heads Σ_t α_pt·(o_p·v_t) + b_p`` and the contribution of every token is exact. A strategy defines
+    which tokens a pathway sees (its edges) and how their logits are gated (:meth:`gates`). A pathway that
+    sees no token has no contributions: its activity is its bias.
     """
 
     def __init__(
@@ -83,7 +84,7 @@ class AttentionLayer(PathwayLayer):
         elif given.gene is not None:
             with torch.no_grad():
                 self.gene[(given.gene != 0).any(1)] = given.gene[(given.gene != 0).any(1)]
-        with torch.no_grad():  # the read-out starts where members speak for the pathway: with positive loads
+        with torch.no_grad():  # the read-out starts so that members contribute positively
             members = member_mean(self.w_value(self.embedding()), edges, self.numba)
             size = edges.size[:, None]
             self.readout.copy_(torch.where(size > 0, members * size, self.readout))
@@ -93,20 +94,20 @@ class AttentionLayer(PathwayLayer):
             self.w_text = nn.Linear(d, d, bias=False)
 
     def gates(self, edges: ActiveEdges) -> Gates:
-        """What the strategy does to the logits of each edge."""
+        """Factor and summand that the strategy applies to the logits of each edge."""
         return None, None
 
-    # -- parameters to numbers ----------------------------------------------------------------------
+    # -- parameters to scalars ----------------------------------------------------------------------
 
     def embedding(self) -> Tensor:
-        """Gene embeddings E, (n_genes, d); a given, frozen vector takes the place of the learned one."""
+        """Gene embeddings E, (n_genes, d); a given, frozen vector replaces the learned one."""
         if not hasattr(self, "gene_given"):
             return self.gene
         has = (self.gene_given != 0).any(1, keepdim=True)
         return torch.where(has, self.gene_given, self.gene)
 
     def queries(self, embedding: Tensor) -> Tensor:
-        """Q/√d_head, (P, h, d_head)."""
+        """Scaled queries Q/√d_head, (P, h, d_head)."""
         query: Tensor = self.query
         if self.config.pathway_init == "members":
             query = query + member_mean(embedding, self.edges, self.numba)
@@ -117,7 +118,7 @@ class AttentionLayer(PathwayLayer):
         return result
 
     def edge_scalars(self, edges: ActiveEdges) -> tuple[Tensor | None, Tensor | None, Tensor]:
-        """``match`` and ``shift`` (E, h), ``load`` (n_basis, E, h) of :func:`edge_attention`."""
+        """Inputs of :func:`edge_attention`: ``match`` and ``shift`` (E, h), ``load`` (n_basis, E, h)."""
         embedding = self.embedding()
         rows = embedding[edges.genes]  # (G, d)
         keys = self._heads(self.w_key(rows))[:, None]  # (G, 1, h, d_head)
@@ -132,13 +133,13 @@ class AttentionLayer(PathwayLayer):
         return None, logit if shift is None else logit + shift, load
 
     def keys_and_values(self, cells: PackedCells, embedding: Tensor) -> tuple[Tensor, Tensor]:
-        """K and V of every token, (T, h, d_head) each."""
+        """Keys K and values V of every token, (T, h, d_head) each."""
         rows, x = embedding[cells.gene_ids], cells.values  # (T, d)
         tokens = self.values(rows, x)
         if self.encoder is not None:
             tokens = self.encoder(tokens, cells.offsets)
             return self._heads(self.w_key(tokens)), self._heads(self.w_value(tokens))
-        # without an encoder film and bins keep expression out of the keys
+        # without an encoder, the keys of film and bins do not depend on expression
         keys = self.w_key(tokens if self.values.plain else rows)
         return self._heads(keys), self._heads(self.w_value(tokens))
 
@@ -149,7 +150,7 @@ class AttentionLayer(PathwayLayer):
     # -- cells to activities ------------------------------------------------------------------------
 
     def sums(self, cells: PackedCells) -> Tensor:
-        """Attention read out, shape (B, P)."""
+        """Activities without their bias, shape (B, P)."""
         edges = self.edges.active(cells)
         if self.encoder is None:
             basis = self.expression.of(cells.values)
@@ -160,7 +161,7 @@ class AttentionLayer(PathwayLayer):
         return token_attention(cells, edges, query, readout, *projected, *self.gates(edges), self.numba)
 
     def pairs(self, cells: PackedCells, pathway: int | None = None) -> Pairs:
-        """Attention written out, for one pathway or for all; in plain torch."""
+        """Attention weights and values of every pair, for one pathway or for all; in plain torch."""
         cells = self.tokens_of(cells)
         edges = self.edges.active(cells, pathway)
         pairs = edges.expand(cells)
@@ -182,6 +183,6 @@ class AttentionLayer(PathwayLayer):
         )
 
     def contributions(self, cells: PackedCells, pathway: int | None = None) -> Contributions:
-        """α·(o·v), summed over heads."""
+        """Contributions α·(o·v) of every gene, summed over heads."""
         pairs = self.pairs(cells, pathway)
         return Contributions(pairs.cell, pairs.gene, pairs.pathway, (pairs.weight * pairs.value).sum(-1))

@@ -1,4 +1,4 @@
-"""What every masking strategy is: per-gene contributions that add up to a pathway's activity."""
+"""Base class of masking strategies: contributions of genes that sum to the activity of a pathway."""
 
 import functools
 from abc import ABC, abstractmethod
@@ -20,53 +20,92 @@ from tadvae.nn.packed import PackedCells
 from tadvae.nn.tokens import Affine, Expression, Hats, Linear, measured
 
 STRATEGIES: dict[str, type["PathwayLayer"]] = {}
-"""Every strategy by its name; a subclass enters itself."""
+"""All strategies by name; a subclass with a name registers itself."""
 
 
 class PathwayConfig(Config):
-    """The pathway layer."""
+    """The pathway layer: from the genes of a cell to pathway activities."""
 
     masking: str = "hard"
-    """``hard``: attention over member genes only (the paper, approach 1); ``soft``: learned gates multiply
-    the logits (the paper, approach 2); ``soft_log``: learned gates multiply the weights; ``linear``: a
-    signed weight for each member gene, as NetActivity and SENA have it; ``none``: attention over all genes
-    of the cell, the control."""
+    """How a pathway is restricted to its genes.
+
+    - ``hard``: attention over member genes only (the paper, approach 1); the usual choice.
+    - ``soft``: attention whose logits are multiplied by learned gates (the paper, approach 2); use it to
+      reproduce the paper.
+    - ``soft_log``: attention whose weights are multiplied by learned gates; use it to learn which genes
+      belong to a pathway.
+    - ``linear``: one signed weight per member gene, as NetActivity and SENA; use it for speed, or to
+      reproduce them.
+    - ``none``: attention over all genes of the cell; use it as the control without pathways.
+    """
     d_embed: int = Field(128, ge=1)
     """Width of gene and pathway embeddings (the paper: 128 or 256)."""
     n_heads: int = Field(8, ge=1)
-    """Attention heads (the paper: head size 16, so 8 or 16 of them)."""
+    """Number of attention heads (the paper: head size 16, so 8 or 16 heads)."""
     pathway_init: Literal["learned", "members", "text"] = "members"
-    """Pathway queries: a learned table; one plus the mean embedding of the member genes; or one plus a
-    learned map of the vectors in ``pathway_vectors``."""
+    """How pathway queries start.
+
+    - ``learned``: a learned table; use it to reproduce the paper.
+    - ``members``: the table plus the mean embedding of the member genes; the usual choice.
+    - ``text``: the table plus a learned map of the vectors in ``pathway_vectors``; use it if you have
+      embeddings of pathway descriptions.
+    """
     pathway_vectors: str | None = None
-    """``pathway_init: text`` only: file of vectors by pathway id or name (Parquet, or text with tabs)."""
+    """File of vectors by pathway id or name (Parquet, or text with tabs); only for ``pathway_init: text``."""
     value_mode: Literal["scale", "film", "bins"] = "scale"
-    """How expression enters a token: ``scale``: the embedding times expression, keys too (the paper);
-    ``film`` and ``bins``: keys from the gene alone, values modulated by expression, affine or piecewise
-    linear."""
+    """How expression enters a token.
+
+    - ``scale``: the gene embedding times expression, for keys and values, as in the paper; the usual choice.
+    - ``film``: keys from the gene only, values an affine function of expression; use it with an encoder.
+    - ``bins``: keys from the gene only, values a piecewise linear function of expression; use it if effects
+      are not linear in log expression.
+    """
     n_bins: int = Field(8, ge=2)
-    """``bins`` only: number of evenly spaced knots."""
+    """Number of evenly spaced knots; only for ``bins``."""
     bins_max: float = Field(7.0, gt=0)
-    """``bins`` only: the last knot, in log1p units; values beyond it count as it."""
+    """The last knot, in log1p units; larger values are treated as this value; only for ``bins``."""
     tokens: Literal["expressed", "all"] = "expressed"
-    """Which genes of a cell are tokens: those with counts, or every gene that its dataset measured."""
+    """The genes of a cell that are tokens.
+
+    - ``expressed``: genes with counts; fast, the usual choice.
+    - ``all``: every gene that the dataset measures; use it to reproduce the paper.
+    """
     gene_vectors: str | None = None
     """File of gene vectors (Parquet, or text with tabs: gene, numbers); genes without one are learned."""
     gene_vectors_use: Literal["warm", "frozen"] = "warm"
-    """Whether given vectors are where training starts, or stay as they are."""
+    """How given gene vectors are used.
+
+    - ``warm``: as the start of training; use it with enough training cells.
+    - ``frozen``: unchanged during training; use it to keep the vectors comparable with their source.
+    """
     candidates: int | Literal["all"] = 0
-    """``soft`` and ``soft_log``: genes beyond its members that each pathway may recruit."""
+    """Genes in addition to its members that each pathway may learn; only for ``soft`` and ``soft_log``.
+
+    - ``0``: none, members only.
+    - a number: this number of genes, those that share most pathways with the members; use it to find missing
+      members.
+    - ``all``: every gene; use it to reproduce the paper. It needs much memory.
+    """
     gate_noise: float = Field(0.01, ge=0)
-    """``soft`` and ``soft_log``: standard deviation of ε in W = M + ε."""
+    """Standard deviation of ε in W = M + ε at the start; only for ``soft`` and ``soft_log``."""
     prior_mass: float = Field(0.9, gt=0, lt=1)
-    """``soft_log`` only: share of the attention that starts inside the pathway."""
+    """Share of the attention on members at the start; only for ``soft_log``."""
     leak: float = Field(0.0, ge=0, le=1)
-    """``linear`` only: weight λ of genes outside a pathway (SENA)."""
+    """Weight λ of genes outside a pathway (SENA); only for ``linear``."""
     weight_init: Literal["members", "genes"] = "members"
-    """``linear`` only: weights start with the size that suits a pathway's number of members, or that of a
-    dense layer over all genes, which starts small pathways near zero (SENA)."""
+    """How the weights of ``linear`` start.
+
+    - ``members``: scaled to the number of members of each pathway; the usual choice.
+    - ``genes``: as a dense layer over all genes, which makes the weights of small pathways near zero; use it
+      to reproduce SENA.
+    """
     kernel: Literal["auto", "numba", "torch"] = "auto"
-    """CPU kernels: ``auto`` takes numba where it is installed; GPU tensors always take torch."""
+    """Implementation on the CPU; on a GPU it is always torch.
+
+    - ``auto``: numba if it is installed, else torch; the usual choice.
+    - ``numba``: compiled kernels; use it to get an error if numba is missing.
+    - ``torch``: plain torch; use it to check the kernels, or on a platform without numba.
+    """
 
     @field_validator("masking")
     @classmethod
@@ -102,9 +141,9 @@ class PathwayConfig(Config):
 
 
 def uncompiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Keep torch.compile out: the kernels are compiled already, and the shapes differ from step to step.
+    """Exclude a function from torch.compile: the kernels are compiled, and shapes change at every step.
 
-    torch's own decorator would import the whole compiler here, where hardly anybody needs it.
+    torch's own decorator imports the whole compiler when the module is loaded, which takes seconds.
     """
     eager: list[Callable[..., Any]] = []
 
@@ -121,13 +160,14 @@ def uncompiled(function: Callable[..., Any]) -> Callable[..., Any]:
 
 @dataclass(frozen=True)
 class Contributions:
-    """What each gene of each cell adds to each pathway: N numbers that are not trivially zero.
+    """Contributions of genes to pathway activities: N numbers, without those that are always zero.
 
     Attributes
     ----------
     cell, gene, pathway : (N,) int64
-        ``gene`` is an index of the vocabulary.
+        Index of the cell, vocabulary index of the gene, and index of the pathway.
     value : (N,)
+        Contribution of the gene to the activity, in units of the activity.
     """
 
     cell: Tensor
@@ -137,15 +177,15 @@ class Contributions:
 
 
 class PathwayLayer(nn.Module, ABC):
-    """Activities of P pathways from a cell's gene tokens.
+    """Computes the activities of P pathways from the gene tokens of a cell.
 
-    A subclass with ``name="…"`` is a strategy; ``pathway.masking`` chooses one.
+    A subclass with ``name="…"`` is a strategy that ``pathway.masking`` can name.
     """
 
     own_settings: ClassVar[frozenset[str]] = frozenset()
-    """Settings of :class:`PathwayConfig` that not every strategy reads, but this one does."""
+    """Settings of :class:`PathwayConfig` that only some strategies use, this one included."""
     has_tokens: ClassVar[bool] = True
-    """Whether there are embedded tokens, which an encoder can work on."""
+    """Whether the strategy has embedded tokens, which an encoder needs."""
 
     def __init_subclass__(cls, name: str | None = None, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -172,28 +212,28 @@ class PathwayLayer(nn.Module, ABC):
 
     @uncompiled
     def forward(self, cells: PackedCells) -> Tensor:
-        """Activities, shape (B, P): the sum of the contributions plus a bias."""
+        """Activities, shape (B, P): the sum of the contributions plus a bias per pathway."""
         return self.sums(self.tokens_of(cells)) + self.bias
 
     @abstractmethod
     def sums(self, cells: PackedCells) -> Tensor:
-        """The sum of the contributions, shape (B, P)."""
+        """Sum of the contributions to each pathway, shape (B, P)."""
 
     @abstractmethod
     def contributions(self, cells: PackedCells, pathway: int | None = None) -> Contributions:
-        """Exact contribution of every gene of every cell, to one pathway or to all."""
+        """Exact contribution of every gene of every cell to one pathway, or to all."""
 
     def reads(self, pathway: int) -> Tensor:
-        """Vocabulary indices of all genes that can contribute to a pathway, sorted."""
+        """Sorted vocabulary indices of the genes that can contribute to a pathway."""
         return self.edges.gene[self.edges.pathway == pathway]
 
     def tokens_of(self, cells: PackedCells) -> PackedCells:
-        """The cells with the tokens that the config asks for."""
+        """The cells with expressed or with all measured genes as tokens, as the config says."""
         return measured(cells) if self.config.tokens == "all" else cells
 
 
 def expression(config: PathwayConfig) -> Expression:
-    """The functions of expression that ``value_mode`` names."""
+    """The basis functions of expression of the config's ``value_mode``."""
     if config.value_mode == "scale":
         return Linear()
     return Affine() if config.value_mode == "film" else Hats(config.n_bins, config.bins_max)
@@ -210,8 +250,8 @@ def pathway_layer(
     Parameters
     ----------
     encoder
-        None: no encoder.
+        Config of the encoder; None: no encoder.
     given
-        Vectors of the config's files; without them their place is kept, for weights to be loaded into.
+        Vectors from the files of the config; without them zeros are used, into which weights can be loaded.
     """
     return STRATEGIES[config.masking](config, edges, encoder, given)

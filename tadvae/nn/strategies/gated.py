@@ -1,4 +1,4 @@
-"""What the two soft strategies share: W, one learned weight an edge."""
+"""Base class of the two soft strategies: the learned mask W, one weight per edge."""
 
 from abc import abstractmethod
 from typing import TYPE_CHECKING
@@ -33,10 +33,10 @@ class GatedAttention(AttentionLayer):
 
     @abstractmethod
     def candidate_start(self) -> Tensor:
-        """W of each pathway's candidates before training, without ε, (P,); a member's is 1."""
+        """Initial W of the candidates of each pathway, without ε, (P,); for members it is 1."""
 
     def start(self) -> Tensor:
-        """W before training, without ε, (E,)."""
+        """Initial W of all edges, without ε, (E,)."""
         return torch.where(self.edges.is_member, 1.0, self.candidate_start()[self.edges.pathway])
 
     def mask_of(self, edges: ActiveEdges) -> Tensor:
@@ -45,14 +45,14 @@ class GatedAttention(AttentionLayer):
 
     @torch.no_grad()
     def learned_edges(self) -> pd.DataFrame:
-        """Edges that training moved across: candidates added and members removed.
+        """Edges that training has changed: candidates added and members removed.
 
-        An edge counts as in while its W is nearer to where members start than to where candidates do.
+        An edge counts as a member if its W is closer to the initial W of members than to that of candidates.
 
         Returns
         -------
-        Sorted by how far W moved: ``pathway``, ``gene`` (vocabulary index), ``change`` (``added`` or
-        ``removed``), ``gate`` and ``gate_at_start`` (σ of W).
+        One row per changed edge, sorted by the change of W: ``pathway``, ``gene`` (vocabulary index),
+        ``change`` (``added`` or ``removed``), ``gate`` and ``gate_at_start`` (σ of W, from 0 to 1).
         """
         W, start, member = self.mask.cpu(), self.start().cpu(), self.edges.is_member.cpu()
         pathway, gene = self.edges.pathway.cpu(), self.edges.gene.cpu()

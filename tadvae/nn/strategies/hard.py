@@ -1,4 +1,4 @@
-"""Hard masking: a pathway sees its members and nothing else."""
+"""Hard masking: a pathway sees only its members."""
 
 from tadvae.nn.strategies.attention import AttentionLayer
 

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 class LinearMasking(PathwayLayer, name="linear"):
     """``a_p = Σ_g m_pg w_pg x_g + b_p``, with ``m = 1`` for members and the leak λ elsewhere.
 
-    Without a leak this is NetActivity's layer; with one it is SENA's, whose weights are dense (REFERENCES
-    A2, A3). Under ``value_mode`` film and bins a member has a function of x in place of ``w·x``:
-    ``Σ_b w_b φ_b(x)``, affine or piecewise linear.
+    Without a leak this is the layer of NetActivity (Ruiz-Arenas et al. 2024); with a leak it is that of SENA
+    (de la Fuente et al. 2025), whose weights are dense. With ``value_mode`` film and bins, a function of x
+    replaces ``w·x``: ``Σ_b w_b φ_b(x)``, affine or piecewise linear.
     """
 
     inside: Tensor
@@ -36,7 +36,7 @@ class LinearMasking(PathwayLayer, name="linear"):
         given: GivenVectors | None = None,
     ) -> None:
         super().__init__(config, edges)
-        if config.leak:  # a dense layer whose weights count 1 inside and λ outside, as published
+        if config.leak:  # a dense layer: weights are multiplied by 1 inside and λ outside, as published
             inside = torch.zeros(edges.n_genes, edges.n_pathways, dtype=torch.bool)
             inside[edges.gene, edges.pathway] = True
             self.register_buffer("inside", inside, persistent=False)
@@ -47,14 +47,14 @@ class LinearMasking(PathwayLayer, name="linear"):
         self.weight = nn.Parameter(slope if len(identity) == 1 else slope[:, None] * identity)
 
     def _start(self, shape: tuple[int, ...], inputs: Tensor) -> Tensor:
-        """Weights for so many inputs: nearly the mean of a pathway's genes, or a dense layer's at random."""
+        """Initial weights: about the scaled mean of a pathway's genes, or those of a dense layer."""
         if self.config.weight_init == "members":
             return (1.0 + 0.1 * torch.randn(shape)) / inputs**0.5
         result: Tensor = torch.empty(shape).uniform_(-1.0, 1.0) / self.edges.n_genes**0.5
         return result
 
     def sums(self, cells: PackedCells) -> Tensor:
-        """Masked sums, shape (B, P)."""
+        """Masked weighted sums, shape (B, P)."""
         if self.config.leak:
             n_genes = self.edges.n_genes
             dense = cells.values.new_zeros(cells.n_cells * n_genes)
@@ -69,7 +69,7 @@ class LinearMasking(PathwayLayer, name="linear"):
         return torch.where(self.inside, self.weight, self.config.leak * self.weight)
 
     def contributions(self, cells: PackedCells, pathway: int | None = None) -> Contributions:
-        """w·x of the members, and with a leak λ·w·x of every other gene."""
+        """Contributions w·x of the members, and with a leak also λ·w·x of all other genes."""
         cells = self.tokens_of(cells)
         if self.config.leak:
             chosen = torch.arange(self.edges.n_pathways, device=cells.cell.device)
@@ -94,5 +94,5 @@ class LinearMasking(PathwayLayer, name="linear"):
         )
 
     def reads(self, pathway: int) -> Tensor:
-        """The members; with a leak every gene."""
+        """Vocabulary indices of the members; with a leak, of every gene."""
         return torch.arange(self.edges.n_genes) if self.config.leak else super().reads(pathway)

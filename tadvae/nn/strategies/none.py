@@ -1,4 +1,4 @@
-"""No masking, the control: every pathway sees every token."""
+"""No masking, as a control: every pathway sees every token."""
 
 import torch
 from torch import Tensor
@@ -11,18 +11,18 @@ from tadvae.nn.strategies.attention import AttentionLayer, Pairs
 class NoMasking(AttentionLayer, name="none"):
     """``softmax(QKᵀ/√d_head) V`` over all tokens of the cell.
 
-    Cell by cell through scaled_dot_product_attention, which never writes the weights out.
+    It runs cell by cell through scaled_dot_product_attention, which does not store the weights.
     """
 
     def sums(self, cells: PackedCells) -> Tensor:
-        """Attention read out, shape (B, P)."""
+        """Activities without their bias, shape (B, P)."""
         embedding = self.embedding()
         query = self.queries(embedding).transpose(0, 1)[None]  # (1, h, P, d_head)
         readout = self._heads(self.readout).transpose(0, 1)[None]
         n_tokens = torch.diff(cells.offsets).tolist()
         key, value = (part.transpose(0, 1)[None] for part in self.keys_and_values(cells, embedding))
         nothing = 0.0 * query
-        if not key.shape[2]:  # every parameter takes part all the same: DDP waits for its gradient
+        if not key.shape[2]:  # DDP waits for a gradient of every parameter
             nothing = nothing + key.sum() + value.sum()
         rows = []
         for k, v in zip(key.split(n_tokens, dim=2), value.split(n_tokens, dim=2), strict=True):
@@ -31,7 +31,7 @@ class NoMasking(AttentionLayer, name="none"):
         return torch.stack(rows) if rows else self.bias.new_zeros(0, len(self.bias))
 
     def pairs(self, cells: PackedCells, pathway: int | None = None) -> Pairs:
-        """Attention written out; all pathways together are ``T · P`` pairs."""
+        """Attention weights and values of every pair; for all pathways these are ``T · P`` pairs."""
         cells = self.tokens_of(cells)
         embedding = self.embedding()
         P, T = self.edges.n_pathways, len(cells.gene_ids)
@@ -51,5 +51,5 @@ class NoMasking(AttentionLayer, name="none"):
         )
 
     def reads(self, pathway: int) -> Tensor:
-        """Every gene."""
+        """Vocabulary indices of all genes."""
         return torch.arange(self.edges.n_genes)

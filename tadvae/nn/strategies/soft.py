@@ -1,4 +1,4 @@
-"""Soft masking, to the letter of the paper: gates multiply the logits."""
+"""Soft masking exactly as in the paper: gates multiply the logits."""
 
 import torch
 from torch import Tensor
@@ -11,15 +11,15 @@ from tadvae.nn.strategies.gated import GatedAttention
 class SoftMasking(GatedAttention, name="soft"):
     """``softmax(QKᵀ/√d_head ⊙ σ(W)) V`` with ``W = M + ε``.
 
-    Source: T-AD-VAE, masking approach 2; over all genes with ``candidates="all"``. Note what the equation
-    does: a gate of zero gives a logit of zero, so a gene that is "suppressed" keeps an average weight, and
-    more than that where its logit was negative.
+    Source: T-AD-VAE, masking approach 2; over all genes with ``candidates="all"``. Note the consequence of
+    the equation: a gate of zero gives a logit of zero, so a "suppressed" gene keeps an average weight, and
+    a larger weight than before if its logit was negative.
     """
 
     def candidate_start(self) -> Tensor:
-        """M is 0 outside."""
+        """Zero: M is 0 outside a pathway."""
         return torch.zeros(self.edges.n_pathways, device=self.edges.gene.device)
 
     def gates(self, edges: ActiveEdges) -> Gates:
-        """A factor σ(W)."""
+        """The factor σ(W) of the logits."""
         return torch.sigmoid(self.mask_of(edges)), None

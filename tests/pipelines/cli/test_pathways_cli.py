@@ -201,7 +201,7 @@ def test_the_same_input_gives_the_same_bytes(tmp_path):
         (("x.gmt", "--min-replicability", 0.7, "--out", "o.gmt"), "a store to train on"),
         (("--gaf", "x.gaf", "--out", "o.gmt"), "no ontology"),
         (("x.gmt", "--min-genes", 50, "--out", "o.gmt"), "max_genes 29 is below min_genes 50"),
-        (("x.gmt", "--genes", "empty.txt", "--out", "o.gmt"), "expected one gene a line"),
+        (("x.gmt", "--genes", "empty.txt", "--out", "o.gmt"), "expected one gene per line"),
         (("x.gmt", "--genes", "g.txt", "--store", "s", "--out", "o.gmt"), "either a store or a list"),
         (("--obo", "x.obo", "--out", "o.gmt"), "x.obo: expected"),
         (("--evidence", "XX", "--obo", "go.obo", "--gaf", "x.gaf", "--out", "o.gmt"), "evidence 'XX'"),
@@ -286,7 +286,7 @@ def test_list_and_show_without_a_store(tmp_path, run):
     assert text.splitlines()[1:3] == ["P:1\tone thing\t2", "P:2\ttwo\t1"]
     code, _, err = run("pathways", "show", "on thing", "--pathways", tmp_path / "x.gmt")
     assert code == 2
-    assert "near it are P:1 one thing" in err
+    assert "similar are P:1 one thing" in err
     code, _, err = run("pathways", "list", "--min-measured", 3)
     assert code == 2
     assert "add --store" in err

@@ -145,9 +145,9 @@ def test_bags_are_shuffled_within_the_window_only():
 @given(st.integers(0, 30), st.integers(0, 9), st.integers(1, 4), seeds)
 def test_in_step_moves_whole_batches_only(n_bags, done, per_batch, seed):
     rng = np.random.default_rng(seed)
-    n_tokens, heft = rng.integers(1, 100, n_bags), rng.random(50)
+    n_tokens, step_key = rng.integers(1, 100, n_bags), rng.random(50)
     order = rng.permutation(n_bags)
-    found = in_step(order, n_tokens, done, per_batch, heft)
+    found = in_step(order, n_tokens, done, per_batch, step_key)
     first = -done % per_batch
     n_batches = max(n_bags - first, 0) // per_batch
     end = first + n_batches * per_batch
@@ -158,8 +158,8 @@ def test_in_step_moves_whole_batches_only(n_bags, done, per_batch, seed):
     of = dict(zip(order.tolist(), n_tokens.tolist(), strict=True))
     sizes = [sum(of[bag] for bag in batch) for batch in batches[0]]
     step = (done + first) // per_batch
-    by_heft = np.argsort(heft[step : step + n_batches])
-    assert np.all(np.diff(np.array(sizes, np.int64)[by_heft]) >= 0)
+    by_key = np.argsort(step_key[step : step + n_batches])
+    assert np.all(np.diff(np.array(sizes, np.int64)[by_key]) >= 0)
 
 
 @pytest.mark.parametrize("world", [2, 4])

@@ -58,7 +58,7 @@ def make_profiles(
 
 @pytest.mark.parametrize("name", ["no_change", "mean", "matching_mean", "additive"])
 @given(seed=SEEDS)
-def test_arithmetic_baselines_by_loop(seed, name):
+def test_simple_baselines_by_loop(seed, name):
     profiles = make_profiles(seed, extra=(("T5", "T1"), ("T0", "T1", "T2")))
     predicted = BASELINES[name]().fit(profiles).predict(QUERIES)
     for row, query in zip(predicted, QUERIES, strict=True):

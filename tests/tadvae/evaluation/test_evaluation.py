@@ -274,7 +274,7 @@ def test_planted_leaks_are_refused(small_run, store, refused):
     object.__setattr__(target, "seen", not target.seen)
 
 
-def test_arithmetic_that_would_know_the_answer_stops(small_run, store):
+def test_a_baseline_that_would_know_the_answer_stops(small_run, store):
     model, groups = small_run
     tested = groups[groups["part"] == TEST]
     everything = groups.assign(part=TRAIN)

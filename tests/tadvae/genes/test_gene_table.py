@@ -2,7 +2,6 @@ import json
 import sqlite3
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pandas as pd
@@ -84,15 +83,16 @@ def test_packaged_table_carries_its_provenance():
     assert f"{len(table):,} genes, {table['ensembl_id'].count():,} of them" in readme
 
 
-def test_speed(human):
-    # Both take well under a second; the bounds leave room for a slow machine.
-    names = pd.read_parquet(PACKAGED)["symbol"].tolist()[:35_000]
-    start = time.perf_counter()
-    harmonise(names, human, where="speed")
-    assert time.perf_counter() - start < 2
-    start = time.perf_counter()
-    tadvae.genes.reference._packaged.__wrapped__("human")
-    assert time.perf_counter() - start < 5
+def test_the_packaged_table_is_read_once(human, monkeypatch):
+    def read_again(source):
+        raise AssertionError(f"{source} is read again")
+
+    monkeypatch.setattr(tadvae.genes.reference, "_read_parquet", read_again)
+    assert GeneReference.load("human") is human
+    names = pd.read_parquet(PACKAGED)["symbol"].tolist()
+    found = harmonise(names, GeneReference.load("human"), where="test")
+    assert found["source"].tolist() == names
+    assert set(found["how"]) == {"symbol"}
 
 
 # --- the script -------------------------------------------------------------------------------------------

@@ -89,7 +89,7 @@ def test_published_kernel_is_10_on_the_diagonal():
 
 
 def test_biased_mmd_has_a_floor_and_unbiased_has_none():
-    """Two samples of one distribution: the published MMD tends to 2(10 − k̄)/B (REFERENCES A1), not to 0."""
+    """Two samples of one distribution: the biased MMD of Zhang et al. tends to 2(10 − k̄)/B, not to 0."""
     n, genes, bandwidths = 16, 50, published_bandwidths(100.0).double()
     pairs = [(draw(n, genes, 2 * i), draw(n, genes, 2 * i + 1)) for i in range(300)]
     unbiased = np.array([mmd(x, y, bandwidths, unbiased=True).item() for x, y in pairs])
@@ -144,7 +144,7 @@ def test_kl_closed_form(n, factors, seed):
     assert kl_divergence(torch.zeros(n, factors), torch.zeros(n, factors)).item() == 0.0
 
 
-ALPHA = Schedule(high=10.0, start=5, end=49)  # REFERENCES A1, over 100 epochs
+ALPHA = Schedule(high=10.0, start=5, end=49)  # of the discrepancy VAE (Zhang et al. 2023), over 100 epochs
 BETA = Schedule(high=2.0, start=10, end=99)
 TEMPERATURE = Schedule(low=1.0, high=100.0, start=5, end=99)
 

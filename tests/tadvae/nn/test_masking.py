@@ -182,7 +182,7 @@ def test_soft_log_starts_inside_the_pathways(candidates, prior_mass):
 
 
 def test_the_paper_soft_mask_hardly_prefers_members():
-    """REFERENCES A6: with W = M + ε over all genes, members get about their share of the genes."""
+    """The reason for soft_log: with W = M + ε over all genes, members get about their share of the genes."""
     problem = large()
     layer = problem.layer(config_of(masking="soft", candidates="all", tokens="all"))
     mass = share_inside(layer, problem)

@@ -29,7 +29,7 @@ def pathway_sets(draw):
 
 
 def check_sentence(error, *parts):
-    """One sentence that holds ``parts``: the file first, then expectation, finding and mend."""
+    """One sentence that holds ``parts``: the file first, then expectation, finding and fix."""
     text = str(error.value)
     assert text.endswith(".")
     assert not re.search(r"\.\s", text)

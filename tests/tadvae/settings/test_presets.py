@@ -54,7 +54,7 @@ def count(*parts):
 
 
 def latent_and_decoder(width):
-    """Parameters after the encoder's first layer of so many units, REFERENCES A1."""
+    """Parameters after the encoder's first layer of ``width`` units, counted from the code of Zhang et al."""
     both = 2 * (width * Z + Z)  # mean and variance
     decoder = (Z * HIDDEN + HIDDEN) + (HIDDEN * G + G)
     intervention = (TARGETS * 128 + 128) + (128 * Z + Z) + TARGETS  # W1, W2, c_shift
@@ -98,7 +98,7 @@ def dense_cells(rng, n):
 
 @pytest.mark.parametrize(("name", "leak"), [("dvae", 0.0), ("sena", 0.0), ("sena-1e-2", 1e-2)])
 def test_forward_is_the_published_equation(name, leak):
-    """Encoder, latent, causal layer and decoder from REFERENCES A1 and A2, in numpy."""
+    """Encoder, latent, causal layer and decoder of the discrepancy VAE and of SENA, in numpy."""
     rng = np.random.default_rng(1)
     membership = hidden_units(HIDDEN, G) if name == "dvae" else pathways()
     module = build(name, membership).double()
@@ -147,7 +147,7 @@ def test_forward_is_the_published_equation(name, leak):
 
 
 def test_published_schedules():
-    """REFERENCES A1: α 0 to epoch 4, full at 49; β 0 to 9, full at 99; temperature 1 to 4, full at 99."""
+    """As Zhang et al.: α 0 to epoch 4, full at 49; β 0 to 9, full at 99; temperature 1 to 4, full at 99."""
     for name, alpha, beta, temperature in (("dvae", 10.0, 2.0, 5.0), ("sena", 1.0, 1.0, 100.0)):
         loss = PRESETS[name]().loss
         assert [loss.alpha.at(e) for e in (0, 4, 5, 49, 99)] == [0, 0, 0, alpha, alpha]

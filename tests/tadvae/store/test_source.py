@@ -1,4 +1,4 @@
-"""Bad input: one sentence that names file, column or gene and the mend, and nothing is written."""
+"""Bad input: one sentence that names file, column or gene and the fix, and nothing is written."""
 
 import h5py
 import numpy as np
@@ -56,7 +56,7 @@ def test_transformed_values(expect, screen, change, words, form):
     ("value", "words"),
     [
         (-1.0, ["-1", "negative"]),
-        (2.0**31, ["2,147,483,647", "no count of molecules"]),
+        (2.0**31, ["2,147,483,647", "too large for a count of molecules"]),
         (np.nan, ["nan", "not a finite number"]),
         (np.inf, ["inf", "not a finite number"]),
         (1e300, ["not a finite number"]),  # as float32, which is what is stored
@@ -117,7 +117,7 @@ def test_unknown_genes(expect, screen):
         ({"batch": "plate"}, ["'plate'", "lane", "batch.column"]),
         ({"total_counts": "umis"}, ["'umis'", "depth", "total_counts"]),
         ({"total_counts": "lane"}, ["'lane'", "library size"]),
-        ({"counts": {"layer": "raw"}}, ["'raw'", "spliced", "mend 'counts'"]),
+        ({"counts": {"layer": "raw"}}, ["'raw'", "spliced", "correct 'counts'"]),
         ({"genes": {"column": "id"}}, ["'id'", "var", "genes.column"]),
         ({"genes": {"symbols": "name"}}, ["'name'", "var", "genes.symbols"]),
         ({"genes": {"length": "bases"}}, ["'bases'", "var", "genes.length"]),
@@ -131,7 +131,7 @@ def test_what_the_spec_names_is_absent(expect, screen, settings, words):
 @pytest.mark.parametrize("label", ["G1+", "+G1", "G1++G2", "+"])
 def test_a_label_that_does_not_parse(expect, screen, label):
     screen.obs["condition"] = screen.obs["condition"].replace("G1", label)
-    expect(screen, repr(label), "'condition'", "separator '+'", "mend the label")
+    expect(screen, repr(label), "'condition'", "separator '+'", "fix the label")
 
 
 @pytest.mark.parametrize("column", ["condition", "line", "lane"])

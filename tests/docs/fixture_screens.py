@@ -1,4 +1,4 @@
-"""Small simulated screens that look like the two of the README: their columns, labels and human genes."""
+"""Test fixtures: small simulated screens with the columns, labels and human genes of the README's two."""
 
 from pathlib import Path
 
@@ -40,7 +40,7 @@ PATHWAY = "GO:0034340"
 TARGETS = ["KLF1", "MAP2K6", "SET", "CEBPE", "FOSB", "ZBTB10", "CBL"]
 
 
-def write_look_alikes(folder: Path) -> None:
+def write_fixture_screens(folder: Path) -> None:
     """Write ``norman19.h5ad``, ``kang18.h5ad`` and ``sets.gmt``."""
     sets = packaged().sets()
     rows = [sets.ids.index(PATHWAY), *np.argsort([-len(genes) for genes in sets.genes])[:3]]
