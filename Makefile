@@ -4,13 +4,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: help install demo test fast lint format clean results docs bench
+.PHONY: help install demo test tests fast lint format clean results docs bench
 
 help:
 	@echo "make demo     install, then simulate, convert, train, predict, evaluate, report (folder demo/)"
 	@echo "make install  create .venv with everything in it"
-	@echo "make test     install, lint, all tests"
-	@echo "make fast     install, the tests that take no Ray run"
+	@echo "make test     install, lint, all tests (half an hour on two cores)"
+	@echo "make tests    install, all tests without lint; TESTS=\"--parts plain\" for one part of plain, ray, cluster"
+	@echo "make fast     install, the tests that use no Ray and take no more than seconds"
 	@echo "make docs     build the documentation as a site (build/site)"
 	@echo "make bench    measure speed and memory, write docs/benchmarks.md and docs/scale.md (a quarter of an hour)"
 	@echo "make results  train and score what docs/results.md shows, and write it (hours; resumes)"
@@ -44,11 +45,14 @@ results: install
 bench: install
 	$(BIN)/python benchmarks/bench.py $(BENCH)
 
-test: lint
-	$(BIN)/python -m pytest
+test: lint tests
+
+# In three parts: without Ray, with one Ray in the process, on clusters. One part: make tests TESTS="--parts ray"
+tests: install
+	$(BIN)/python scripts/run_tests.py $(TESTS)
 
 fast: install
-	$(BIN)/python -m pytest -m "not slow and not cluster"
+	$(BIN)/python -m pytest -n 2 --dist loadscope -m "not ray and not slow and not cluster"
 
 docs: install
 	$(BIN)/mkdocs build --strict

@@ -5,15 +5,20 @@ python benchmarks/bench.py [--only NAME …] [--page-only] [--quick] [--results 
 
 import argparse
 import json
+import runpy
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
+import traceback
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from claims import show
+
+from pipelines.cluster.connection import ray_session
 
 HERE = Path(__file__).parent
 SCRIPTS = ["conversion", "memory", "loader", "train_step", "growth", "prediction", "attention", "scale"]
@@ -40,13 +45,32 @@ def run(name: str, folder: Path, results: Path, options: argparse.Namespace) -> 
     if name == "scale":
         command += ["--results", str(results), "--page", str(options.page.with_name("scale.md"))]
     start = time.perf_counter()
-    done = subprocess.run(
-        command, stderr=subprocess.PIPE if not options.verbose else None, text=True, check=False
-    )
+    if options.quick:
+        well = run_here(command[1:])
+    else:
+        done = subprocess.run(
+            command, stderr=subprocess.PIPE if not options.verbose else None, text=True, check=False
+        )
+        well = done.returncode == 0
+        if not well:
+            print((done.stderr or "")[-4000:], file=sys.stderr)
     print(f"   {time.perf_counter() - start:.0f} s", flush=True)
-    if done.returncode:
-        print((done.stderr or "")[-4000:], file=sys.stderr)
-    return done.returncode == 0
+    return well
+
+
+def run_here(words: list[str]) -> bool:
+    """Run a script in this process, whose imports and Ray serve them all; whether it ended well."""
+    before, sys.argv = sys.argv, words
+    try:
+        runpy.run_path(words[0], run_name="__main__")
+    except SystemExit as ended:
+        return not ended.code
+    except Exception:  # noqa: BLE001 - the next script has its turn, as after a process that failed
+        traceback.print_exc()
+        return False
+    finally:
+        sys.argv = before
+    return True
 
 
 def page(found: list[dict[str, Any]]) -> str:
@@ -95,7 +119,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--only", nargs="+", choices=SCRIPTS, default=SCRIPTS)
     parser.add_argument("--page-only", action="store_true", help="write the page from what is stored")
-    parser.add_argument("--quick", action="store_true", help="toy sizes, to see that it runs")
+    parser.add_argument("--quick", action="store_true", help="toy sizes and one process, to see that it runs")
     parser.add_argument(
         "--verbose", action="store_true", help="show what the scripts write to standard error"
     )
@@ -109,7 +133,8 @@ def main() -> int:
         options.results.mkdir(parents=True, exist_ok=True)
         folder = options.folder or Path(tempfile.mkdtemp(prefix="tadvae-bench-"))
         try:
-            failed = [name for name in options.only if not run(name, folder, options.results, options)]
+            with ray_session(3) if options.quick else nullcontext():
+                failed = [name for name in options.only if not run(name, folder, options.results, options)]
         finally:
             if options.folder is None:
                 shutil.rmtree(folder, ignore_errors=True)

@@ -2,11 +2,12 @@
 
 import os
 
-from pipelines.cluster.connection import LOCAL_ENVIRONMENT, start_local_ray
+from ray_environment import ENVIRONMENT
 
-os.environ.update(LOCAL_ENVIRONMENT)  # Ray reads it when it is first imported
+os.environ.update(ENVIRONMENT)  # Ray reads it when it is first imported
 
 import re
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,11 +24,36 @@ from leb128 import leb128
 from local_conversion import convert_locally
 from scipy import sparse
 
+from pipelines.cluster.connection import start_local_ray
 from tadvae.base.errors import UserError
 from tadvae.base.filesystem import Location
 from tadvae.simulation.files import write_simulation
 from tadvae.simulation.simulate import ScreenConfig, Simulation, SimulationConfig, simulate
 from tadvae.store.reader import Store
+
+USES_RAY = {"ray_cluster", "driver"}
+"""Fixtures that start Ray, in this process or in others; all others that do so ask for one of these."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what uses Ray: ``-m "not ray"`` is the part that pytest-xdist runs."""
+    for item in items:
+        if USES_RAY & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.ray)
+
+
+@pytest.fixture(autouse=True)
+def ray_is_asked_for(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A test without the marker leaves Ray as it was."""
+    before = _ray_is_there()
+    yield
+    if request.node.get_closest_marker("ray") is None:
+        assert _ray_is_there() == before, "this test starts Ray: let it ask for ray_cluster"
+
+
+def _ray_is_there() -> bool:
+    return "ray" in sys.modules and sys.modules["ray"].is_initialized()
+
 
 SIMULATION = SimulationConfig(
     n_genes=160,
@@ -97,13 +123,9 @@ def simulated(tmp_path_factory: pytest.TempPathFactory) -> Simulated:
 
 
 @pytest.fixture(scope="session")
-def store(ray_cluster: Any, simulated: Simulated, tmp_path_factory: pytest.TempPathFactory) -> Store:
-    """The simulated screens as a store; tests only read it."""
-    from pipelines.convert import convert
-
-    out = tmp_path_factory.mktemp("converted") / "store"
-    convert(str(simulated.spec), str(out))
-    return Store.open(str(out))
+def store(simulated: Simulated, tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """The simulated screens as a store; tests only read it. Ray's tasks write the same bytes."""
+    return convert_locally(simulated.spec, Location.of(tmp_path_factory.mktemp("converted") / "store"))
 
 
 @pytest.fixture

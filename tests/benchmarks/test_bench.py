@@ -21,6 +21,7 @@ def bench(monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.ray
 @pytest.mark.timeout(2400)
 def test_every_script_runs(tmp_path):
     command = [sys.executable, str(BENCHMARKS / "bench.py"), "--quick", "--results", str(tmp_path / "found")]

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import requests
 import yaml
+from local_conversion import convert_locally
+from ray_environment import ENVIRONMENT
 
 from cluster.running import (
     BIN,
@@ -23,7 +25,7 @@ from cluster.running import (
     page_commands,
     wait_for,
 )
-from pipelines.cluster.connection import LOCAL_ENVIRONMENT
+from tadvae.base.filesystem import Location
 
 
 @pytest.fixture(scope="package")
@@ -44,7 +46,7 @@ def driver(storage: Storage, tmp_path_factory: pytest.TempPathFactory) -> Driver
     """Commands without a cluster: each starts its own Ray, if it needs one."""
     home = tmp_path_factory.mktemp("home")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "AWS_"))}
-    environment |= LOCAL_ENVIRONMENT | storage.environment
+    environment |= ENVIRONMENT | storage.environment
     environment |= {"HOME": str(home), "PATH": f"{BIN}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
     environment |= {"RAY_AUTH_MODE": "token", "OMP_NUM_THREADS": "1"}
     driver = Driver(environment)
@@ -94,9 +96,9 @@ def shared(simulated: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="package")
-def local_store(driver: Driver, shared: Path) -> Path:
-    """The screens, converted by a local Ray."""
-    driver.run(["tadvae", "convert", str(shared / "screens.yaml"), "--out", str(shared / "store")])
+def local_store(shared: Path) -> Path:
+    """The screens as a store; Ray's tasks, here and in a job, write the same bytes."""
+    convert_locally(shared / "screens.yaml", Location.of(shared / "store"))
     return shared / "store"
 
 

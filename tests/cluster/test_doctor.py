@@ -30,14 +30,15 @@ def test_a_sound_cluster(head, storage, shared):
     assert re.search(r"^ok    storage: s3://lab: shared by 1 node and this machine$", printed, re.M)
 
 
-def test_too_few_cpus_and_gpus(head):
-    printed = head.driver.run("tadvae doctor --workers 5 --gpu", code=2)
+def test_too_few_cpus_and_gpus_and_storage_that_cannot_be_used(head):
+    printed = head.driver.run("tadvae doctor --workers 5 --gpu --storage s3://nobodys-bucket/x", code=2)
     found = fixes(printed)
-    assert set(found) == {"cpus", "gpus"}
+    assert set(found) == {"cpus", "gpus", "storage"}
     assert "4 CPUs, but 5 workers need 5; add nodes or lower --workers" in found["cpus"]
     assert "0 GPUs for 5 workers" in found["gpus"]
     assert "leave out --gpu" in found["gpus"]
-    assert printed.strip().splitlines()[-1] == "tadvae: 2 of these must be fixed before a run."
+    assert printed.strip().splitlines()[-1] == "tadvae: 3 of these must be fixed before a run."
+    assert "s3://nobodys-bucket/x" in found["storage"]
 
 
 def test_an_address_where_nobody_answers(driver):
@@ -63,12 +64,6 @@ def test_an_address_that_is_not_said(head, driver):
     assert set(found) <= {"address", "dashboard"}  # of two Rays the state API finds neither
     assert head.address in found["address"]
     assert "set RAY_ADDRESS" in found["address"]
-
-
-def test_storage_that_cannot_be_used(head):
-    found = fixes(head.driver.run("tadvae doctor --storage s3://nobodys-bucket/x", code=2))
-    assert set(found) == {"storage"}
-    assert "s3://nobodys-bucket/x" in found["storage"]
 
 
 @pytest.fixture

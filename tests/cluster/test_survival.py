@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections import Counter
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -20,6 +21,7 @@ import requests
 from safetensors.numpy import load_file
 
 from cluster.running import Driver, copy_to_s3, end, free_port, log_records, losses, wait_for
+from pipelines.cli.main import main
 from tadvae.base.filesystem import Location
 from tadvae.model.run_folder import RunFolder
 from tadvae.model.weights import WEIGHTS
@@ -54,51 +56,149 @@ def assert_equal(run: Path, whole: Path) -> None:
     assert not list(run.rglob("*.tmp"))
 
 
-def test_the_driver_dies_and_the_same_command_goes_on(head, shared, local_store, whole, tmp_path):
-    command = head.driver.train(str(local_store), str(tmp_path / "run"), shared)
-    process = head.driver.start(command, tmp_path / "log")
-    wait_for_pieces(tmp_path / "run", 3, process, tmp_path / "log")
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    assert not (tmp_path / "run/model" / WEIGHTS).exists()
-    printed = head.driver.run(command)
-    assert_equal(tmp_path / "run", whole)
-    (restart,) = restarts(tmp_path / "run")
-    assert restart["step"] > 0
-    assert restart["workers"] == 2
-    assert restart["steps_of_this_stretch"] + restart["step"] > 0
-    assert re.search(r"restart at epoch \d+, step \d+, with 2 workers", printed)
-    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
-    assert "this run is finished" in head.driver.run(command)  # a job that is tried again
-    assert before == {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
-    other = head.driver.run([*command, "--set", "seed=5"], code=2)
-    assert "already holds a run of other settings" in other
+@pytest.fixture(scope="module")
+def small_disk(tmp_path_factory):
+    """A disk of its own, of 24 MB; None where this user may not mount one."""
+    place = tmp_path_factory.mktemp("small") / "disk"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(place)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        yield None
+        return
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
+
+
+@dataclass
+class Going:
+    """One run that one thing after the other happens to; the same command goes on with it each time."""
+
+    driver: Driver
+    command: list[str]
+    run: Path
+    store: Path
+    """Its own copy, which a test may damage."""
+
+    def start(self, log: Path) -> subprocess.Popen:
+        """Give the command; returns when the run has made some steps more."""
+        earlier, resumes = len(restarts(self.run)), bool(pieces(self.run))
+        process = self.driver.start(self.command, log)
+
+        def goes_on() -> bool:
+            assert process.poll() is None, log.read_text()[-4000:]
+            begun = [path.stat().st_mtime_ns for path in (self.run / "log").glob("restart-*.json")]
+            if resumes and len(begun) == earlier:
+                return False
+            since = max(begun, default=0)
+            return sum(modified(path) > since for path in pieces(self.run)) >= 3
+
+        try:
+            wait_for(goes_on, 300, log.read_text)
+        except BaseException:
+            end(process)
+            raise
+        return process
+
+    def ends_with(self, process: subprocess.Popen, log: Path) -> str:
+        """Wait for the end with bad input's exit code and without weights; returns the last line."""
+        process.wait(timeout=600)
+        printed = log.read_text()
+        assert process.returncode == 2, printed[-4000:]
+        assert not (self.run / "model" / WEIGHTS).exists()
+        return printed.strip().splitlines()[-1]
+
+
+def modified(path: Path) -> int:
+    """When it was written; 0 where a restart has just taken it away."""
+    try:
+        return path.stat().st_mtime_ns
+    except FileNotFoundError:
+        return 0
+
+
+@pytest.fixture(scope="module")
+def going(head, shared, local_store, small_disk, tmp_path_factory) -> Going:
+    folder = tmp_path_factory.mktemp("going")
+    store, run = folder / "store", (small_disk or folder) / "run"
+    shutil.copytree(local_store, store)
+    # without a second try by the same driver: the next command is that
+    command = head.driver.train(str(store), str(run), shared, "--set", "train.max_failures=0")
+    return Going(head.driver, command, run, store)
+
+
+def test_the_disk_is_full_at_a_checkpoint(going, small_disk, tmp_path):
+    if small_disk is None:
+        pytest.skip("only root can mount a disk to be filled")
+    process = going.start(tmp_path / "log")
+    ballast = small_disk / "ballast"
+    fill(ballast)
+    assert "the disk is full" in going.ends_with(process, tmp_path / "log")
+    kept = [path for path in (going.run / "checkpoints").iterdir() if path.is_dir()]
+    assert kept
+    for folder in kept:  # whole, or gone
+        assert load_file(folder / WEIGHTS)
+        assert load_file(folder / "optimizer.safetensors")
+        assert json.loads((folder / "position.json").read_text())["global_step"] > 0
+    ballast.unlink()
+
+
+def fill(place: Path) -> None:
+    """Write until nothing more fits."""
+    with place.open("wb", buffering=0) as file:
+        for size in (65536, 4096):
+            while True:
+                try:
+                    file.write(b"\0" * size)
+                except OSError:
+                    break
 
 
 @pytest.mark.parametrize("loss", ["lost", "damaged"])
-def test_a_shard_goes_in_the_middle_and_comes_back(head, shared, local_store, whole, tmp_path, loss):
-    store = tmp_path / "store"
-    shutil.copytree(local_store, store)
-    shard = sorted((store / "cells").rglob("*.parquet"))[0]
+def test_a_shard_goes_in_the_middle_and_comes_back(going, tmp_path, loss):
+    shard = sorted((going.store / "cells").rglob("*.parquet"))[0]
     good = shard.read_bytes()
-    command = head.driver.train(str(store), str(tmp_path / "run"), shared)
-    process = head.driver.start(command, tmp_path / "log")
-    wait_for_pieces(tmp_path / "run", 1, process, tmp_path / "log")
+    process = going.start(tmp_path / "log")
     if loss == "lost":
         shard.unlink()
     else:
         shard.write_bytes(good[:4] + bytes(255 - byte for byte in good[4:-4]) + good[-4:])
-    process.wait(timeout=600)
-    printed = (tmp_path / "log").read_text()
-    assert process.returncode == 2, printed[-4000:]
-    sentence = printed.strip().splitlines()[-1]
-    assert sentence.startswith(f"tadvae: {store}: ")
+    sentence = going.ends_with(process, tmp_path / "log")
+    assert sentence.startswith(f"tadvae: {going.store}: ")
     assert shard.name in sentence
     assert "Traceback" not in sentence
-    assert not (tmp_path / "run/model" / WEIGHTS).exists()
     shard.write_bytes(good)
-    head.driver.run(command)
-    assert_equal(tmp_path / "run", whole)
+
+
+def test_the_driver_dies_and_after_all_that_nothing_is_lost(going, whole, tmp_path, capfd):
+    """The same command goes on with what earlier tests interrupted, and ends as an undisturbed run."""
+    process = going.start(tmp_path / "log")
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    run, before = going.run, len(restarts(going.run))
+    assert not (run / "model" / WEIGHTS).exists()
+    printed = going.driver.run(going.command)
+    assert_equal(run, whole)
+    assert len(restarts(run)) == before + 1
+    restart = restarts(run)[-1]
+    assert restart["step"] > 0
+    assert restart["workers"] == 2
+    assert restart["steps_of_this_stretch"] + restart["step"] > 0
+    assert re.search(r"restart at epoch \d+, step \d+, with 2 workers", printed)
+    files = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    assert "this run is finished" in command_here(capfd, going.command)  # a job that is tried again
+    assert files == {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    other = command_here(capfd, [*going.command, "--set", "seed=5"], code=2)
+    assert "already holds a run of other settings" in other
+
+
+def command_here(capfd, command: list[str], code: int = 0) -> str:
+    """What a command prints that needs no Ray, called in this process."""
+    assert command[:3] == ["python", "-m", "pipelines"]
+    capfd.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        main(command[3:])
+    assert (ended.value.code or 0) == code
+    return "".join(capfd.readouterr())
 
 
 def test_storage_that_does_not_answer_for_a_while(head, storage, shared, local_store, whole, tmp_path):
@@ -118,51 +218,6 @@ def test_storage_that_does_not_answer_for_a_while(head, storage, shared, local_s
     assert process.returncode == 0, printed[-4000:]
     assert losses(RunFolder("s3://lab/outage").steps()) == losses(log_records(whole))
     assert not [name for name in log.names() if name.startswith("restart-")]  # no worker had to begin again
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """A disk of its own, of 24 MB."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(place)]
-    if subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("only root can mount a disk to be filled")
-    yield place
-    subprocess.run(["umount", str(place)], check=True)
-
-
-def test_the_disk_is_full_at_a_checkpoint(head, shared, local_store, whole, tmp_path, small_disk):
-    run = small_disk / "run"
-    command = head.driver.train(str(local_store), str(run), shared)
-    process = head.driver.start(command, tmp_path / "log")
-    wait_for_pieces(run, 3, process, tmp_path / "log")
-    ballast = small_disk / "ballast"
-    fill(ballast)
-    process.wait(timeout=600)
-    printed = (tmp_path / "log").read_text()
-    assert process.returncode == 2, printed[-4000:]
-    assert "the disk is full" in printed.strip().splitlines()[-1]
-    kept = [path for path in (run / "checkpoints").iterdir() if path.is_dir()]
-    assert kept
-    for folder in kept:  # whole, or gone
-        assert load_file(folder / WEIGHTS)
-        assert load_file(folder / "optimizer.safetensors")
-        assert json.loads((folder / "position.json").read_text())["global_step"] > 0
-    ballast.unlink()
-    head.driver.run(command)
-    assert_equal(run, whole)
-
-
-def fill(place: Path) -> None:
-    """Write until nothing more fits."""
-    with place.open("wb", buffering=0) as file:
-        for size in (65536, 4096):
-            while True:
-                try:
-                    file.write(b"\0" * size)
-                except OSError:
-                    break
 
 
 class Nodes:
@@ -209,47 +264,19 @@ class Nodes:
         self.raylets.remove(pid)
 
 
-@pytest.fixture
-def several_nodes(driver):
-    """Make a cluster of nodes with so many CPUs each; the first is the head."""
-    made = []
-
-    def make(*cpus: int) -> Nodes:
-        made.append(Nodes(driver, list(cpus)))
-        return made[-1]
-
-    yield make
-    for nodes in made:
-        nodes.process.stdin.close()
-        with suppress(subprocess.TimeoutExpired):
-            nodes.process.wait(timeout=60)
-        end(nodes.process)
-        nodes.process.stdout.close()
+@pytest.fixture(scope="module")
+def nodes(driver):
+    """A cluster of three nodes with a CPU each; the first is the head."""
+    nodes = Nodes(driver, [1, 1, 1])
+    yield nodes
+    nodes.process.stdin.close()
+    with suppress(subprocess.TimeoutExpired):
+        nodes.process.wait(timeout=60)
+    end(nodes.process)
+    nodes.process.stdout.close()
 
 
-def test_a_node_dies(several_nodes, driver, shared, local_store, whole, tmp_path):
-    nodes = several_nodes(1, 2, 2)
-    run = tmp_path / "run"
-    process = driver.start(
-        driver.train(str(local_store), str(run), shared, "--set", "train.max_failures=3"),
-        tmp_path / "log",
-        RAY_ADDRESS=nodes.address,
-    )
-    try:
-        wait_for_pieces(run, 3, process, tmp_path / "log")
-        nodes.kill_one_that_trains()
-        process.wait(timeout=900)
-    finally:
-        end(process)
-    assert process.returncode == 0, (tmp_path / "log").read_text()[-6000:]
-    assert restarts(run)
-    assert_equal(run, whole)
-
-
-def test_a_range_of_workers_shrinks_and_grows_with_the_nodes(
-    several_nodes, driver, shared, local_store, tmp_path
-):
-    nodes = several_nodes(1, 1, 1)
+def test_a_range_of_workers_shrinks_and_grows_with_the_nodes(nodes, driver, shared, local_store, tmp_path):
     run, log = tmp_path / "run", tmp_path / "log"
     settings = ["--set", "train.max_failures=3", "--set", "train.log_bags=true", "--set", "train.epochs=5000"]
     command = driver.train(str(local_store), str(run), shared, *settings)
@@ -285,3 +312,22 @@ def test_a_range_of_workers_shrinks_and_grows_with_the_nodes(
         assert len(shown[epoch]) == n_bags
         twice = {bag for bag, times in shown[epoch].items() if times > 1}
         assert len(twice - named[epoch]) < 3  # of the stretch before: run.json has their number
+
+
+def test_a_node_dies(nodes, driver, shared, local_store, whole, tmp_path):
+    nodes.add(2)  # so that two workers and their reading have room on what is left
+    run = tmp_path / "run"
+    process = driver.start(
+        driver.train(str(local_store), str(run), shared, "--set", "train.max_failures=3"),
+        tmp_path / "log",
+        RAY_ADDRESS=nodes.address,
+    )
+    try:
+        wait_for_pieces(run, 3, process, tmp_path / "log")
+        nodes.kill_one_that_trains()
+        process.wait(timeout=900)
+    finally:
+        end(process)
+    assert process.returncode == 0, (tmp_path / "log").read_text()[-6000:]
+    assert restarts(run)
+    assert_equal(run, whole)

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import anndata as ad
@@ -11,9 +12,10 @@ import pandas as pd
 import pytest
 import scanpy as sc
 
+from pipelines.cli.main import main
 from pipelines.evaluate import as_json, evaluate_run
 from pipelines.predict import predict_to
-from pipelines.train.train import train
+from pipelines.train.ensemble import train_one
 from tadvae.base.errors import UserError
 from tadvae.model.tadvae import TADVAE
 from tadvae.settings.experiment import ExperimentConfig
@@ -29,14 +31,15 @@ SETTINGS = [
 
 @pytest.fixture(scope="module")
 def run(store, simulated, tmp_path_factory) -> Path:
+    """A run as a task of an ensemble writes it, which trains with neither Ray Train nor Ray Data."""
     folder = tmp_path_factory.mktemp("evaluated") / "run"
     pathways = f"pathways.file={simulated.folder / 'pathways.gmt'}"
-    train(str(store.folder), str(folder), ExperimentConfig.load(None, [pathways, *SETTINGS]))
+    train_one(str(store.folder), str(folder), ExperimentConfig.load(None, [pathways, *SETTINGS]).to_yaml())
     return folder
 
 
 @pytest.fixture(scope="module")
-def scores(run):
+def scores(ray_cluster, run):
     return evaluate_run(str(run))
 
 
@@ -193,7 +196,7 @@ def test_an_untested_gene_needs_gene_targets(run, tmp_path):
 
 
 @pytest.mark.slow
-def test_evaluate_says_what_is_wrong(run, tmp_path, store):
+def test_evaluate_says_what_is_wrong(ray_cluster, run, tmp_path):
     with pytest.raises(
         UserError, match=r"--split combo_seen7: this run held out no such groups; it held out"
     ):
@@ -221,30 +224,50 @@ def test_damaged_models_are_refused(run, tmp_path):
             TADVAE.from_pretrained(copy)
 
 
-def cli(*arguments: str) -> subprocess.CompletedProcess:
+def in_a_process(*arguments: str) -> tuple[int, str, str]:
+    """Exit code, output and errors of a command in a process of its own."""
     command = [sys.executable, "-m", "pipelines", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    return done.returncode, done.stdout, done.stderr
 
 
-def test_the_command_line_ends_bad_input_with_one_sentence_and_code_2(tmp_path):
-    for arguments in (
-        ("convert", str(tmp_path / "none.yaml"), "--out", str(tmp_path / "store")),
-        ("inspect", str(tmp_path)),
-        ("train", str(tmp_path), "--out", str(tmp_path / "run")),
-        ("train", str(tmp_path), "--out", str(tmp_path / "run"), "--set", "x"),
-        ("evaluate", str(tmp_path)),
-        ("report", str(tmp_path), "--out", str(tmp_path / "report.html")),
-        ("predict", str(tmp_path), "--target", "A", "--context", "C", "--out", str(tmp_path / "p.h5ad")),
+@pytest.fixture
+def here(capfd) -> Callable[..., tuple[int, str, str]]:
+    """The same in this process."""
+
+    def here(*arguments: str) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as ended:
+            main(list(arguments))
+        return ended.value.code or 0, *capfd.readouterr()
+
+    return here
+
+
+def test_the_command_line_ends_bad_input_with_one_sentence_and_code_2(tmp_path, here):
+    for call, arguments in (
+        (here, ("convert", str(tmp_path / "none.yaml"), "--out", str(tmp_path / "store"))),
+        (here, ("inspect", str(tmp_path))),
+        (in_a_process, ("train", str(tmp_path), "--out", str(tmp_path / "run"))),
+        (here, ("train", str(tmp_path), "--out", str(tmp_path / "run"), "--set", "x")),
+        (here, ("evaluate", str(tmp_path))),
+        (here, ("report", str(tmp_path), "--out", str(tmp_path / "report.html"))),
+        (
+            here,
+            ("predict", str(tmp_path), "--target", "A", "--context", "C", "--out", str(tmp_path / "p.h5ad")),
+        ),
     ):
-        done = cli(*arguments)
-        assert done.returncode == 2, done.stderr
-        assert done.stderr.startswith("tadvae: ")
-        assert done.stderr.count("\n") == 1, done.stderr
-        assert not done.stdout
+        code, out, error = call(*arguments)
+        assert code == 2, error
+        assert error.startswith("tadvae: ")
+        assert error.count("\n") == 1, error
+        assert not out
     assert not list(tmp_path.iterdir())
 
 
-def test_version_and_help():
-    assert cli("--version").stdout.startswith("tadvae 0.")
+def test_version_and_help(here):
+    assert here("--version")[1].startswith("tadvae 0.")
+    assert in_a_process("train", "--help")[0] == 0
     for command in ("convert", "inspect", "simulate", "train", "evaluate", "report", "predict"):
-        assert cli(command, "--help").returncode == 0
+        code, out, _ = here(command, "--help")
+        assert code == 0
+        assert f" {command} " in out

@@ -17,7 +17,7 @@ import psutil
 import pytest
 import yaml
 
-from pipelines.train.train import train
+from pipelines.train.ensemble import train_one
 from tadvae.base.errors import UserError
 from tadvae.base.filesystem import Location
 from tadvae.model.tadvae import TADVAE
@@ -235,7 +235,7 @@ def test_train_takes_the_best_settings(store, swept, tmp_path):
     best = best_of(read_records(Location.of(swept)), read_sweep(Location.of(swept)))
     assert config.train.learning_rate == best.values["train.learning_rate"]
     assert config.validation.every is None
-    train(str(store.folder), str(tmp_path / "run"), config)
+    train_one(str(store.folder), str(tmp_path / "run"), config.to_yaml())
     groups = pd.read_parquet(tmp_path / "run/split.parquet")
     assert "validation" not in set(groups["part"])
     tuned = pd.read_parquet(swept / f"trials/{best.number:04d}/run/split.parquet")
@@ -243,15 +243,15 @@ def test_train_takes_the_best_settings(store, swept, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_killed_sweep_goes_on_without_repeating(store, space_file, tmp_path):
-    """SIGKILL ends a driver with a Ray of its own in the middle; another goes on."""
+def test_a_killed_sweep_goes_on_without_repeating(ray_cluster, store, space_file, tmp_path, capfd):
+    """SIGKILL ends a driver with a Ray of its own in the middle; another goes on, on the session's Ray."""
     out = tmp_path / "sweep"
-    command = [sys.executable, "-m", "tune", "run", str(store.folder), "--out", str(out)]
+    command = ["tune", "run", str(store.folder), "--out", str(out)]
     settings = ["--config", str(space_file), "--trials", "3", "--max-concurrent", "1"]
     settings += ["--set", "scheduler.grace_epochs=2", "--set", "experiment.train.epochs=6"]
     with (tmp_path / "first.log").open("wb") as text:
         driver = subprocess.Popen(
-            [*command, *settings],
+            [sys.executable, "-m", *command, *settings],
             stdout=text,
             stderr=text,
             cwd=ROOT,
@@ -283,19 +283,18 @@ def test_a_killed_sweep_goes_on_without_repeating(store, space_file, tmp_path):
     assert ended
     assert stopped_at.curve
 
-    second = subprocess.run(
-        [*command, "--resume"], capture_output=True, text=True, cwd=ROOT, env=WITHOUT_A_CLUSTER, timeout=500
-    )
-    assert second.returncode == 0, second.stderr
-    assert f"{len(ended)} trials have ended, 1 continue, {3 - len(ended)} to run" in second.stdout
+    capfd.readouterr()
+    main_exits([*command, "--resume"])
+    said = capfd.readouterr().out
+    assert f"{len(ended)} trials have ended, 1 continue, {3 - len(ended)} to run" in said
     after = {r.number: r for r in read_records(Location.of(out))}
     assert sorted(after) == [0, 1, 2]
     assert all(r.status in ("finished", "stopped") for r in after.values())
     for record in ended:
         assert after[record.number] == record
         assert _touched(out, record.number) == touched[record.number]
-        assert f"trial {record.number:04d}" not in second.stdout
-    assert f"trial {stopped_at.number:04d}: continues" in second.stdout
+        assert f"trial {record.number:04d}" not in said
+    assert f"trial {stopped_at.number:04d}: continues" in said
     again = after[stopped_at.number]
     assert again.values == stopped_at.values
     assert again.curve[: len(stopped_at.curve)] == stopped_at.curve
@@ -336,7 +335,7 @@ def test_a_failed_trial_says_why_and_the_others_go_on(store, space_file, tmp_pat
     assert len(read_records(Location.of(tmp_path / "sweep"))) == 2
 
 
-def test_bad_input_leaves_nothing(store, space_file, tmp_path, refused):
+def test_bad_input_leaves_nothing(ray_cluster, store, space_file, tmp_path, refused):
     config = SweepConfig.load(space_file)
     out = tmp_path / "sweep"
     wrong = SweepConfig.load(space_file, ["experiment.pathways.file=/nowhere/x.gmt"])
@@ -393,6 +392,7 @@ def test_damaged_records_are_refused(tmp_path, refused):
 
 
 @pytest.mark.slow
+@pytest.mark.ray
 def test_a_ray_without_its_dashboard_is_refused():
     """There, stopped trials would keep their CPUs for ever."""
     code = (

@@ -6,14 +6,15 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
+from local_conversion import convert_locally
 from small_screens import SCREENS, small_config
 
 from pipelines.cli.main import main
-from pipelines.convert import convert
 from pipelines.evaluate import evaluate_run, tables
 from pipelines.predict import predict_to
 from pipelines.train.ensemble import train_ensemble
 from tadvae.base.errors import UserError
+from tadvae.base.filesystem import Location
 from tadvae.model.ensemble import Ensemble
 from tadvae.model.run_folder import RunFolder
 from tadvae.simulation.files import write_simulation
@@ -28,7 +29,7 @@ pytestmark = pytest.mark.slow
 def place(ray_cluster, tmp_path_factory):
     place = tmp_path_factory.mktemp("ensemble")
     write_simulation(simulate(SCREENS), place / "screens")
-    convert(str(place / "screens" / "spec.yaml"), str(place / "store"))
+    convert_locally(place / "screens" / "spec.yaml", Location.of(place / "store"))
     return place
 
 

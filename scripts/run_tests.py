@@ -1,0 +1,139 @@
+"""``make test``: all tests, in three parts that together hold each test once.
+
+``plain`` has the tests without Ray, on pytest-xdist's workers. Then ``ray`` (one Ray in pytest's own
+process) and ``cluster`` (a head and drivers as processes) run beside each other, since both mostly wait for
+processes to start. Each part has a folder of its own for Ray's sockets and logs, and its output goes to
+``build/tests/PART.log``, which is printed when the part ends.
+
+    python scripts/run_tests.py [--parts plain ray cluster] [--jobs 2] [-- PYTEST OPTIONS]
+
+The last line sums up all parts as pytest does. The exit code is 0 if every part passed; Ctrl-C ends all
+parts.
+"""
+
+import argparse
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from types import FrameType
+
+ROOT = Path(__file__).resolve().parents[1]
+PARTS = {"plain": "not ray", "ray": "ray and not cluster", "cluster": "ray and cluster"}
+BESIDE = [["plain"], ["ray", "cluster"]]
+"""Parts that run at the same time, one list after the other."""
+NO_TESTS = 5
+"""Exit code of pytest where nothing was selected."""
+
+
+class Part:
+    """One pytest of its own."""
+
+    def __init__(self, name: str, jobs: int, options: list[str]) -> None:
+        self.name = name
+        self.log = ROOT / "build" / "tests" / f"{name}.log"
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        # Ray's sockets lie here, whose paths must be short; two Rays of two parts share no folder
+        self.scratch = tempfile.mkdtemp(prefix="tadvae-", dir="/tmp" if Path("/tmp").is_dir() else None)
+        environment = {**os.environ, "RAY_TMPDIR": self.scratch, "OMP_NUM_THREADS": "1"}
+        # many processes start: each would compile our modules anew
+        environment.pop("PYTHONDONTWRITEBYTECODE", None)
+        command = [sys.executable, "-m", "pytest", "-v", "-m", PARTS[name], *options]
+        command += ["-n", str(jobs), "--dist", "loadscope"] if name == "plain" and jobs > 1 else []
+        print(f"== {name}: started, see {self.log.relative_to(ROOT)}", flush=True)
+        self.started, self.seconds = time.monotonic(), 0.0
+        with self.log.open("wb") as out:
+            self.process = subprocess.Popen(
+                command, cwd=ROOT, env=environment, stdout=out, stderr=out, start_new_session=True
+            )
+
+    def finish(self) -> Counter[str]:
+        """Print its log and its counts, which are returned."""
+        self.seconds = time.monotonic() - self.started
+        text = self.log.read_text(errors="replace")
+        print(text, flush=True)
+        closing = [line for line in text.splitlines() if re.match(r"=+ .* in [\d.]+s", line)]
+        counts = Counter[str]()
+        summary = closing[-1].rpartition(" in ")[0] if closing else ""
+        for number, what in re.findall(r"(\d+) ([a-z]+)", summary):
+            counts[what.removesuffix("s") if what == "errors" else what] += int(number)
+        if self.process.returncode not in (0, 1, NO_TESTS) and not counts["error"]:
+            counts["error"] += 1  # it did not come to its closing line
+        self.clear()
+        return counts
+
+    def clear(self) -> None:
+        """Delete its scratch folder."""
+        shutil.rmtree(self.scratch, ignore_errors=True)
+
+    def end(self) -> None:
+        """As by Ctrl-C: pytest ends what its fixtures have started."""
+        if self.process.poll() is None:
+            os.kill(self.process.pid, signal.SIGINT)
+            try:
+                self.process.wait(timeout=90)
+            except subprocess.TimeoutExpired:
+                os.killpg(self.process.pid, signal.SIGKILL)
+                self.process.wait()
+        self.clear()
+
+
+def said(counts: Counter[str]) -> str:
+    """``12 passed, 0 failed, 1 skipped``, and what else there was."""
+    shown = {"passed": 0, "failed": 0, "skipped": 0} | {k: n for k, n in counts.items() if n}
+    shown.pop("deselected", None)
+    return ", ".join(f"{number} {what}" for what, number in shown.items())
+
+
+def run(groups: list[list[str]], jobs: int, options: list[str]) -> int:
+    """Run the groups of parts one after the other; the exit code."""
+    began, lines, total, failed = time.monotonic(), [], Counter[str](), False
+    for group in groups:
+        running: list[Part] = []
+        try:
+            running += [Part(name, jobs, options) for name in group]
+            while running:
+                time.sleep(0.2)
+                for part in [part for part in running if part.process.poll() is not None]:
+                    running.remove(part)
+                    counts = part.finish()
+                    lines.append(f"== {part.name}: {part.seconds:.0f} s, {said(counts)}")
+                    print(lines[-1], flush=True)
+                    total += counts
+                    failed |= part.process.returncode not in (0, NO_TESTS)
+        finally:
+            for part in running:
+                part.end()
+    print("\n".join(["", *lines]))
+    print(f"==== {said(total)} in {time.monotonic() - began:.2f}s ====", flush=True)
+    return int(failed)
+
+
+def main() -> int:
+    """Read the options and run the parts."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
+    parser.add_argument("--jobs", type=int, default=2, help="processes of the part without Ray")
+    parser.add_argument("options", nargs="*", help="for pytest, after --")
+    given = parser.parse_args()
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, stop)
+    groups = [[name for name in group if name in given.parts] for group in BESIDE]
+    try:
+        return run([group for group in groups if group], given.jobs, given.options)
+    except KeyboardInterrupt:
+        print("interrupted: all parts have been ended", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,12 @@
+"""What Ray is told in the tests: what the program tells it, and what saves processes and waiting."""
+
+from pipelines.cluster.connection import LOCAL_ENVIRONMENT
+
+ENVIRONMENT = LOCAL_ENVIRONMENT | {
+    # Ray's workers have their share of a busy machine, as whoever waits for them; by default they give way.
+    "RAY_worker_niceness": "0",
+    # One process less for each start of training; no test takes a node away with a warning before.
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    # The dashboard's look at the machine, every so many milliseconds.
+    "REPORTER_UPDATE_INTERVAL_MS": "15000",
+}
