@@ -231,7 +231,7 @@ def small_run(folder, store):
     return fit(store, config)
 
 
-def test_an_honest_run_passes_the_leak_check(small_run, store):
+def test_an_unchanged_run_passes_the_leak_check(small_run, store):
     model, groups = small_run
     check_leaks(store, groups, model)
 
