@@ -1,6 +1,7 @@
 # `make demo` and `make test` do all of their own set-up in a fresh clone.
 PYTHON ?= python3
 VENV := .venv
+DEMO := demo
 BIN := $(VENV)/bin
 export RAY_USAGE_STATS_ENABLED := 0
 
@@ -24,16 +25,16 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	touch $@
 
 demo: install
-	rm -rf demo
-	$(BIN)/tadvae simulate --out demo/screens
-	$(BIN)/tadvae convert demo/screens/spec.yaml --out demo/store
-	$(BIN)/tadvae inspect demo/store
-	$(BIN)/tadvae train demo/store --out demo/run --workers 2 --set pathways.file=demo/screens/pathways.gmt
-	$(BIN)/tadvae predict demo/run --target SIM0068+SIM0165 --context SIMLINE1 --dataset screen_a \
-		--out demo/predicted.h5ad
-	$(BIN)/tadvae evaluate demo/run --json demo/evaluation.json
-	$(BIN)/tadvae report demo/run --out demo/report.html
-	@echo "written: $(CURDIR)/demo (screens, store, run, evaluation.json, predicted.h5ad, report.html)"
+	rm -rf $(DEMO)
+	$(BIN)/tadvae simulate --out $(DEMO)/screens
+	$(BIN)/tadvae convert $(DEMO)/screens/spec.yaml --out $(DEMO)/store
+	$(BIN)/tadvae inspect $(DEMO)/store
+	$(BIN)/tadvae train $(DEMO)/store --out $(DEMO)/run --workers 2 --set pathways.file=$(DEMO)/screens/pathways.gmt
+	$(BIN)/tadvae predict $(DEMO)/run --target SIM0068+SIM0165 --context SIMLINE1 --dataset screen_a \
+		--out $(DEMO)/predicted.h5ad
+	$(BIN)/tadvae evaluate $(DEMO)/run --json $(DEMO)/evaluation.json
+	$(BIN)/tadvae report $(DEMO)/run --out $(DEMO)/report.html
+	@echo "written: $(DEMO) (screens, store, run, evaluation.json, predicted.h5ad, report.html)"
 
 # Trains what is missing (hours on two cores), stores every fold in benchmarks/results, writes docs/results.md.
 # One study, fewer seeds: make results RESULTS="--study carpool --seeds 1"
@@ -60,6 +61,7 @@ docs: install
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/codespell
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
@@ -68,4 +70,4 @@ format: install
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf demo $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(DEMO) $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache

@@ -105,7 +105,7 @@ def learning_curves(records: Sequence[TrialRecord], config: SweepConfig) -> Mark
         for record in shown
     ]
     parts = curves(lines, BOX, "cells seen", config.metric, from_zero=True)
-    words = f"{config.metric} on held-out perturbations over cells seen, one line a trial ({len(shown)})."
+    words = f"{config.metric} on held-out perturbations over cells seen, one line per trial ({len(shown)})."
     return svg("curves", "Learning curves", words, parts, WIDTH, HEIGHT)
 
 

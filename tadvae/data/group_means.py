@@ -7,6 +7,7 @@ import pandas as pd
 
 from tadvae.cells.ragged import runs
 from tadvae.data.reader import CellReader, Group, Mapper, loop
+from tadvae.store.manifest import GROUP_KEYS
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class GroupMeans:
 
 def group_means(reader: CellReader, bags: pd.DataFrame, mapper: Mapper = loop) -> GroupMeans:
     """Average the cells of each group in some bags."""
-    keys = bags[["dataset", "context", "perturbation"]]
+    keys = bags[GROUP_KEYS]
     parts = mapper(_sums, [(reader, keys, *read) for read in reader.store.row_groups(bags)])
     total: dict[Group, np.ndarray] = {}
     count: dict[Group, int] = {}

@@ -15,6 +15,7 @@ from tadvae.base.errors import UserError
 from tadvae.cells.ragged import Cells, runs
 from tadvae.data.decode import COLUMNS, DatasetView, decode
 from tadvae.data.splits import TEST, VALIDATION, SplitConfig, held_out_rows
+from tadvae.store.manifest import GROUP_KEYS
 from tadvae.store.reader import Store
 
 Read = tuple[int, int, np.ndarray]
@@ -98,9 +99,8 @@ def training_bags(
     control_bags
         Whether to keep the bags of control cells.
     """
-    keys = ["dataset", "context", "perturbation"]
-    held = groups[groups["part"].isin([VALIDATION, TEST])][keys]
-    merged = store.bags.reset_index(names="bag").merge(held, on=keys, how="left", indicator=True)
+    held = groups[groups["part"].isin([VALIDATION, TEST])][GROUP_KEYS]
+    merged = store.bags.reset_index(names="bag").merge(held, on=GROUP_KEYS, how="left", indicator=True)
     bags = store.bags.loc[merged.loc[merged["_merge"] == "left_only", "bag"]]
     if not control_bags:
         bags = bags[bags["perturbation"] != store.control]
@@ -118,10 +118,9 @@ def load_groups(
 
     The bags of a store are shuffled, so the first bags of a group are a random sample.
     """
-    keys = ["dataset", "context", "perturbation"]
-    before = bags.groupby(keys)["n_cells"].cumsum() - bags["n_cells"]
+    before = bags.groupby(GROUP_KEYS)["n_cells"].cumsum() - bags["n_cells"]
     chosen = bags[before < max_cells]
-    group_of = dict(zip(chosen.index, chosen[keys].itertuples(index=False, name=None), strict=True))
+    group_of = dict(zip(chosen.index, chosen[GROUP_KEYS].itertuples(index=False, name=None), strict=True))
     found: dict[Group, list[Cells]] = {}
     reads = [(reader, *read) for read in reader.store.row_groups(chosen)]
     for bag_of_row, cells in mapper(CellReader.read, reads):

@@ -133,10 +133,9 @@ def evaluate(
 def _require_comparable(
     name: str, rival: Model, split: pd.DataFrame, model: Model, groups: pd.DataFrame
 ) -> None:
-    keys = ["dataset", "context", "perturbation"]
 
     def held(frame: pd.DataFrame) -> set[Any]:
-        return set(frame.loc[frame["part"] != TRAIN, keys].itertuples(index=False, name=None))
+        return set(frame.loc[frame["part"] != TRAIN, GROUP_KEYS].itertuples(index=False, name=None))
 
     def cells(split: SplitConfig) -> tuple[Any, ...]:
         return (split.folds, split.fold, split.seed) if split.kind == "cells" else ()

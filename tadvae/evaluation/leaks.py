@@ -9,6 +9,7 @@ from tadvae.data.reader import CellReader, Mapper, load_controls, loop, training
 from tadvae.data.splits import TEST, VALIDATION, split_groups
 from tadvae.data.views import make_views, views_of
 from tadvae.model.ensemble import Model
+from tadvae.store.manifest import GROUP_KEYS
 from tadvae.store.reader import Store
 
 
@@ -32,8 +33,7 @@ def check_leaks(store: Store, groups: pd.DataFrame, model: Model, mapper: Mapper
     _check_split(groups, split_groups(store, config.split, config.validation))
     held = groups["part"].isin([TEST, VALIDATION])
     bags = training_bags(store, groups, config.split)
-    keys = ["dataset", "context", "perturbation"]
-    if not bags.merge(groups[held][keys], on=keys).empty:
+    if not bags.merge(groups[held][GROUP_KEYS], on=GROUP_KEYS).empty:
         raise UserError(_sentence("training rows", "hold cells of held-out groups"))
     vocabulary = model.vocabulary
     expected = make_views(store, bags, config.split, config.preprocess, mapper)
@@ -58,8 +58,7 @@ def check_leaks(store: Store, groups: pd.DataFrame, model: Model, mapper: Mapper
 
 
 def _check_split(saved: pd.DataFrame, expected: pd.DataFrame) -> None:
-    keys = ["dataset", "context", "perturbation"]
-    both = saved.merge(expected, on=keys, how="outer", suffixes=("", "_expected"), indicator=True)
+    both = saved.merge(expected, on=GROUP_KEYS, how="outer", suffixes=("", "_expected"), indicator=True)
     wrong = both[(both["_merge"] != "both") | (both["part"] != both["part_expected"])]
     if len(wrong):
         row = wrong.iloc[0]

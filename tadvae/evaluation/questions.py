@@ -17,11 +17,11 @@ from tadvae.data.splits import TRAIN, VALIDATION, SplitConfig
 from tadvae.data.views import views_of
 from tadvae.data.vocabulary import Vocabulary
 from tadvae.evaluation.baselines import Profiles
+from tadvae.store.manifest import GROUP_KEYS
 from tadvae.store.reader import Store
 
 CELLS = 256
 """Largest number of cells of a group that predictions start from and that the MMD compares."""
-KEYS = ["dataset", "context", "perturbation"]
 
 
 @dataclass(frozen=True)
@@ -122,10 +122,10 @@ def ask(
     train_reader = CellReader(store, views, split)
     test_reader = CellReader(store, views, split, held_out=True)
     bags = store.bags.reset_index(names="bag")
-    test_bags = store.bags.loc[bags.merge(tested[KEYS], on=KEYS)["bag"].sort_values()]
-    places = tested[KEYS[:2]].drop_duplicates()
+    test_bags = store.bags.loc[bags.merge(tested[GROUP_KEYS], on=GROUP_KEYS)["bag"].sort_values()]
+    places = tested[GROUP_KEYS[:2]].drop_duplicates()
     # Control cells of a held-out context are the input of its predictions; they are not used for training.
-    control_bags = bags[bags["perturbation"] == store.control].merge(places, on=KEYS[:2])["bag"]
+    control_bags = bags[bags["perturbation"] == store.control].merge(places, on=GROUP_KEYS[:2])["bag"]
     control_bags = store.bags.loc[control_bags.sort_values()]
     train_bags = training_bags(store, groups, split)
     known = group_means(train_reader, store.bags.loc[train_bags.index.union(control_bags.index)], mapper)
@@ -135,7 +135,7 @@ def ask(
     if split.kind != "cells":
         _require_apart(known, tested)
     targets = {row.perturbation_index: tuple(row.targets) for row in store.perturbations.itertuples()}
-    for (dataset, context), part in tested.groupby(KEYS[:2]):
+    for (dataset, context), part in tested.groupby(GROUP_KEYS[:2]):
         place = (int(dataset), int(context))
         if place not in controls:
             names = f"dataset '{part['dataset_name'].iloc[0]}', context '{part['context_name'].iloc[0]}'"
@@ -190,10 +190,10 @@ def training_profiles(
 
 
 def _require_apart(known: GroupMeans, tested: pd.DataFrame) -> None:
-    asked = set(tested[KEYS].itertuples(index=False, name=None))
+    asked = set(tested[GROUP_KEYS].itertuples(index=False, name=None))
     both = asked & set(known.mean)
     if both:
-        row = tested[[key in both for key in tested[KEYS].itertuples(index=False, name=None)]].iloc[0]
+        row = tested[[key in both for key in tested[GROUP_KEYS].itertuples(index=False, name=None)]].iloc[0]
         raise AssertionError(
             f"leak: held-out group {row['perturbation_name']} of dataset '{row['dataset_name']}', context "
             f"'{row['context_name']}' is among the training groups."

@@ -1,8 +1,8 @@
-"""Intervals with a promise: conformal calibration on training perturbations that were held out in turn.
+"""Intervals with guaranteed coverage: conformal calibration on training perturbations, held out in turn.
 
 A perturbation, not a cell and not a gene, is the unit that is exchangeable. The factor q is chosen so that
 the expected share of genes outside of their intervals, of a new perturbation like those of the calibration,
-is at most 1 - level: conformal risk control, whose promise holds for any model and any number of genes.
+is at most 1 - level: conformal risk control, whose guarantee holds for any model and any number of genes.
 """
 
 from collections.abc import Mapping
@@ -40,7 +40,7 @@ class Errors:
 class Calibration:
     """Half-widths of intervals: ``factor · (scale_g + spread_g)``.
 
-    Where one model a fold calibrates, out-of-fold predictions have no spread; then the spread of new ones
+    Where one model per fold calibrates, out-of-fold predictions have no spread; then the spread of new ones
     does not count either (``with_spread`` False), or intervals would be wider than what was calibrated.
 
     Attributes
@@ -48,7 +48,7 @@ class Calibration:
     level
         Promised share of genes inside, averaged over perturbations.
     factor
-        q; infinite with fewer than ``level / (1 - level)`` perturbations, which can promise nothing.
+        q; infinite with fewer than ``level / (1 - level)`` perturbations, which can guarantee nothing.
     scale
         By dataset, shape (G,): the root mean square out-of-fold error of each gene, log-normalised units.
     n
@@ -87,7 +87,7 @@ class Calibration:
         return cls(level, factor, scale, len(scores), kind, with_spread)
 
     def half_width(self, dataset: str, spread: Array) -> Array:
-        """Half-width of every interval, the shape of ``spread`` (…, G); infinite without a promise."""
+        """Half-width of every interval, the shape of ``spread`` (…, G); infinite where none is guaranteed."""
         width = self.scale[dataset] + (spread if self.with_spread else np.zeros_like(spread))
         return np.full_like(width, np.inf) if np.isinf(self.factor) else self.factor * width
 

@@ -91,7 +91,7 @@ class Ensemble:
         ``X``: mean of the members' cells, and ``layers["seed_spread"]`` their standard deviation.
         ``var["predicted_mean"]``; ``var["seed_spread"]``, the standard deviation of the members' means;
         ``varm["interval"]``, shape (G, 2): a conformal interval of the mean profile of such cells, NaN where
-        none can be promised. ``uns["tadvae"]`` says at which level, or why there is none.
+        none can be guaranteed. ``uns["tadvae"]`` says at which level, or why there is none.
 
         Raises
         ------

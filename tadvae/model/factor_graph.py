@@ -50,7 +50,7 @@ def edge_stability(
 
     Returns
     -------
-    One row an edge that any seed has, most stable first: ``source``, ``target``, ``share`` of the seeds that
+    One row per edge that any seed has, most stable first: ``source``, ``target``, ``share`` of the seeds that
     have it, ``effect``, its mean over those, ``same_sign``, the share of those that agree with its sign, and
     ``similarity``, the mean |cosine| with which its two factors were matched.
     """

@@ -261,7 +261,7 @@ class TADVAE:
 
         Returns
         -------
-        Predicted cells: ``X`` in log-normalised units, one row a control cell; ``var["predicted_mean"]``,
+        Predicted cells: ``X`` in log-normalised units, one row per control cell; ``var["predicted_mean"]``,
         ``var["control_mean"]``; ``uns["tadvae"]`` says from what.
 
         Raises
@@ -310,7 +310,7 @@ class TADVAE:
         Parameters
         ----------
         targets
-            As for :meth:`predict`, one entry a perturbation.
+            As for :meth:`predict`, one entry per perturbation.
         context, dataset
             Of training; predictions start from the same cells as those of :meth:`predict`, and row i is the
             ``predicted_mean`` of perturbation i.
@@ -361,7 +361,7 @@ class TADVAE:
         return find_target(name, dataset, self.vocabulary, self.config.model.causal.targets)
 
     def factors(self, top: int = 10) -> pd.DataFrame:
-        """The pathways that make each factor: the ``top`` largest |δ|, one row a (factor, pathway)."""
+        """The pathways that make each factor: the ``top`` largest |δ|, one row per (factor, pathway)."""
         delta = self.module.factors.loadings.detach().numpy()  # (K, P)
         membership = self.vocabulary.membership
         rows = []

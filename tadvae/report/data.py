@@ -19,7 +19,7 @@ class Comparison:
     observed, predicted
         Mean profile less that of control cells, log-normalised units, shape (n,).
     half_width
-        Of the predicted change's interval, shape (n,); None where the model promises none.
+        Of the predicted change's interval, shape (n,); None where the model gives none.
     pearson_delta
         Of all genes of the dataset.
     """
@@ -91,7 +91,7 @@ class Report:
     scores
         category, method, metric, n, mean, low, high; None: not evaluated.
     groups
-        One row a held-out group, with the model's scores where evaluated.
+        One row per held-out group, with the model's scores where evaluated.
     comparisons, asked
         Some held-out groups, and of how many.
     activity
@@ -104,7 +104,7 @@ class Report:
     mask
         None where the mask cannot learn.
     calibration
-        What intervals promise; None without intervals.
+        What the intervals guarantee; None without intervals.
     notes
         What is missing and what makes it.
     """

@@ -14,11 +14,12 @@ from tadvae.data.vocabulary import Vocabulary
 from tadvae.evaluation.answers import answer
 from tadvae.evaluation.evaluate import METHOD, Scores
 from tadvae.evaluation.metrics import pearson_delta
-from tadvae.evaluation.questions import KEYS, ask
+from tadvae.evaluation.questions import ask
 from tadvae.model.ensemble import Ensemble, Model, load_model
 from tadvae.model.run_folder import RunFolder
 from tadvae.report.data import Comparison, Report
 from tadvae.report.learned import causal_graph, learned_graph, mask_change, profile_activity
+from tadvae.store.manifest import GROUP_KEYS
 from tadvae.store.reader import Store
 
 SHOWN_GROUPS = 24
@@ -28,7 +29,6 @@ SHOWN_METRICS = ("pearson_delta", "rmse", "rank_cosine", "mmd", "coverage", "int
 """Of the table of held-out groups."""
 TERMS = ("loss", "reconstruction", "mmd", "mean_match", "kl", "sparsity")
 """Of a log, besides the scores of validation: what the learning curves show."""
-GROUP = ["dataset", "context", "perturbation"]
 NAMES = ["dataset_name", "context_name", "perturbation_name"]
 
 
@@ -188,20 +188,20 @@ def _curve(run: RunFolder) -> pd.DataFrame:
 
 
 def _groups(held: pd.DataFrame, scores: pd.DataFrame | None) -> pd.DataFrame:
-    table = held[[*NAMES, "category", "n_cells"]].set_axis([*GROUP, "category", "cells"], axis=1)
+    table = held[[*NAMES, "category", "n_cells"]].set_axis([*GROUP_KEYS, "category", "cells"], axis=1)
     if scores is None:
         return table.reset_index(drop=True)
     own = scores[(scores["method"] == METHOD) & scores["metric"].isin(SHOWN_METRICS)]
-    wide = own.pivot_table("value", GROUP, "metric")
+    wide = own.pivot_table("value", GROUP_KEYS, "metric")
     wide = wide[[name for name in SHOWN_METRICS if name in wide]].reset_index()
-    return table.merge(wide, on=GROUP, how="left")
+    return table.merge(wide, on=GROUP_KEYS, how="left")
 
 
 def _chosen(held: pd.DataFrame, scores: pd.DataFrame | None) -> pd.DataFrame:
     """Some held-out groups, evenly from the best to the worst where there are scores."""
     if scores is not None:
         own = scores[(scores["method"] == METHOD) & (scores["metric"] == "pearson_delta")]
-        value = own.groupby(GROUP)["value"].mean()
+        value = own.groupby(GROUP_KEYS)["value"].mean()
         keys = pd.MultiIndex.from_frame(held[NAMES])
         held = held.iloc[np.argsort(-value.reindex(keys).to_numpy(), kind="stable")]
     at = np.unique(np.linspace(0, len(held) - 1, min(SHOWN_GROUPS, len(held))).round().astype(int))
@@ -245,7 +245,7 @@ def _compare(
                 half_width=half,
                 pearson_delta=float(pearson_delta(given.mean[i], question.observed[i], question.control)),
             )
-    order = [key for key in chosen[KEYS].itertuples(index=False, name=None) if key in found]
+    order = [key for key in chosen[GROUP_KEYS].itertuples(index=False, name=None) if key in found]
     table = pd.DataFrame(dict(columns[key] for key in sorted(columns)), index=membership.names)
     return [found[key] for key in order], table if columns else None
 
@@ -255,4 +255,4 @@ def _calibration(model: Model) -> str | None:
         return None
     calibration = model.calibration
     words = f"Intervals of {calibration.level:.0%}, calibrated on {calibration.n} held-out training groups"
-    return words + ("." if np.isfinite(calibration.factor) else ": too few to promise anything.")
+    return words + ("." if np.isfinite(calibration.factor) else ": too few to guarantee coverage.")

@@ -23,10 +23,11 @@ from tadvae.genes.harmonise import canonical_targets, harmonise
 from tadvae.genes.reference import GeneReference
 from tadvae.store.layout import plan_layout
 from tadvae.store.manifest import (
+    GROUP_KEYS,
     SCHEMA_VERSION,
-    DatasetEntry,
     Manifest,
     ShardEntry,
+    StoredDataset,
     vocabulary_hash,
 )
 from tadvae.store.source import CellLabels, open_source
@@ -149,9 +150,9 @@ def finish_store(
         frame["shard"] += n_shards
         n_shards += len(parts)
         bags.append(frame)
-        groups.append(frame.groupby(["dataset", "context", "perturbation"], as_index=False)["n_cells"].sum())
+        groups.append(frame.groupby(GROUP_KEYS, as_index=False)["n_cells"].sum())
         entries.append(
-            DatasetEntry(
+            StoredDataset(
                 name=dataset.spec.name,
                 kind=dataset.spec.kind,
                 values=dataset.spec.values,

@@ -12,12 +12,14 @@ from tadvae.base.config import Config
 from tadvae.base.errors import UserError
 from tadvae.base.filesystem import Location
 
+GROUP_KEYS = ["dataset", "context", "perturbation"]
+"""Columns of store indices that together name a group of cells."""
 SCHEMA_VERSION = 2
 """Version of the store's format; a reader accepts only its own version."""
 MANIFEST = "manifest.json"
 
 
-class DatasetEntry(Config):
+class StoredDataset(Config):
     """One dataset of a store."""
 
     name: str
@@ -76,7 +78,7 @@ class Manifest(Config):
     """Largest number of cells in a bag."""
     contexts: list[str]
     """Names of all contexts, in the order of their indices."""
-    datasets: list[DatasetEntry]
+    datasets: list[StoredDataset]
     """The datasets, in the order of their indices."""
     shards: list[ShardEntry]
     """The files of cells, in the order of their indices."""

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from tadvae.base.errors import UserError
 from tadvae.base.filesystem import Location
 from tadvae.genes.reference import GeneReference
-from tadvae.store.manifest import Manifest, vocabulary_hash
+from tadvae.store.manifest import GROUP_KEYS, Manifest, vocabulary_hash
 from tadvae.store.spec import StoreSpec
 
 
@@ -82,7 +82,7 @@ class Store:
     @cached_property
     def groups(self) -> pd.DataFrame:
         """Number of cells of each (dataset, context, perturbation)."""
-        return self.bags.groupby(["dataset", "context", "perturbation"], as_index=False)["n_cells"].sum()
+        return self.bags.groupby(GROUP_KEYS, as_index=False)["n_cells"].sum()
 
     @cached_property
     def control(self) -> int:

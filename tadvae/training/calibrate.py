@@ -11,11 +11,12 @@ from tadvae.data.reader import Mapper, loop
 from tadvae.data.splits import TEST, TRAIN, SplitConfig
 from tadvae.data.vocabulary import Vocabulary
 from tadvae.evaluation.answers import answer
-from tadvae.evaluation.questions import KEYS, ask
+from tadvae.evaluation.questions import ask
 from tadvae.model.conformal import LEVEL, Calibration, Errors
 from tadvae.model.ensemble import Ensemble
 from tadvae.model.tadvae import TADVAE
 from tadvae.settings.experiment import ExperimentConfig
+from tadvae.store.manifest import GROUP_KEYS
 from tadvae.store.reader import Store
 from tadvae.training.fit import fit
 
@@ -109,14 +110,14 @@ def calibrate(
         For every fold, models of different seeds with their splits.
     """
     train = groups[(groups["part"] == TRAIN) & (groups["perturbation"] != store.control)]
-    keys = set(train[KEYS].itertuples(index=False, name=None))
+    keys = set(train[GROUP_KEYS].itertuples(index=False, name=None))
     singles = {row.name for row in store.perturbations.itertuples(index=False) if len(row.targets) == 1}
     found: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
     for names, fold in zip(plan.names, models, strict=True):
         ensemble, split_groups = Ensemble([model for model, _ in fold]), fold[0][1]
         wanted = [n for n in names if (n in singles) == (plan.kind == "single")]
         held = split_groups[(split_groups["part"] == TEST) & split_groups["perturbation_name"].isin(wanted)]
-        tested = held[[key in keys for key in held[KEYS].itertuples(index=False, name=None)]]
+        tested = held[[key in keys for key in held[GROUP_KEYS].itertuples(index=False, name=None)]]
         if tested.empty:
             continue
         for question in ask(store, split_groups, tested, ensemble.vocabulary, ensemble.config.split, mapper):

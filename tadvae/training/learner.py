@@ -13,7 +13,7 @@ from tadvae.training.compiling import compile_parts, or_eager
 
 
 class Learner:
-    """Weights, optimizer and moving average; one call a step.
+    """Weights, optimizer and moving average; one call per step.
 
     Attributes
     ----------

@@ -16,6 +16,7 @@ from tadvae.evaluation.metrics import HIGHER_IS_BETTER, score_profiles
 from tadvae.model.predictor import Predictor
 from tadvae.nn.network import TADVAEModule
 from tadvae.settings.experiment import ExperimentConfig
+from tadvae.store.manifest import GROUP_KEYS
 from tadvae.store.reader import Store
 
 METRICS = ("pearson_delta", "l2", "rmse", "cosine_logfc")
@@ -75,12 +76,11 @@ class Validator:
         effects: EffectModel | None = None,
     ) -> None:
         self.vocabulary, self.config, self.effects = vocabulary, config, effects
-        keys = ["dataset", "context", "perturbation"]
         held = groups[(groups["part"] == VALIDATION) & (groups["perturbation"] != store.control)]
         bags = store.bags.reset_index(names="bag")
-        own = bags.merge(held[keys], on=keys)["bag"]
-        places = held[keys[:2]].drop_duplicates()
-        controls = bags[bags["perturbation"] == store.control].merge(places, on=keys[:2])["bag"]
+        own = bags.merge(held[GROUP_KEYS], on=GROUP_KEYS)["bag"]
+        places = held[GROUP_KEYS[:2]].drop_duplicates()
+        controls = bags[bags["perturbation"] == store.control].merge(places, on=GROUP_KEYS[:2])["bag"]
         reader = CellReader(store, views_of(store, vocabulary), config.split)
         self._means = group_means(reader, store.bags.loc[sorted({*own, *controls})]).mean
         control_bags = store.bags.loc[controls.sort_values()]
