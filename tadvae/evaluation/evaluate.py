@@ -32,6 +32,7 @@ from tadvae.evaluation.metrics import (
 from tadvae.evaluation.questions import Question, ask, held_out_groups
 from tadvae.model.conformal import Calibration
 from tadvae.model.ensemble import Ensemble, Model
+from tadvae.store.manifest import GROUP_KEYS
 from tadvae.store.reader import Store
 
 METHOD = "tadvae"
