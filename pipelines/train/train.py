@@ -86,23 +86,7 @@ def train(
     with ray_session(min_cpus=fewest, gpus=fewest if gpu else 0):
         if not resume:
             _begin(run, store, store_path, config, workers, gpu)
-        trainer = ray.train.torch.TorchTrainer(
-            train_worker,
-            train_loop_config={"run": out, "store": store_path},
-            # a new node waits as long for the run to take it in: half of Ray's default, as looking is cheap
-            scaling_config=ray.train.ScalingConfig(
-                num_workers=workers, use_gpu=gpu, elastic_resize_monitor_interval_s=30
-            ),
-            run_config=ray.train.RunConfig(
-                name=CHECKPOINTS,
-                storage_path=run.place.path,
-                storage_filesystem=run.place.filesystem,
-                logging_config=ray.train.LoggingConfig("WARNING"),
-                failure_config=ray.train.FailureConfig(max_failures=config.train.max_failures),
-                checkpoint_config=_what_to_keep(config),
-                callbacks=list(callbacks),
-            ),
-        )
+        trainer = _trainer(run, {"run": out, "store": store_path}, config, workers, gpu, callbacks)
         n_bags = run.about()["bags"]
         if progress:
             say(f"starting {fewest} training worker{'' if fewest == 1 else 's'}…")
@@ -112,8 +96,44 @@ def train(
                 result = trainer.fit()
             except TrainingFailedError as error:
                 raise (_user_error_in(error) or error) from None
-    if result.checkpoint is None:
-        raise UserError(f"{run}: the run ended without a checkpoint; see the messages above.")
+        if result.checkpoint is None:
+            raise UserError(f"{run}: the run ended without a checkpoint; look at Ray's own messages.")
+    _keep_weights(run, config, result)
+    if progress and (spent := phases(run, called)) is not None:
+        print(spent, flush=True)
+    return run
+
+
+def _trainer(
+    run: RunFolder,
+    places: dict[str, str],
+    config: ExperimentConfig,
+    workers: int | tuple[int, int],
+    gpu: bool,
+    callbacks: Sequence[ray.train.UserCallback],
+) -> ray.train.torch.TorchTrainer:
+    """The Ray Train run, whose checkpoints are kept in the run's folder."""
+    return ray.train.torch.TorchTrainer(
+        train_worker,
+        train_loop_config=places,
+        # a new node waits as long for the run to take it in: half of Ray's default, as looking is cheap
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=workers, use_gpu=gpu, elastic_resize_monitor_interval_s=30
+        ),
+        run_config=ray.train.RunConfig(
+            name=CHECKPOINTS,
+            storage_path=run.place.path,
+            storage_filesystem=run.place.filesystem,
+            logging_config=ray.train.LoggingConfig("WARNING"),
+            failure_config=ray.train.FailureConfig(max_failures=config.train.max_failures),
+            checkpoint_config=_what_to_keep(config),
+            callbacks=list(callbacks),
+        ),
+    )
+
+
+def _keep_weights(run: RunFolder, config: ExperimentConfig, result: ray.train.Result) -> None:
+    """Copy the final weights into the run's model folder: of the best validation where that decides."""
     checkpoint = result.checkpoint
     if config.validation.patience is not None:
         patience = Patience(config.validation)
@@ -125,9 +145,6 @@ def train(
         averaged_weights = Path(folder) / AVERAGE
         weights = averaged_weights if averaged_weights.exists() else Path(folder) / WEIGHTS
         (run.model / WEIGHTS).write_bytes(weights.read_bytes())
-    if progress and (spent := phases(run, called)) is not None:
-        print(spent, flush=True)
-    return run
 
 
 def _begin(
