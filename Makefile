@@ -11,7 +11,7 @@ help:
 	@echo "make demo     install, then simulate, convert, train, predict, evaluate, report (folder demo/)"
 	@echo "make install  create .venv with everything in it"
 	@echo "make test     install, lint, all tests (half an hour on two cores)"
-	@echo "make tests    install, all tests without lint; TESTS=\"--parts plain\" for one part of plain, ray, cluster"
+	@echo "make tests    install, all tests without lint; TESTS=\"--parts fast\" for one part of fast, ray, cluster"
 	@echo "make fast     install, the tests that use no Ray and take no more than seconds"
 	@echo "make docs     build the documentation as a site (build/site)"
 	@echo "make bench    measure speed and memory, write docs/benchmarks.md and docs/scale.md (a quarter of an hour)"
@@ -53,7 +53,7 @@ tests: install
 	$(BIN)/python scripts/run_tests.py $(TESTS)
 
 fast: install
-	$(BIN)/python -m pytest -n 2 --dist loadscope -m "not ray and not slow and not cluster"
+	$(BIN)/python scripts/run_tests.py --parts fast
 
 docs: install
 	$(BIN)/mkdocs build --strict

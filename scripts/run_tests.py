@@ -1,11 +1,11 @@
 """``make test``: all tests, in three parts that together hold each test once.
 
-``plain`` has the tests without Ray, on pytest-xdist's workers. Then ``ray`` (one Ray in pytest's own
-process) and ``cluster`` (a head and drivers as processes) run beside each other, since both mostly wait for
-processes to start. Each part has a folder of its own for Ray's sockets and logs, and its output goes to
+``fast`` is ``make fast``: tests without Ray that take seconds, on pytest-xdist's workers. Then ``ray`` (one Ray
+in pytest's own process, and the slow tests without it) and ``cluster`` (a head and drivers as processes) run
+beside each other, since both mostly wait for processes to start. Each part has a folder of its own for Ray's sockets and logs, and its output goes to
 ``build/tests/PART.log``, which is printed when the part ends.
 
-    python scripts/run_tests.py [--parts plain ray cluster] [--jobs 2] [-- PYTEST OPTIONS]
+    python scripts/run_tests.py [--parts fast ray cluster] [--jobs 2] [-- PYTEST OPTIONS]
 
 The last line sums up all parts as pytest does. The exit code is 0 if every part passed; Ctrl-C ends all
 parts.
@@ -25,8 +25,12 @@ from pathlib import Path
 from types import FrameType
 
 ROOT = Path(__file__).resolve().parents[1]
-PARTS = {"plain": "not ray", "ray": "ray and not cluster", "cluster": "ray and cluster"}
-BESIDE = [["plain"], ["ray", "cluster"]]
+PARTS = {
+    "fast": "not ray and not slow and not cluster",
+    "ray": "(ray or slow) and not cluster",
+    "cluster": "cluster",
+}
+BESIDE = [["fast"], ["ray", "cluster"]]
 """Parts that run at the same time, one list after the other."""
 NO_TESTS = 5
 """Exit code of pytest where nothing was selected."""
@@ -45,7 +49,7 @@ class Part:
         # many processes start: each would compile our modules anew
         environment.pop("PYTHONDONTWRITEBYTECODE", None)
         command = [sys.executable, "-m", "pytest", "-v", "-m", PARTS[name], *options]
-        command += ["-n", str(jobs), "--dist", "loadscope"] if name == "plain" and jobs > 1 else []
+        command += ["-n", str(jobs), "--dist", "loadscope"] if name == "fast" and jobs > 1 else []
         print(f"== {name}: started, see {self.log.relative_to(ROOT)}", flush=True)
         self.started, self.seconds = time.monotonic(), 0.0
         with self.log.open("wb") as out:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import anndata as ad
+import hypothesis
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -30,6 +31,9 @@ from tadvae.base.filesystem import Location
 from tadvae.simulation.files import write_simulation
 from tadvae.simulation.simulate import ScreenConfig, Simulation, SimulationConfig, simulate
 from tadvae.store.reader import Store
+
+hypothesis.settings.register_profile("any machine", deadline=None)  # no test is about wall time
+hypothesis.settings.load_profile("any machine")
 
 USES_RAY = {"ray_cluster", "driver"}
 """Fixtures that start Ray, in this process or in others; all others that do so ask for one of these."""

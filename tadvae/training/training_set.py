@@ -50,7 +50,7 @@ class TrainingSet:
         return self._assembler.skipped
 
     def left(self, epoch: int, earlier: Earlier = ()) -> pd.DataFrame:
-        """The bags that are left of an epoch; see :func:`tadvae.store.plan.bags_left`."""
+        """The bags that are left of an epoch; see :func:`tadvae.data.plan.bags_left`."""
         return bags_left(self.bags, self.config.stream, seed=self.config.seed, epoch=epoch, earlier=earlier)
 
     def n_steps(self, world_size: int = 1, epoch: int = 0, earlier: Earlier = ()) -> int:

@@ -78,10 +78,7 @@ def run(store, screens) -> Path:
 
 
 def write_scores(run, table):
-    (run.folder / "evaluation").make_folder()
-    buffer = io.BytesIO()
-    table.to_parquet(buffer)
-    (run.folder / "evaluation/all.parquet").write_bytes(buffer.getvalue())
+    run.folder.write_scores("all", table, {})
 
 
 @pytest.fixture(scope="module")

@@ -120,7 +120,7 @@ def test_ancestors_are_removed_from_the_full_closure(ontology, direct, capsys):
 
 def test_the_packaged_default_comes_from_these_tables(pathways, ontology, direct):
     """The shared tables come from the same two packages: the same command makes the same pathways of them."""
-    with resources.files("tadvae").joinpath("data", "genes_human.parquet").open("rb") as file:
+    with resources.files("tadvae").joinpath("resources", "genes_human.parquet").open("rb") as file:
         genes = pd.read_parquet(file, columns=["entrez", "symbol", "gene_type"])
     entrez = pd.read_csv(pathways / "go_bp_human_genes_id_map.tsv.gz", sep="\t", keep_default_na=False)
     coding = genes[genes["gene_type"] == "protein-coding"].merge(entrez, on="entrez")

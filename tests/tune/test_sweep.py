@@ -357,7 +357,7 @@ def test_bad_input_leaves_nothing(ray_cluster, store, space_file, tmp_path, refu
         (["run", "/nowhere", "--out", "{out}", "--set", "trials=many"], "'trials'"),
         (["run", "/nowhere", "--out", "{out}", "--resume", "--workers", "2"], "--resume continues"),
         (["table", "{out}"], "no sweep"),
-        (["table", "{out}", "--format", "csv"], "say where with --out"),
+        (["table", "{out}", "--format", "csv"], "name their folder with --out"),
         (["table", "{out}", "--out", "{out}", "--format", "xls"], "--format xls: no such format"),
     ],
 )

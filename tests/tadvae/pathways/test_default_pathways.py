@@ -25,7 +25,7 @@ socket.socket.connect = refuse
 socket.create_connection = refuse
 for name in ("obonet", "pooch", "networkx", "requests", "torch", "ray"):
     sys.modules[name] = None  # an import of it fails
-from tadvae.genes import GeneReference
+from tadvae.genes.reference import GeneReference
 from tadvae.pathways.default import default_pathways, packaged
 import numpy as np
 genes = sorted({gene for part in packaged().ensembl for gene in part if gene})
