@@ -1,6 +1,5 @@
 """The page of a run: its figures against the run itself, and a browser that sorts and filters it."""
 
-import io
 import json
 import re
 import shutil

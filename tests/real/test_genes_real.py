@@ -15,8 +15,8 @@ DATA = Path(os.environ.get("TADVAE_DATA") or Path(__file__).parents[2].parent / 
 pytestmark = pytest.mark.usefixtures("data")  # skips, or fails, where the data are absent
 
 # The least share of known genes. Papalexi's panel of 299 genes holds 30 clone names of an old Ensembl
-# release (RP11-34P13.3), the whole 10x panel 11,000: no reference of today lists those. Kang's five cell types
-# join symbol and Ensembl id where a symbol was not unique (HLA-A_ENSG00000206503).
+# release (RP11-34P13.3), the whole 10x panel 11,000: no reference of today lists those. The file of Kang's
+# five cell types joins symbol and Ensembl id where a symbol was not unique (HLA-A_ENSG00000206503).
 SCREENS = {
     "datlinger21_jurkat_crispr_tcr": 0.999,
     "kang18_pbmc_ifnb": 0.97,
