@@ -1,9 +1,10 @@
 """``make test``: all tests, in three parts that together hold each test once.
 
-``fast`` is ``make fast``: the tests without Ray that take seconds, on pytest-xdist's workers. Then ``ray`` (one
-Ray in pytest's own process, and the slow tests without it) and ``cluster`` (a head and drivers as processes)
-run beside each other, since both mostly wait for processes to start. Each part has a folder of its own for
-Ray's sockets and logs, and its output goes to ``build/tests/PART.log``, which is printed when the part ends.
+``fast`` is ``make fast``: the tests without Ray that take seconds, on pytest-xdist's workers. Then ``ray``
+(one Ray in pytest's own process, and the slow tests without it) and ``cluster`` (a head and drivers as
+processes) run beside each other, since both mostly wait for processes to start. Each part has a folder of its
+own for Ray's sockets and logs, and its output goes to ``build/tests/PART.log``, which is printed when the
+part ends.
 
     python scripts/run_tests.py [--parts fast ray cluster] [--jobs 2] [-- PYTEST OPTIONS]
 
