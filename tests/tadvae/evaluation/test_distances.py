@@ -5,12 +5,14 @@ import math
 import dcor
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics.pairwise import rbf_kernel
 
 from tadvae.evaluation import distances
 from tadvae.evaluation.distances import energy_distance, mmd_unbiased
+from tadvae.nn.losses import mmd
 
 SEEDS = st.integers(0, 2**32 - 1)
 
@@ -156,3 +158,11 @@ def test_mmd_from_the_kernel_matrices_of_scikit_learn():
     n, m = len(x), len(y)
     within = (xx.sum() - np.trace(xx)) / (n * (n - 1)) + (yy.sum() - np.trace(yy)) / (m * (m - 1))
     assert mmd_unbiased(x, y, ladder) == pytest.approx(within - 2 * xy.mean(), rel=1e-10)
+
+
+def test_the_loss_of_training_has_the_same_definition():
+    """Training needs gradients and one block, evaluation float64 and any number of cells: two codes, one value."""
+    x, y = make_cells(9, n=31, m=17, genes=8)
+    bandwidths = distances.median_bandwidths(y)
+    loss = mmd(*(torch.from_numpy(values) for values in (x, y, bandwidths)), unbiased=True)
+    assert mmd_unbiased(x, y, bandwidths) == pytest.approx(float(loss), rel=1e-10)
