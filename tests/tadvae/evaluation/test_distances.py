@@ -161,7 +161,7 @@ def test_mmd_from_the_kernel_matrices_of_scikit_learn():
 
 
 def test_the_loss_of_training_has_the_same_definition():
-    """Training needs gradients and one block, evaluation float64 and any number of cells: two codes, one value."""
+    """Training needs gradients, evaluation float64 and blocks: two functions, one value."""
     x, y = make_cells(9, n=31, m=17, genes=8)
     bandwidths = distances.median_bandwidths(y)
     loss = mmd(*(torch.from_numpy(values) for values in (x, y, bandwidths)), unbiased=True)
