@@ -19,7 +19,7 @@ from synthetic import make_pathways, screen, store_of
 from pipelines.cluster.connection import ray_session
 from pipelines.train.phases import Phases, phases
 from pipelines.train.train import train
-from tadvae.base.filesystem import Location
+from tadvae.model.run_folder import RunFolder
 from tadvae.settings.experiment import ExperimentConfig
 
 SETTINGS = [
@@ -50,7 +50,7 @@ def main() -> None:
             train(
                 str(store), str(run), ExperimentConfig.load(None, settings), workers=workers, progress=False
             )
-            found = phases(Location.of(str(run)), called)
+            found = phases(RunFolder(run), called)
             assert found is not None
             spent[workers] = found
             rows.append({"workers": workers, **asdict(found)})

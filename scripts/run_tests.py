@@ -1,10 +1,10 @@
 """``make test``: all tests, in three parts that together hold each test once.
 
-``fast`` is ``make fast``: the tests without Ray that take seconds, on pytest-xdist's workers. Then ``ray``
-(one Ray in pytest's own process, and the slow tests without it) and ``cluster`` (a head and drivers as
-processes) run beside each other, since both mostly wait for processes to start. Each part has a folder of its
-own for Ray's sockets and logs, and its output goes to ``build/tests/PART.log``, which is printed when the
-part ends.
+``fast`` is ``make fast``: the tests without Ray that take seconds, on pytest-xdist's workers. Then come
+``ray`` (one Ray in pytest's own process, and the slow tests without it) and ``cluster`` (a head and drivers as
+processes), one after the other: two cores are busy with starting their processes, and beside each other the
+parts run into their time limits. Each part has a folder of its own for Ray's sockets and logs, and its output
+goes to ``build/tests/PART.log``, which is printed when the part ends.
 
     python scripts/run_tests.py [--parts fast ray cluster] [--jobs 2] [-- PYTEST OPTIONS]
 
@@ -31,8 +31,6 @@ PARTS = {
     "ray": "(ray or slow) and not cluster",
     "cluster": "cluster",
 }
-BESIDE = [["fast"], ["ray", "cluster"]]
-"""Parts that run at the same time, one list after the other."""
 NO_TESTS = 5
 """Exit code of pytest where nothing was selected."""
 
@@ -96,25 +94,20 @@ def said(counts: Counter[str]) -> str:
     return ", ".join(f"{number} {what}" for what, number in shown.items())
 
 
-def run(groups: list[list[str]], jobs: int, options: list[str]) -> int:
-    """Run the groups of parts one after the other; the exit code."""
+def run(names: list[str], jobs: int, options: list[str]) -> int:
+    """Run the parts one after the other; the exit code."""
     began, lines, total, failed = time.monotonic(), [], Counter[str](), False
-    for group in groups:
-        running: list[Part] = []
+    for name in names:
+        part = Part(name, jobs, options)
         try:
-            running += [Part(name, jobs, options) for name in group]
-            while running:
-                time.sleep(0.2)
-                for part in [part for part in running if part.process.poll() is not None]:
-                    running.remove(part)
-                    counts = part.finish()
-                    lines.append(f"== {part.name}: {part.seconds:.0f} s, {said(counts)}")
-                    print(lines[-1], flush=True)
-                    total += counts
-                    failed |= part.process.returncode not in (0, NO_TESTS)
+            part.process.wait()
         finally:
-            for part in running:
-                part.end()
+            part.end()
+        counts = part.finish()
+        lines.append(f"== {part.name}: {part.seconds:.0f} s, {said(counts)}")
+        print(lines[-1], flush=True)
+        total += counts
+        failed |= part.process.returncode not in (0, NO_TESTS)
     print("\n".join(["", *lines]))
     print(f"==== {said(total)} in {time.monotonic() - began:.2f}s ====", flush=True)
     return int(failed)
@@ -132,9 +125,8 @@ def main() -> int:
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, stop)
-    groups = [[name for name in group if name in given.parts] for group in BESIDE]
     try:
-        return run([group for group in groups if group], given.jobs, given.options)
+        return run([name for name in PARTS if name in given.parts], given.jobs, given.options)
     except KeyboardInterrupt:
         print("interrupted: all parts have been ended", file=sys.stderr)
         return 130
