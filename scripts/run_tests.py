@@ -3,7 +3,7 @@
 ``fast`` is ``make fast``: the tests without Ray that take seconds, on pytest-xdist's workers. Then come
 ``ray`` (one Ray in pytest's own process, and the slow tests without it) and ``cluster`` (a head and drivers
 as processes), one after the other: two cores are busy with starting their processes, and beside each other
-the parts run into their time limits. Each part has a folder of its own for Ray's sockets and logs, and its output
+the parts run into their time limits. Each part has a folder of its own for Ray's sockets and logs. Its output
 goes to ``build/tests/PART.log``, which is printed when the part ends.
 
     python scripts/run_tests.py [--parts fast ray cluster] [--jobs 2] [-- PYTEST OPTIONS]
