@@ -10,7 +10,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 help:
 	@echo "make demo     install, then simulate, convert, train, predict, evaluate, report (folder demo/)"
 	@echo "make install  create .venv with everything in it"
-	@echo "make test     install, lint, all tests (half an hour on two cores)"
+	@echo "make test     install, lint, all tests (50 minutes on two cores)"
 	@echo "make tests    install, all tests without lint; TESTS=\"--parts fast\" for one part of fast, ray, cluster"
 	@echo "make fast     install, the tests that use no Ray and take no more than seconds"
 	@echo "make docs     build the documentation as a site (build/site)"
@@ -48,7 +48,7 @@ bench: install
 
 test: lint tests
 
-# In three parts: without Ray, with one Ray in the process, on clusters. One part: make tests TESTS="--parts ray"
+# In three parts: fast, ray (one Ray in the process, slow tests), cluster. One part: make tests TESTS="--parts ray"
 tests: install
 	$(BIN)/python scripts/run_tests.py $(TESTS)
 

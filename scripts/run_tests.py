@@ -42,7 +42,7 @@ class Part:
         self.name = name
         self.log = ROOT / "build" / "tests" / f"{name}.log"
         self.log.parent.mkdir(parents=True, exist_ok=True)
-        # Ray's sockets lie here, whose paths must be short; two Rays of two parts share no folder
+        # Ray's sockets lie here, and their paths must be short
         self.scratch = tempfile.mkdtemp(prefix="tadvae-", dir="/tmp" if Path("/tmp").is_dir() else None)
         environment = {**os.environ, "RAY_TMPDIR": self.scratch, "OMP_NUM_THREADS": "1"}
         # many processes start: each would compile our modules anew
@@ -68,15 +68,10 @@ class Part:
             counts[what.removesuffix("s") if what == "errors" else what] += int(number)
         if self.process.returncode not in (0, 1, NO_TESTS) and not counts["error"]:
             counts["error"] += 1  # it did not come to its closing line
-        self.clear()
         return counts
 
-    def clear(self) -> None:
-        """Delete its scratch folder."""
-        shutil.rmtree(self.scratch, ignore_errors=True)
-
     def end(self) -> None:
-        """As by Ctrl-C: pytest ends what its fixtures have started."""
+        """End it as by Ctrl-C, where pytest ends what its fixtures started, and delete its scratch folder."""
         if self.process.poll() is None:
             os.kill(self.process.pid, signal.SIGINT)
             try:
@@ -84,7 +79,7 @@ class Part:
             except subprocess.TimeoutExpired:
                 os.killpg(self.process.pid, signal.SIGKILL)
                 self.process.wait()
-        self.clear()
+        shutil.rmtree(self.scratch, ignore_errors=True)
 
 
 def said(counts: Counter[str]) -> str:
