@@ -39,7 +39,8 @@ from scipy import sparse
 from synthetic import PBMC, screen, store_of
 
 from pipelines.cluster.connection import ray_session
-from pipelines.train.stream import Prefetcher, stream_reads
+from pipelines.train.prefetch import Prefetcher
+from pipelines.train.stream import stream_reads
 from tadvae.settings.experiment import ExperimentConfig
 from tadvae.store import tokens as varint
 from tadvae.store.reader import Store

@@ -7,6 +7,8 @@ ENVIRONMENT = LOCAL_ENVIRONMENT | {
     "RAY_worker_niceness": "0",
     # One process less for each start of training; no test takes a node away with a warning before.
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    # One process less for each Ray; the head of the cluster tests has it, for the dashboard.
+    "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
     # The dashboard's look at the machine, every so many milliseconds.
     "REPORTER_UPDATE_INTERVAL_MS": "15000",
 }

@@ -32,7 +32,7 @@ class SweepConfig(Space):
     max_concurrent: int | None = Field(None, ge=1)
     """Largest number of trials at the same time; None: as many as the CPUs allow."""
     workers: int = Field(1, ge=1)
-    """Ray Train workers per trial."""
+    """Workers per trial; one trains in the trial's own process, several by Ray Train."""
     seed: int = 0
     """Seed of the search; the seed of the trials is ``experiment.seed``."""
     metric: Metric = "val_pearson_delta"

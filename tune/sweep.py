@@ -31,7 +31,7 @@ TUNE_ENVIRONMENT = {
     "TUNE_GLOBAL_CHECKPOINT_S": "3600",  # checkpoints of Ray Tune are pickles, which are not used
 }
 DRIVER_CPUS = 0.01
-"""CPUs of a trial's driver, which only waits; Ray Tune does not accept 0."""
+"""CPUs of the driver of a trial with several workers, which only waits; Ray Tune does not accept 0."""
 
 
 def run_sweep(
@@ -67,7 +67,8 @@ def run_sweep(
     # it warns about files that it was told not to write
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     with ray_session(config.workers * (config.max_concurrent or 1) + 2):
-        require_cleaning()
+        if config.workers > 1:
+            require_cleaning()
         prepared = prepare_training(store, config.experiment, ray_map)
         split = config.experiment.split
         bags = training_bags(store, prepared.groups, split, config.experiment.stream.control_bags)
@@ -132,7 +133,7 @@ def _tune(
     (sweep / "tune").delete()
     reclaim = Reclaim()
     tuner = ray.tune.Tuner(
-        ray.tune.with_resources(trainable, {"CPU": DRIVER_CPUS}),
+        ray.tune.with_resources(trainable, {"CPU": 1 if config.workers == 1 else DRIVER_CPUS}),
         tune_config=ray.tune.TuneConfig(
             search_alg=optuna_search(config, earlier),
             scheduler=scheduler,

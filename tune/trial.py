@@ -1,4 +1,8 @@
-"""One trial: a Ray Train run inside a function that Ray Tune calls."""
+"""One trial, in a function that Ray Tune calls.
+
+With one worker it trains in the process of that function, so that a trial starts one process; with several
+it is a Ray Train run, which starts its own.
+"""
 
 from typing import Any
 
@@ -6,9 +10,13 @@ import ray.train
 import ray.tune
 from ray.tune.integration.ray_train import TuneReportCallback
 
+from pipelines.train.alone import train_alone
 from pipelines.train.train import train
 from tadvae.model.run_folder import RunFolder
 from tadvae.settings.experiment import ExperimentConfig
+from tadvae.store.reader import Store
+from tadvae.training.begin_run import begin_run
+from tadvae.training.prepare import prepare_training
 
 
 class ReportValidations(TuneReportCallback):
@@ -48,17 +56,25 @@ def run_trial(config: dict[str, Any], store: str, folder: str, metric: str, work
                 ray.tune.report(record)
     else:
         run.place.delete()
-    if not run.is_finished:
-        experiment = ExperimentConfig.load_text(config["experiment"], "the trial's settings")
-        train(
-            store,
-            place,
-            None if begun else experiment,
-            workers=workers,
-            resume=begun,
-            callbacks=[ReportValidations(metric)],
-            progress=False,
-        )
+    if run.is_finished:
+        return
+    experiment = ExperimentConfig.load_text(config["experiment"], "the trial's settings")
+    if workers == 1:
+        opened = Store.open(store)
+        if not begun:
+            prepared = prepare_training(opened, experiment)
+            begin_run(run, opened, store, experiment, prepared, workers=1, gpu=False)
+        train_alone(run, opened, report=lambda record: ray.tune.report(record) if metric in record else None)
+        return
+    train(
+        store,
+        place,
+        None if begun else experiment,
+        workers=workers,
+        resume=begun,
+        callbacks=[ReportValidations(metric)],
+        progress=False,
+    )
 
 
 def beneath(place: str, name: str) -> str:

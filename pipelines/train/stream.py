@@ -7,24 +7,18 @@ Ray Data are references to row groups, which threads of the worker read and deco
 
 import itertools
 import logging
-import queue
-import threading
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Self
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import pyarrow as pa
 import ray.data
 
+from pipelines.train.prefetch import read_ahead
 from tadvae.cells.ragged import Cells
 from tadvae.data.plan import Window
 from tadvae.data.reader import CellReader, Read
 
 READS_PER_EXECUTION = 4096
-AHEAD = 4
-"""Reads that a thread may be ahead: fewer, and it idles while batches are made of a whole window."""
 OBJECT_STORE_BYTES = 512 * 2**20
 """Most that one worker's stream may hold in the object store."""
 
@@ -42,25 +36,14 @@ def stream_reads(
     n_threads
         Threads of this process that read and decode, ahead of whoever takes what they read.
 
-    Yields
-    ------
+    Returns
+    -------
     For every read of every window: the bag id of each row, and the cells.
     """
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # says that bars are off
     reads = (read for window in windows for read in window.reads)
-    pending: deque[Future[tuple[np.ndarray, Cells]]] = deque()
-    pool = ThreadPoolExecutor(n_threads, thread_name_prefix="decode")
-    try:
-        for table in _stream(reads):
-            for shard, group, bag_ids in _references(table):
-                pending.append(pool.submit(reader.read, shard, group, bag_ids))
-                if len(pending) > AHEAD * n_threads:
-                    yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+    return read_ahead(reader, (read for table in _stream(reads) for read in _references(table)), n_threads)
 
 
 def _stream(reads: Iterator[Read]) -> Iterator[pa.Table]:
@@ -84,51 +67,3 @@ def _references(rows: pa.Table) -> Iterator[Read]:
     columns = (rows[name].to_pylist() for name in ("shard", "row_group", "bags"))
     for shard, group, bag_ids in zip(*columns, strict=True):
         yield shard, group, np.asarray(bag_ids, np.int64)
-
-
-class Prefetcher:
-    """Runs an iterator in a thread, a few items ahead of whoever takes them."""
-
-    def __init__(self, make: Callable[[], Iterator[Any]], ahead: int = 2) -> None:
-        self._make = make
-        self._items: queue.Queue[tuple[str, Any]] = queue.Queue(ahead)
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._work, name="prefetch", daemon=True)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __iter__(self) -> Self:
-        return self
-
-    def __next__(self) -> Any:
-        """The next item; an error of the iterator is raised here, its end is a RuntimeError."""
-        kind, item = self._items.get()
-        if kind == "error":
-            raise item
-        if kind == "end":
-            raise RuntimeError("the stream ended before its plan")
-        return item
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join(timeout=30)
-
-    def _work(self) -> None:
-        try:
-            for item in self._make():
-                if not self._put(("item", item)):
-                    return
-            self._put(("end", None))
-        except BaseException as error:  # noqa: BLE001 - raised again by __next__, in the taker's thread
-            self._put(("error", error))
-
-    def _put(self, item: tuple[str, Any]) -> bool:
-        while not self._stop.is_set():
-            try:
-                self._items.put(item, timeout=0.1)
-                return True
-            except queue.Full:
-                continue
-        return False

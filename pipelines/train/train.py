@@ -1,38 +1,32 @@
-"""``tadvae train``: Ray Train runs the training loop on every worker, Ray Data feeds it.
+"""``tadvae train``: one worker trains in this process; several are a Ray Train run, fed by Ray Data.
 
 The files of a run: :mod:`tadvae.model.run_folder`.
 """
 
+import os
 import sys
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
-from pathlib import Path
-
-import numpy as np
-import ray
-import ray.train
-import ray.train.torch
-from ray.train.v2.api.exceptions import TrainingFailedError
+from typing import TYPE_CHECKING, Any
 
 from pipelines.cluster.connection import ray_map, ray_session
 from pipelines.cluster.ray_log import say
+from pipelines.train.alone import train_alone
 from pipelines.train.phases import phases
 from pipelines.train.step_log import StepLog
 from pipelines.train.trackers import check_trackers, trackers
-from pipelines.train.worker import train_worker
-from tadvae.base.errors import UserError
 from tadvae.base.filesystem import absolute
+from tadvae.data.reader import Mapper, loop
 from tadvae.data.splits import TRAIN, VALIDATION
-from tadvae.evaluation.metrics import HIGHER_IS_BETTER
-from tadvae.model.run_folder import CHECKPOINTS, RunFolder
-from tadvae.model.weights import WEIGHTS
+from tadvae.model.run_folder import RunFolder
 from tadvae.settings.experiment import ExperimentConfig
 from tadvae.store.reader import Store
 from tadvae.training.begin_run import begin_run
-from tadvae.training.checkpoint import AVERAGE
 from tadvae.training.prepare import prepare_training
-from tadvae.training.validation import Patience
+
+if TYPE_CHECKING:
+    from ray.train import UserCallback
 
 
 def train(
@@ -43,7 +37,7 @@ def train(
     workers: int | tuple[int, int] = 1,
     gpu: bool = False,
     resume: bool = False,
-    callbacks: Sequence[ray.train.UserCallback] = (),
+    callbacks: "Sequence[UserCallback]" = (),
     progress: bool = True,
 ) -> RunFolder:
     """Train one model on a whole store; returns the run's folder.
@@ -83,68 +77,31 @@ def train(
     if progress:
         check_trackers(run, config)
     fewest = workers[0] if isinstance(workers, tuple) else workers
-    with ray_session(min_cpus=fewest, gpus=fewest if gpu else 0):
+    alone = _needs_no_ray(run, workers, gpu, callbacks)
+    with nullcontext() if alone else ray_session(min_cpus=fewest, gpus=fewest if gpu else 0):
         if not resume:
-            _begin(run, store, store_path, config, workers, gpu)
-        trainer = _trainer(run, {"run": out, "store": store_path}, config, workers, gpu, callbacks)
-        n_bags = run.about()["bags"]
-        if progress:
+            _begin(run, store, store_path, config, workers, gpu, loop if alone else ray_map)
+        n_bags, called = run.about()["bags"], time.time()
+        if progress and not alone:
             say(f"starting {fewest} training worker{'' if fewest == 1 else 's'}…")
-        called = time.time()
         with StepLog(run, n_bags, config.train.epochs, trackers(run, config)) if progress else nullcontext():
-            try:
-                result = trainer.fit()
-            except TrainingFailedError as error:
-                raise (_user_error_in(error) or error) from None
-        if result.checkpoint is None:
-            raise UserError(f"{run}: the run ended without a checkpoint; look at Ray's own messages.")
-    _keep_weights(run, config, result)
+            if alone:
+                train_alone(run, store)
+            else:
+                from pipelines.train.on_ray import train_on_ray  # seconds, which one worker need not wait
+
+                train_on_ray(out, store_path, workers, gpu, callbacks)
     if progress and (spent := phases(run, called)) is not None:
         print(spent, flush=True)
     return run
 
 
-def _trainer(
-    run: RunFolder,
-    places: dict[str, str],
-    config: ExperimentConfig,
-    workers: int | tuple[int, int],
-    gpu: bool,
-    callbacks: Sequence[ray.train.UserCallback],
-) -> ray.train.torch.TorchTrainer:
-    """The Ray Train run, whose checkpoints are kept in the run's folder."""
-    return ray.train.torch.TorchTrainer(
-        train_worker,
-        train_loop_config=places,
-        # a new node waits as long for the run to take it in: half of Ray's default, as looking is cheap
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=workers, use_gpu=gpu, elastic_resize_monitor_interval_s=30
-        ),
-        run_config=ray.train.RunConfig(
-            name=CHECKPOINTS,
-            storage_path=run.place.path,
-            storage_filesystem=run.place.filesystem,
-            logging_config=ray.train.LoggingConfig("WARNING"),
-            failure_config=ray.train.FailureConfig(max_failures=config.train.max_failures),
-            checkpoint_config=_what_to_keep(config),
-            callbacks=list(callbacks),
-        ),
-    )
-
-
-def _keep_weights(run: RunFolder, config: ExperimentConfig, result: ray.train.Result) -> None:
-    """Copy the final weights into the run's model folder: of the best validation where that decides."""
-    checkpoint = result.checkpoint
-    if config.validation.patience is not None:
-        patience = Patience(config.validation)
-        validated = [(c, metrics) for c, metrics in result.best_checkpoints or [] if patience.key in metrics]
-        for _, metrics in validated:
-            patience.add(metrics)
-        checkpoint = validated[int(np.argmax(patience.scores))][0]
-    with checkpoint.as_directory() as folder:
-        averaged_weights = Path(folder) / AVERAGE
-        weights = averaged_weights if averaged_weights.exists() else Path(folder) / WEIGHTS
-        (run.model / WEIGHTS).write_bytes(weights.read_bytes())
+def _needs_no_ray(
+    run: RunFolder, workers: int | tuple[int, int], gpu: bool, callbacks: Sequence[Any]
+) -> bool:
+    """Whether this process can train the run: one worker on a CPU, no cluster, no run of Ray Train's."""
+    on_this_machine = workers == 1 and not gpu and "RAY_ADDRESS" not in os.environ
+    return on_this_machine and not callbacks and not run.is_of_ray_train
 
 
 def _begin(
@@ -154,9 +111,10 @@ def _begin(
     config: ExperimentConfig,
     workers: int | tuple[int, int],
     gpu: bool,
+    mapper: Mapper,
 ) -> None:
     """Check everything, then write the run's folder."""
-    prepared = prepare_training(store, config, ray_map)
+    prepared = prepare_training(store, config, mapper)
     if set(prepared.groups["part"]) <= {TRAIN, VALIDATION} and config.split.kind != "none":
         print(
             f"{run}: split.kind={config.split.kind} holds nothing out of this store, so nothing can be "
@@ -165,20 +123,3 @@ def _begin(
             flush=True,
         )
     begin_run(run, store, store_path, config, prepared, workers, gpu)
-
-
-def _what_to_keep(config: ExperimentConfig) -> ray.train.CheckpointConfig:
-    """The last checkpoints; where the best validation counts, the best ones."""
-    if config.validation.patience is None:
-        return ray.train.CheckpointConfig(num_to_keep=config.train.keep_checkpoints)
-    return ray.train.CheckpointConfig(
-        num_to_keep=config.train.keep_checkpoints,
-        checkpoint_score_attribute=Patience(config.validation).key,
-        checkpoint_score_order="max" if HIGHER_IS_BETTER[config.validation.metric] else "min",
-    )
-
-
-def _user_error_in(error: BaseException) -> UserError | None:
-    """The sentence of a worker's UserError; Ray Train hands over only its text."""
-    _, marker, sentence = str(error).rpartition("tadvae.base.errors.UserError: ")
-    return UserError(sentence.splitlines()[0]) if marker else None

@@ -8,7 +8,8 @@ A run::
     RUN/log/steps-*.jsonl                    one line per step
     RUN/log/bags-*.jsonl                     which bags every rank saw, where train.log_bags asks for it
     RUN/log/restart-*.json                   what a restart did again, and which bags it repeats
-    RUN/checkpoints/                         storage of Ray Train
+    RUN/checkpoints/step-…/                  weights, optimizer and position after a step; also what Ray Train
+                                             keeps of them
     RUN/evaluation/                          scores that `tadvae evaluate` wrote
     RUN/tensorboard/                         and whatever else a tracker keeps
 
@@ -24,7 +25,11 @@ An ensemble::
 import io
 import json
 import os
+import tempfile
 import uuid
+from collections.abc import Collection, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -44,7 +49,11 @@ CONFIG = "config.yaml"
 CHECKPOINTS = "checkpoints"
 _ABOUT, _SPLIT, _CONTROLS, _MODEL, _LOG = "run.json", "split.parquet", "controls.parquet", "model", "log"
 _ENSEMBLE, _CALIBRATION, _SCALES = "ensemble.json", "calibration.json", "calibration.safetensors"
-_EVALUATION = "evaluation"
+_EVALUATION, _STEP = "evaluation", "step-"
+_OF_RAY_TRAIN = "checkpoint_manager_snapshot.json"
+"""Ray Train's list of the checkpoints it keeps."""
+_WHOLE = "whole"
+"""Empty file that is written last into a checkpoint: without it, some may be missing."""
 _BEFORE_ABOUT = {_MODEL, _LOG, CONFIG, _SPLIT, _CONTROLS}
 """What a run's folder may hold before ``run.json``, which is written last, makes it a run."""
 
@@ -212,9 +221,57 @@ class RunFolder:
                 (self.place / _LOG / name).delete()
         return deleted if names else None
 
+    # -- checkpoints --------------------------------------------------------------------------------
+
+    @property
+    def is_of_ray_train(self) -> bool:
+        """Whether Ray Train keeps the checkpoints of the run."""
+        return (self.place / CHECKPOINTS / _OF_RAY_TRAIN).exists()
+
+    def write_checkpoint(self, name: str, folder: Path) -> None:
+        """Copy the files of a checkpoint from a folder of this machine."""
+        place = self.place / CHECKPOINTS / name
+        place.delete()  # half of it may be there
+        for file in folder.iterdir():
+            (place / file.name).write_bytes(file.read_bytes())
+        (place / _WHOLE).write_bytes(b"")
+
+    def checkpoints(self) -> list[str]:
+        """Names of what :meth:`write_checkpoint` has written, the latest last."""
+        folder = self.place / CHECKPOINTS
+        names = [name for name in folder.names() if name.startswith(_STEP)]
+        return [name for name in names if (folder / name / _WHOLE).exists()]
+
+    def last_checkpoint(self) -> AbstractContextManager[str] | None:
+        """The latest checkpoint, see :meth:`checkpoint`; None where there is none."""
+        names = self.checkpoints()
+        return self.checkpoint(names[-1]) if names else None
+
+    @contextmanager
+    def checkpoint(self, name: str) -> Iterator[str]:
+        """Yield a folder of this machine that holds a checkpoint, inside the block."""
+        place = self.place / CHECKPOINTS / name
+        if place.is_local:
+            yield place.path
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            for file in place.names():
+                (Path(folder) / file).write_bytes((place / file).read_bytes())
+            yield folder
+
     def delete_checkpoint(self, name: str) -> None:
         """Delete one checkpoint, half of which may be written."""
         (self.place / CHECKPOINTS / name).delete()
+
+    def delete_checkpoints_except(self, kept: Collection[str]) -> None:
+        """Delete all other checkpoints."""
+        for name in (self.place / CHECKPOINTS).names():
+            if name.startswith(_STEP) and name not in kept:
+                self.delete_checkpoint(name)
+
+    def write_weights(self, weights: bytes) -> None:
+        """Write the final weights, which make the run a finished one."""
+        (self.model / WEIGHTS).write_bytes(weights)
 
     def tracker_folder(self, name: str) -> Location:
         """Where a tracker keeps its files."""
@@ -318,6 +375,11 @@ class RunFolder:
 
     def _write_lines(self, name: str, records: list[dict[str, Any]]) -> None:
         (self.place / _LOG / name).write_text("".join(json.dumps(record) + "\n" for record in records))
+
+
+def checkpoint_name(step: int) -> str:
+    """Name of the checkpoint after a number of steps; names sort by it."""
+    return f"{_STEP}{step:09d}"
 
 
 def _is_piece(name: str, *starts: str) -> bool:

@@ -75,8 +75,9 @@ def head(driver: Driver, tmp_path_factory: pytest.TempPathFactory) -> Iterator[H
         # the agent starts last: it runs jobs and serves metrics
         wait_for(lambda: answers(f"http://127.0.0.1:{ports['8080']}/metrics", token), 120, log.read_text)
         address = f"127.0.0.1:{ports['6379']}"
-        own = Driver(driver.environment | {"RAY_ADDRESS": address, "RAY_API_SERVER_ADDRESS": dashboard})
-        yield Head(address, dashboard, f"http://127.0.0.1:{ports['8080']}/metrics", own, token, process)
+        own = {"RAY_ADDRESS": address, "RAY_API_SERVER_ADDRESS": dashboard}
+        own["RAY_TRAIN_ENABLE_STATE_TRACKING"] = "1"  # the dashboard shows its runs
+        yield Head(address, dashboard, f"http://127.0.0.1:{ports['8080']}/metrics", Driver(driver.environment | own), token, process)
     finally:
         end(process)
 

@@ -58,7 +58,13 @@ def test_eight_trials_over_all_strategies_and_none_leaks(ray_cluster, earlier_gr
         assert "is below" in record.reason
         assert len(record.curve) < 3
         assert not (swept / f"trials/{record.number:04d}/run/model/model.safetensors").exists()
-    # what the stopped trials held is given back
+    groups = assert_nothing_is_held(ray_cluster, earlier_groups)
+    assert len(groups) >= 8  # one for each trial
+    assert not (swept / "tune").exists()
+
+
+def assert_nothing_is_held(ray_cluster, earlier_groups: set[str]) -> dict:
+    """Wait until what the trials held is given back; returns their placement groups."""
     deadline = time.monotonic() + 120
     while True:
         table = ray_cluster.util.placement_group_table()
@@ -68,11 +74,10 @@ def test_eight_trials_over_all_strategies_and_none_leaks(ray_cluster, earlier_gr
             break
         time.sleep(0.5)
     assert left == []
-    assert len(ours) >= 16  # a driver's and a training's for each trial
     while ray_cluster.available_resources().get("CPU") != 4 and time.monotonic() < deadline:
         time.sleep(0.5)
     assert ray_cluster.available_resources()["CPU"] == 4
-    assert not (swept / "tune").exists()
+    return ours
 
 
 @pytest.mark.slow
@@ -311,28 +316,34 @@ def _touched(out: Path, number: int) -> dict[str, int]:
 
 
 @pytest.mark.slow
-def test_a_failed_trial_says_why_and_the_others_go_on(store, space_file, tmp_path, capsys):
-    """A setting that only the store can refuse."""
+def test_trials_of_two_workers_finish_stop_and_fail(ray_cluster, store, space_file, tmp_path, capsys):
+    """Ray Train's workers are given back; a setting that only the store can refuse fails its trial alone."""
     data = yaml.safe_load(space_file.read_text())
-    data |= {"trials": 2, "derived": {}, "parameters": {"pathways.min_measured": {"choice": [2, 90]}}}
+    data |= {"trials": 3, "max_concurrent": 1, "workers": 2, "derived": {}}
+    data["parameters"] = {
+        "pathways.min_measured": {"choice": [2, 90]},
+        "train.learning_rate": {"choice": [1e-7, 0.02]},
+    }
     data["experiment"]["train"]["epochs"] = 2
 
-    def both(seed: int) -> list[int]:
+    def suggested(seed: int) -> list[tuple]:
         search = optuna_search(SweepConfig.parse({**data, "seed": seed}, "data"), [])
-        return [search.suggest(name)["values"]["pathways.min_measured"] for name in "ab"]
+        return [tuple(search.suggest(name)["values"].values()) for name in "abc"]
 
-    seed = next(seed for seed in range(50) if set(both(seed)) == {2, 90})
+    good_bad_refused = [(2, 0.02), (2, 1e-7), (90, 0.02)]
+    seed = next(seed for seed in range(500) if suggested(seed) == good_bad_refused)
     config = SweepConfig.parse({**data, "seed": seed}, "data")
+    earlier = set(ray_cluster.util.placement_group_table())
     records = run_sweep(str(store.folder), str(tmp_path / "sweep"), config)
-    by_value = {r.values["pathways.min_measured"]: r for r in records}
-    assert by_value[2].status == "finished"
-    assert by_value[90].status == "failed"
-    assert "none of its 9 pathways has 90 or more measured genes" in by_value[90].reason
+    assert [r.status for r in records] == ["finished", "stopped", "failed"]
+    assert {r["workers"] for r in log(tmp_path / "sweep/trials/0000/run")} == {2}
+    assert len(assert_nothing_is_held(ray_cluster, earlier)) >= 5  # three drivers', two trainings'
+    assert "none of its 9 pathways has 90 or more measured genes" in records[2].reason
     capsys.readouterr()
     main_exits(["tune", "table", str(tmp_path / "sweep"), "--out", str(tmp_path / "report")])
     assert "failed" in capsys.readouterr().out
-    assert by_value[90].reason in (tmp_path / "report/trials.md").read_text()
-    assert len(read_records(Location.of(tmp_path / "sweep"))) == 2
+    assert records[2].reason in (tmp_path / "report/trials.md").read_text()
+    assert len(read_records(Location.of(tmp_path / "sweep"))) == 3
 
 
 def test_bad_input_leaves_nothing(ray_cluster, store, space_file, tmp_path, refused):

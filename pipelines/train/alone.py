@@ -1,0 +1,81 @@
+"""Training by one worker in the process that asks for it: no process is started, and Ray need not run.
+
+What is trained, logged and kept is what one worker of Ray Train would, to the bit: a run may begin here and
+go on there.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipelines.train.prefetch import read_ahead
+from pipelines.train.rank import Rank, keep_weights, train_rank
+from tadvae.cells.ragged import Cells
+from tadvae.data.plan import Window
+from tadvae.data.reader import CellReader
+from tadvae.model.run_folder import RunFolder, checkpoint_name
+from tadvae.settings.experiment import ExperimentConfig
+from tadvae.store.reader import Store
+from tadvae.training.validation import Patience
+
+
+def train_alone(run: RunFolder, store: Store, report: Callable[[dict[str, Any]], None] | None = None) -> None:
+    """Train a run that has begun, from its last checkpoint on, to its final weights.
+
+    Parameters
+    ----------
+    report
+        Called after every checkpoint with the record of the last step.
+    """
+    import torch
+
+    torch.set_num_threads(1)  # as Ray's workers have: other numbers of threads round differently
+    config = run.config()
+    train_rank(run, store, _OnlyRank(run, config, report))
+    names = run.checkpoints()
+    with run.checkpoint(_best(run, config, names) or names[-1]) as folder:
+        keep_weights(run, folder)
+
+
+class _OnlyRank(Rank):
+    """The one worker of a run: it reads with its own threads and keeps the checkpoints itself."""
+
+    def __init__(
+        self, run: RunFolder, config: ExperimentConfig, report: Callable[[dict[str, Any]], None] | None
+    ) -> None:
+        self._run, self._config, self._report = run, config, report
+
+    def checkpoint(self) -> AbstractContextManager[str] | None:
+        return self._run.last_checkpoint()
+
+    def reads(
+        self, reader: CellReader, windows: Iterable[Window], n_threads: int
+    ) -> Iterator[tuple[np.ndarray, Cells]]:
+        return read_ahead(reader, (read for window in windows for read in window.reads), n_threads)
+
+    def report(self, metrics: dict[str, Any], name: str, folder: Path | None) -> None:
+        assert folder is not None  # of rank 0
+        run = self._run
+        run.write_checkpoint(name, folder)
+        names = run.checkpoints()
+        best = _best(run, self._config, names)
+        run.delete_checkpoints_except([*names[-self._config.train.keep_checkpoints :], best or name])
+        if self._report is not None:
+            self._report(metrics)
+
+
+def _best(run: RunFolder, config: ExperimentConfig, names: list[str]) -> str | None:
+    """The checkpoint of the best validation where that decides, else None."""
+    if config.validation.patience is None:
+        return None
+    patience = Patience(config.validation)
+    validated = [record for record in run.steps() if patience.key in record]
+    for record in validated:
+        patience.add(record)
+    if not validated:
+        return None
+    best = checkpoint_name(validated[int(np.argmax(patience.scores))]["step"] + 1)
+    return best if best in names else None

@@ -1,0 +1,103 @@
+"""Ray Train behind ``tadvae train``: its workers, its checkpoints, and the weights that it ends with."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import ray.train
+import ray.train.torch
+from ray.train.v2.api.exceptions import TrainingFailedError
+
+from pipelines.train.rank import keep_weights
+from pipelines.train.worker import train_worker
+from tadvae.base.errors import UserError
+from tadvae.evaluation.metrics import HIGHER_IS_BETTER
+from tadvae.model.run_folder import CHECKPOINTS, RunFolder
+from tadvae.settings.experiment import ExperimentConfig
+from tadvae.training.validation import Patience
+
+
+def train_on_ray(
+    out: str,
+    store_path: str,
+    workers: int | tuple[int, int],
+    gpu: bool,
+    callbacks: Sequence[ray.train.UserCallback],
+) -> None:
+    """Train a run that has begun, from its last checkpoint on, to its final weights.
+
+    Parameters
+    ----------
+    out, store_path
+        Path or URL of the run and of the store, for workers in other folders.
+    workers, gpu, callbacks
+        See :func:`pipelines.train.train.train`.
+    """
+    run = RunFolder(out)
+    config = run.config()
+    places = {"run": out, "store": store_path}
+    trainer = _trainer(run, places, config, workers, gpu, callbacks)
+    try:
+        result = trainer.fit()
+    except TrainingFailedError as error:
+        raise (_user_error_in(error) or error) from None
+    if result.checkpoint is None:
+        raise UserError(f"{run}: the run ended without a checkpoint; look at Ray's own messages.")
+    _keep_weights(run, config, result)
+
+
+def _trainer(
+    run: RunFolder,
+    places: dict[str, str],
+    config: ExperimentConfig,
+    workers: int | tuple[int, int],
+    gpu: bool,
+    callbacks: Sequence[ray.train.UserCallback],
+) -> ray.train.torch.TorchTrainer:
+    """The Ray Train run, whose checkpoints are kept in the run's folder."""
+    return ray.train.torch.TorchTrainer(
+        train_worker,
+        train_loop_config=places,
+        # a new node waits as long for the run to take it in: half of Ray's default, as looking is cheap
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=workers, use_gpu=gpu, elastic_resize_monitor_interval_s=30
+        ),
+        run_config=ray.train.RunConfig(
+            name=CHECKPOINTS,
+            storage_path=run.place.path,
+            storage_filesystem=run.place.filesystem,
+            logging_config=ray.train.LoggingConfig("WARNING"),
+            failure_config=ray.train.FailureConfig(max_failures=config.train.max_failures),
+            checkpoint_config=_what_to_keep(config),
+            callbacks=list(callbacks),
+        ),
+    )
+
+
+def _keep_weights(run: RunFolder, config: ExperimentConfig, result: ray.train.Result) -> None:
+    """Copy the final weights into the run's model folder: of the best validation where that decides."""
+    checkpoint = result.checkpoint
+    if config.validation.patience is not None:
+        patience = Patience(config.validation)
+        validated = [(c, metrics) for c, metrics in result.best_checkpoints or [] if patience.key in metrics]
+        for _, metrics in validated:
+            patience.add(metrics)
+        checkpoint = validated[int(np.argmax(patience.scores))][0]
+    with checkpoint.as_directory() as folder:
+        keep_weights(run, folder)
+
+
+def _what_to_keep(config: ExperimentConfig) -> ray.train.CheckpointConfig:
+    """The last checkpoints; where the best validation counts, the best ones."""
+    if config.validation.patience is None:
+        return ray.train.CheckpointConfig(num_to_keep=config.train.keep_checkpoints)
+    return ray.train.CheckpointConfig(
+        num_to_keep=config.train.keep_checkpoints,
+        checkpoint_score_attribute=Patience(config.validation).key,
+        checkpoint_score_order="max" if HIGHER_IS_BETTER[config.validation.metric] else "min",
+    )
+
+
+def _user_error_in(error: BaseException) -> UserError | None:
+    """The sentence of a worker's UserError; Ray Train hands over only its text."""
+    _, marker, sentence = str(error).rpartition("tadvae.base.errors.UserError: ")
+    return UserError(sentence.splitlines()[0]) if marker else None
