@@ -77,7 +77,8 @@ def head(driver: Driver, tmp_path_factory: pytest.TempPathFactory) -> Iterator[H
         address = f"127.0.0.1:{ports['6379']}"
         own = {"RAY_ADDRESS": address, "RAY_API_SERVER_ADDRESS": dashboard}
         own["RAY_TRAIN_ENABLE_STATE_TRACKING"] = "1"  # the dashboard shows its runs
-        yield Head(address, dashboard, f"http://127.0.0.1:{ports['8080']}/metrics", Driver(driver.environment | own), token, process)
+        metrics = f"http://127.0.0.1:{ports['8080']}/metrics"
+        yield Head(address, dashboard, metrics, Driver(driver.environment | own), token, process)
     finally:
         end(process)
 
