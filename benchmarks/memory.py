@@ -14,6 +14,7 @@ import json
 import shutil
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 from claims import Claims, about, parse, scratch
@@ -67,8 +68,9 @@ def main() -> None:
 
     options = parse(__doc__, more)
     if options.run:
-        with ray_session(2), Memory() as memory:
-            (run_convert if options.run == "convert" else run_train)(options.folder, options.path)
+        converts = options.run == "convert"  # one worker trains without Ray
+        with ray_session(2) if converts else nullcontext(), Memory() as memory:
+            (run_convert if converts else run_train)(options.folder, options.path)
         print(json.dumps({"peak": memory.peak, "largest": memory.largest}))
         return
     claims = Claims("memory", about(__doc__))

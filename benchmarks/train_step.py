@@ -3,8 +3,8 @@
 Runs of ``tadvae train`` on synthetic cells of 20,000 genes with 1,500 expressed, encoder ``inducing`` at
 the default width, 200 pathways, one thread per worker. Phases come from the run's own log; every run prints
 them at its end. The run with one worker and the run with two have the same number of bags per step and
-worker. "Start" is the time that Ray Train and the imports take before the training loop of a run begins;
-Ray itself was started before.
+worker. One worker trains in this process, two are workers of Ray Train. "Start" is the time before the
+training loop of a run begins: that of Ray Train's processes and their imports. Ray itself was started before.
 
     python benchmarks/train_step.py [--json FILE] [--folder FOLDER] [--quick]
 """

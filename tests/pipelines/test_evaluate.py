@@ -15,7 +15,7 @@ import scanpy as sc
 from pipelines.cli.main import main
 from pipelines.evaluate import as_json, evaluate_run
 from pipelines.predict import predict_to
-from pipelines.train.ensemble import train_one
+from pipelines.train.train import train
 from tadvae.base.errors import UserError
 from tadvae.model.tadvae import TADVAE
 from tadvae.settings.experiment import ExperimentConfig
@@ -31,10 +31,10 @@ SETTINGS = [
 
 @pytest.fixture(scope="module")
 def run(store, simulated, tmp_path_factory) -> Path:
-    """A run as a task of an ensemble writes it, which trains with neither Ray Train nor Ray Data."""
+    """A run of one worker, which trains without Ray."""
     folder = tmp_path_factory.mktemp("evaluated") / "run"
     pathways = f"pathways.file={simulated.folder / 'pathways.gmt'}"
-    train_one(str(store.folder), str(folder), ExperimentConfig.load(None, [pathways, *SETTINGS]).to_yaml())
+    train(str(store.folder), str(folder), ExperimentConfig.load(None, [pathways, *SETTINGS]))
     return folder
 
 

@@ -17,7 +17,7 @@ import psutil
 import pytest
 import yaml
 
-from pipelines.train.ensemble import train_one
+from pipelines.train.train import train
 from tadvae.base.errors import UserError
 from tadvae.base.filesystem import Location
 from tadvae.model.tadvae import TADVAE
@@ -240,7 +240,7 @@ def test_train_takes_the_best_settings(store, swept, tmp_path):
     best = best_of(read_records(Location.of(swept)), read_sweep(Location.of(swept)))
     assert config.train.learning_rate == best.values["train.learning_rate"]
     assert config.validation.every is None
-    train_one(str(store.folder), str(tmp_path / "run"), config.to_yaml())
+    train(str(store.folder), str(tmp_path / "run"), config)
     groups = pd.read_parquet(tmp_path / "run/split.parquet")
     assert "validation" not in set(groups["part"])
     tuned = pd.read_parquet(swept / f"trials/{best.number:04d}/run/split.parquet")

@@ -16,7 +16,7 @@ from scipy import sparse
 
 from pipelines.cli.main import main
 from pipelines.pathways import SelectionJob, select_pathways
-from pipelines.train.ensemble import train_one
+from pipelines.train.train import train
 from tadvae.model.tadvae import TADVAE
 from tadvae.pathway_selection.replicability import ReplicabilityConfig, replicability_on_store
 from tadvae.pathway_selection.selection import SelectionConfig
@@ -316,7 +316,7 @@ def test_train_uses_the_packaged_default(human_spec, convert_here, tmp_path):
         "model.causal={n_factors: 2, hidden: 8}",
         "model.decoder={d_gene: 8, hidden: 8}",
     ]
-    train_one(str(store), str(tmp_path / "run"), ExperimentConfig.load(None, settings).to_yaml())
+    train(str(store), str(tmp_path / "run"), ExperimentConfig.load(None, settings))
     vocabulary = TADVAE.from_pretrained(tmp_path / "run").vocabulary
     known = dict(zip(packaged().ids, packaged().names, strict=True))
     assert 10 < vocabulary.membership.n_pathways < len(known)

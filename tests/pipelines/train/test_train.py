@@ -17,6 +17,7 @@ from pipelines.cli.main import main
 from pipelines.train.phases import phases
 from pipelines.train.train import _begin, train
 from tadvae.base.errors import UserError
+from tadvae.data.reader import loop
 from tadvae.model.run_folder import RunFolder
 from tadvae.model.tadvae import TADVAE
 from tadvae.report.gather import TERMS, Run, gather
@@ -50,9 +51,11 @@ def losses(run: Path) -> list[tuple]:
 
 @pytest.fixture(scope="module")
 def whole(ray_cluster, store, simulated, tmp_path_factory) -> Path:
-    """A run that nothing disturbed."""
+    """A run that nothing disturbed; its paths were relative, and its workers have other working folders."""
     run = tmp_path_factory.mktemp("whole") / "run"
-    train(str(store.folder), str(run), config(simulated), workers=2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(store.folder.path)
+        train(".", os.path.relpath(run), config(simulated), workers=2)
     return run
 
 
@@ -76,9 +79,10 @@ class KillWorker(threading.Thread):
 
 
 @pytest.mark.slow
-def test_two_workers_train_and_the_loss_falls(whole):
+def test_two_workers_train_and_the_loss_falls(whole, store):
     records = log(whole)
     about = json.loads((whole / "run.json").read_text())
+    assert about["store"] == store.folder.path
     assert [r["step"] for r in records] == list(range(12 * about["steps_per_epoch"]))
     first = [r["loss"] for r in records if r["epoch"] == 0]
     last = [r["loss"] for r in records if r["epoch"] == 11]
@@ -186,7 +190,7 @@ def test_a_run_folder_is_not_used_twice(store, simulated, tmp_path):
         (["preprocess.normalize=tpm"], "tpm needs gene lengths"),
     ],
 )
-def test_bad_settings_leave_nothing(ray_cluster, store, simulated, tmp_path, settings, sentence):
+def test_bad_settings_leave_nothing(store, simulated, tmp_path, settings, sentence):
     with pytest.raises(UserError, match=sentence):
         train(str(store.folder), str(tmp_path / "run"), config(simulated, *settings))
     assert not (tmp_path / "run").exists()
@@ -226,16 +230,13 @@ def test_more_workers_than_the_cluster_has(ray_cluster, store, simulated, tmp_pa
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.slow
-def test_a_split_that_holds_nothing_out_is_said(
-    ray_cluster, write_spec, screen, convert_here, tmp_path, capsys
-):
+def test_a_split_that_holds_nothing_out_is_said(write_spec, screen, convert_here, tmp_path, capsys):
     singles = screen[screen.obs["condition"] != "G1+G2"].copy()
     store = convert_here(write_spec(singles))
     (tmp_path / "sets.gmt").write_text("P\tall of them\t" + "\t".join(singles.var_names) + "\n")
     for kind, said in (("combo", True), ("single", False)):
         settings = [f"pathways.file={tmp_path / 'sets.gmt'}", f"split.kind={kind}", "split.folds=2"]
         run = RunFolder(tmp_path / kind)
-        _begin(run, store, str(store.folder), ExperimentConfig.load(None, settings), 1, False)
+        _begin(run, store, str(store.folder), ExperimentConfig.load(None, settings), 1, False, loop)
         assert run.is_begun
         assert ("holds nothing out of this store" in capsys.readouterr().err) == said
