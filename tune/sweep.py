@@ -13,6 +13,7 @@ import ray.tune
 
 from pipelines.cluster.connection import ray_map, ray_session, require_cleaning
 from tadvae import __version__
+from tadvae.base.documents import parse_json
 from tadvae.base.errors import UserError
 from tadvae.base.filesystem import Location, absolute
 from tadvae.data.reader import training_bags
@@ -96,11 +97,17 @@ def _begin(sweep: Location, store: Store, store_path: str, config: SweepConfig) 
 
 def _config_to_resume(sweep: Location, store: Store) -> SweepConfig:
     config = read_sweep(sweep)
-    about = json.loads((sweep / ABOUT).read_text())
-    if about["vocabulary_hash"] != store.manifest.vocabulary_hash:
+    try:
+        began = parse_json((sweep / ABOUT).read_text())["vocabulary_hash"]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise UserError(
+            f"{sweep / ABOUT}: missing or damaged ({type(error).__name__}); restore the file, or start "
+            "another sweep."
+        ) from None
+    if began != store.manifest.vocabulary_hash:
         raise UserError(
             f"{sweep}: this sweep was started with a store of another gene vocabulary "
-            f"({about['vocabulary_hash']}, this one has {store.manifest.vocabulary_hash}); resume with the "
+            f"({began}, this one has {store.manifest.vocabulary_hash}); resume with the "
             "same store."
         )
     return config

@@ -32,6 +32,7 @@ import pandas as pd
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+from tadvae.base.documents import parse_json
 from tadvae.base.errors import UserError
 from tadvae.base.filesystem import Location
 from tadvae.cells.ragged import Cells
@@ -191,7 +192,14 @@ class RunFolder:
 
     def log_piece(self, name: str) -> list[dict[str, Any]]:
         """Records of one piece."""
-        return [json.loads(line) for line in (self.place / _LOG / name).read_text().splitlines()]
+        place = self.place / _LOG / name
+        try:
+            return [parse_json(line) for line in place.read_text().split("\n") if line]
+        except ValueError as error:
+            raise UserError(
+                f"{place}: damaged log of a run ({str(error)[:120]}); restore the file, or train again into "
+                "another folder."
+            ) from None
 
     def steps(self) -> list[dict[str, Any]]:
         """Records of all steps, in their order."""
@@ -289,7 +297,7 @@ class RunFolder:
         if not self.is_calibrated:
             return None
         try:
-            about = json.loads((self.place / _CALIBRATION).read_text())
+            about = parse_json((self.place / _CALIBRATION).read_text())
             return Calibration(
                 float(about["level"]),
                 float("inf") if about["factor"] is None else float(about["factor"]),
@@ -305,7 +313,7 @@ class RunFolder:
 
     def _json(self, name: str) -> dict[str, Any]:
         try:
-            found = json.loads((self.place / name).read_text())
+            found = parse_json((self.place / name).read_text())
             if not isinstance(found, dict):
                 raise ValueError("no mapping")
         except (ValueError, OSError) as error:
