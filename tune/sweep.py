@@ -16,11 +16,12 @@ from tadvae import __version__
 from tadvae.base.documents import parse_json
 from tadvae.base.errors import UserError
 from tadvae.base.filesystem import Location, absolute
+from tadvae.base.terminal import print_text
 from tadvae.data.reader import training_bags
 from tadvae.store.reader import Store
 from tadvae.training.prepare import prepare_training
 from tune.config import SweepConfig
-from tune.journal import Journal, say
+from tune.journal import Journal
 from tune.reclaim import Reclaim
 from tune.records import ABOUT, SWEEP, TRIALS, TrialRecord, best_of, read_records, read_sweep
 from tune.search import Halving, optuna_search
@@ -120,10 +121,10 @@ def _tune(
     ended = [record for record in earlier if record.status != "running"]
     left = config.trials - len(ended)
     if left <= 0:
-        say(f"all {config.trials} trials have ended; nothing to do")
+        print_text(f"all {config.trials} trials have ended; nothing to do")
         return
     if earlier:
-        say(f"{len(ended)} trials have ended, {len(earlier) - len(ended)} continue, {left} to run")
+        print_text(f"{len(ended)} trials have ended, {len(earlier) - len(ended)} continue, {left} to run")
     scheduler = Halving(config, cells)
     for record in ended:
         if record.status != "failed":

@@ -16,6 +16,7 @@ import pandas as pd
 from tensorboardX import SummaryWriter
 
 from tadvae.base.errors import UserError
+from tadvae.base.terminal import print_text
 from tadvae.model.run_folder import RunFolder
 from tadvae.settings.experiment import ExperimentConfig
 
@@ -115,7 +116,7 @@ class MLflow:
             for start in range(0, len(metrics), self.BATCH):
                 self._client.log_batch(self._run.run_id, metrics=metrics[start : start + self.BATCH])
         except self._failure as error:
-            print(_sentence("MLflow", error, "these steps are in the run's own log"), flush=True)
+            print_text(_sentence("MLflow", error, "these steps are in the run's own log"))
 
     def close(self) -> None:
         """Say that this driver has ended."""

@@ -23,6 +23,7 @@ from pipelines.train.trackers import check_trackers, trackers
 from pipelines.train.worker import train_worker
 from tadvae.base.errors import UserError
 from tadvae.base.filesystem import absolute
+from tadvae.base.terminal import print_text
 from tadvae.data.splits import TRAIN, VALIDATION
 from tadvae.evaluation.metrics import HIGHER_IS_BETTER
 from tadvae.model.run_folder import CHECKPOINTS, RunFolder
@@ -77,7 +78,7 @@ def train(
     if resume:
         config = run.config_to_resume(vocabulary_hash)
         if run.is_finished:
-            print(f"{run}: this run is finished, nothing is left to do", flush=True)
+            print_text(f"{run}: this run is finished, nothing is left to do")
             return run
     config = config or ExperimentConfig()
     if progress:
@@ -100,7 +101,7 @@ def train(
             raise UserError(f"{run}: the run ended without a checkpoint; look at Ray's own messages.")
     _keep_weights(run, config, result)
     if progress and (spent := phases(run, called)) is not None:
-        print(spent, flush=True)
+        print_text(spent)
     return run
 
 
@@ -158,11 +159,10 @@ def _begin(
     """Check everything, then write the run's folder."""
     prepared = prepare_training(store, config, ray_map)
     if set(prepared.groups["part"]) <= {TRAIN, VALIDATION} and config.split.kind != "none":
-        print(
+        print_text(
             f"{run}: split.kind={config.split.kind} holds nothing out of this store, so nothing can be "
             "compared later; --set split.kind=single holds out targets.",
-            file=sys.stderr,
-            flush=True,
+            sys.stderr,
         )
     begin_run(run, store, store_path, config, prepared, workers, gpu)
 
