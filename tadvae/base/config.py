@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tadvae.base.documents import parse_yaml
 from tadvae.base.errors import UserError
+from tadvae.base.filesystem import refuse_credentials
 
 
 class Config(BaseModel):
@@ -73,6 +74,7 @@ class Config(BaseModel):
 
 def read_yaml(path: str | Path) -> Any:
     """Read one YAML document; a missing or malformed file is a UserError."""
+    refuse_credentials(str(path))
     try:
         text = Path(path).read_text(encoding="utf-8")
     except FileNotFoundError:
