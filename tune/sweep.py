@@ -16,6 +16,7 @@ from tadvae import __version__
 from tadvae.base.documents import parse_json
 from tadvae.base.errors import UserError
 from tadvae.base.filesystem import Location, absolute
+from tadvae.base.lock import locked
 from tadvae.base.terminal import print_text
 from tadvae.data.reader import training_bags
 from tadvae.store.reader import Store
@@ -54,13 +55,20 @@ def run_sweep(
         For bad input, before anything is written.
     """
     store_path, out = absolute(store_path), absolute(out)
-    sweep, store = Location.of(out), Store.open(store_path)
+    sweep = Location.of(out)
     for name, value in TUNE_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    with locked(sweep):
+        _run(store_path, out, config, resume, trials)
+    return read_records(sweep)
+
+
+def _run(store_path: str, out: str, config: SweepConfig | None, resume: bool, trials: int | None) -> None:
+    sweep, store = Location.of(out), Store.open(store_path)
     if resume:
         config = _config_to_resume(sweep, store)
         config = config if trials is None else config.model_copy(update={"trials": trials})
-    elif sweep.exists() and sweep.names():
+    elif sweep.names():
         raise UserError(
             f"{sweep}: already holds a sweep; name another folder with --out, or continue it with --resume."
         )
@@ -80,9 +88,7 @@ def run_sweep(
             _begin(sweep, store, store_path, config)
         earlier = read_records(sweep)
         _tune(store_path, out, config, earlier, cells)
-    records = read_records(sweep)
-    _write_best(sweep, config, records)
-    return records
+    _write_best(sweep, config, read_records(sweep))
 
 
 def _begin(sweep: Location, store: Store, store_path: str, config: SweepConfig) -> None:

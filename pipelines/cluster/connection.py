@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from pipelines.cluster.address import find_cluster
+from pipelines.cluster.private import private_folder, private_token
 from pipelines.cluster.ray_log import RAY_LOG, say
 from tadvae.base.errors import UserError
 
@@ -45,14 +47,12 @@ def ray_session(min_cpus: float = 1, gpus: float = 0, address: str | None = None
     already = ray.is_initialized()
     if not already:
         address = address or os.environ.get("RAY_ADDRESS")
-        if address:
+        if address and address != "local":
             say(f"connecting to the Ray cluster at {address}…")
-        else:
-            say("starting Ray on this machine (up to half a minute)…")
-        if address:
+            found = find_cluster(address)
             try:
                 ray.init(
-                    address=address,
+                    address=found,
                     runtime_env=_named(address),
                     logging_level=logging.WARNING,
                 )
@@ -63,6 +63,7 @@ def ray_session(min_cpus: float = 1, gpus: float = 0, address: str | None = None
                     f"or unset it to run on this machine{_token_hint()}."
                 ) from None
         else:
+            say("starting Ray on this machine (up to half a minute)…")
             cpus = max(int(-(-min_cpus // 1)), os.cpu_count() or 1)
             start_local_ray(cpus)
         RAY_LOG.capture()
@@ -87,6 +88,8 @@ def start_local_ray(num_cpus: int) -> None:
     """
     import ray
 
+    folder = private_folder()
+    private_token()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -99,6 +102,7 @@ def start_local_ray(num_cpus: int) -> None:
             num_cpus=num_cpus,
             include_dashboard=True,
             logging_level=logging.WARNING,
+            _temp_dir=folder,
         )
     finally:  # this process is connected; a Ray of its children's is their own affair
         for name, value in before.items():

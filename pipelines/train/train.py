@@ -17,12 +17,14 @@ from ray.train.v2.api.exceptions import TrainingFailedError
 
 from pipelines.cluster.connection import ray_map, ray_session
 from pipelines.cluster.ray_log import say
+from pipelines.train.loopback import LoopbackConfig, is_local
 from pipelines.train.phases import phases
 from pipelines.train.step_log import StepLog
 from pipelines.train.trackers import check_trackers, trackers
 from pipelines.train.worker import train_worker
 from tadvae.base.errors import UserError
 from tadvae.base.filesystem import absolute
+from tadvae.base.lock import locked
 from tadvae.base.terminal import print_text
 from tadvae.data.splits import TRAIN, VALIDATION
 from tadvae.evaluation.metrics import HIGHER_IS_BETTER
@@ -46,6 +48,7 @@ def train(
     resume: bool = False,
     callbacks: Sequence[ray.train.UserCallback] = (),
     progress: bool = True,
+    lock: bool = True,
 ) -> RunFolder:
     """Train one model on a whole store; returns the run's folder.
 
@@ -62,6 +65,8 @@ def train(
         Called on Ray Train's controller, for whoever wants to follow the run's reports.
     progress
         Show the steps on standard error.
+    lock
+        Hold the lock of the run's folder; False where the caller holds that of a folder above.
 
     Raises
     ------
@@ -71,23 +76,49 @@ def train(
     store_path, out = absolute(store_path), absolute(out)  # workers run in other folders
     run = RunFolder(out)
     store = Store.open(store_path)
+    config, resume = _settings(run, store, config, resume)
+    if not (resume and run.is_finished):
+        with locked(run.place) if lock else nullcontext():
+            config, resume = _settings(run, store, config, resume)  # another command may have ended meanwhile
+            if not (resume and run.is_finished):
+                places = {"run": out, "store": store_path}
+                _train(run, store, places, config, workers, gpu, resume, callbacks, progress)
+                return run
+    print_text(f"{run}: this run is finished, nothing is left to do")
+    return run
+
+
+def _settings(
+    run: RunFolder, store: Store, config: ExperimentConfig | None, resume: bool
+) -> tuple[ExperimentConfig, bool]:
+    """The settings to train with, and whether a run goes on; nothing is written."""
     vocabulary_hash = store.manifest.vocabulary_hash
     if not resume:
         config = (config or ExperimentConfig()).located()
         resume = run.is_begun_with(config, vocabulary_hash)
-    if resume:
-        config = run.config_to_resume(vocabulary_hash)
-        if run.is_finished:
-            print_text(f"{run}: this run is finished, nothing is left to do")
-            return run
-    config = config or ExperimentConfig()
+    if resume or config is None:
+        return run.config_to_resume(vocabulary_hash), True
+    return config, False
+
+
+def _train(
+    run: RunFolder,
+    store: Store,
+    places: dict[str, str],
+    config: ExperimentConfig,
+    workers: int | tuple[int, int],
+    gpu: bool,
+    resume: bool,
+    callbacks: Sequence[ray.train.UserCallback],
+    progress: bool,
+) -> None:
     if progress:
         check_trackers(run, config)
     fewest = workers[0] if isinstance(workers, tuple) else workers
     with ray_session(min_cpus=fewest, gpus=fewest if gpu else 0):
         if not resume:
-            _begin(run, store, store_path, config, workers, gpu)
-        trainer = _trainer(run, {"run": out, "store": store_path}, config, workers, gpu, callbacks)
+            _begin(run, store, places["store"], config, workers, gpu)
+        trainer = _trainer(run, places, config, workers, gpu, callbacks)
         n_bags = run.about()["bags"]
         if progress:
             say(f"starting {fewest} training worker{'' if fewest == 1 else 's'}…")
@@ -102,7 +133,6 @@ def train(
     _keep_weights(run, config, result)
     if progress and (spent := phases(run, called)) is not None:
         print_text(spent)
-    return run
 
 
 def _trainer(
@@ -117,6 +147,7 @@ def _trainer(
     return ray.train.torch.TorchTrainer(
         train_worker,
         train_loop_config=places,
+        torch_config=LoopbackConfig() if is_local() else None,
         # a new node waits as long for the run to take it in: half of Ray's default, as looking is cheap
         scaling_config=ray.train.ScalingConfig(
             num_workers=workers, use_gpu=gpu, elastic_resize_monitor_interval_s=30

@@ -15,6 +15,8 @@ from pyarrow import fs as pafs
 
 from tadvae.base.errors import UserError
 
+LOCK = "tadvae-lock.json"
+"""File that says which process writes into a folder, see :mod:`tadvae.base.lock`; no listing has it."""
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _S3_ATTEMPTS = 11
 """Attempts per S3 request. The wait doubles after each, from 25 ms, and sums to about 50 seconds."""
@@ -143,10 +145,10 @@ class Location:
     def listing(self) -> list[pafs.FileInfo]:
         """What is in this folder, with sizes and times; an absent folder holds nothing."""
         with self.reachable():
-            result: list[pafs.FileInfo] = self.filesystem.get_file_info(
+            infos: list[pafs.FileInfo] = self.filesystem.get_file_info(
                 pafs.FileSelector(self.path, allow_not_found=True)
             )
-            return result
+            return [info for info in infos if not info.base_name.startswith(LOCK)]
 
     def make_folder(self) -> None:
         """Create the folder and its parents."""
