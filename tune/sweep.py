@@ -31,6 +31,7 @@ from tune.trial import beneath, run_trial
 TUNE_ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the journal writes all records
     "RAY_AIR_NEW_OUTPUT": "0",  # the new output prints a banner even with verbose=0
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # the command line handles it, as for all commands
     "TUNE_GLOBAL_CHECKPOINT_S": "3600",  # checkpoints of Ray Tune are pickles, which are not used
 }
 DRIVER_CPUS = 0.01

@@ -3,25 +3,38 @@
 Bad input ends with one sentence on standard error and exit code 2.
 """
 
+import io
 import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
+import typer.core
 
 from pipelines.cli.datasets import datasets_app
 from pipelines.cli.pathways import pathways_app
 from pipelines.cli.show import out
 from pipelines.cluster.ray_log import RAY_LOG
+from pipelines.cluster.signals import stoppable
 from tadvae import __version__
 from tadvae.base.errors import UserError
 from tadvae.base.filesystem import Location
 from tadvae.base.terminal import print_text, visible
 
+
+class _Commands(typer.core.TyperGroup):
+    """Ends a command that is stopped by a signal, before Typer makes another exit code of it."""
+
+    def invoke(self, ctx: Any) -> Any:
+        with stoppable():
+            return super().invoke(ctx)
+
+
 app = typer.Typer(
     name="tadvae",
+    cls=_Commands,
     help="Train one interpretable perturbation model on many single-cell screens.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -322,6 +335,9 @@ def doctor(
 def main(arguments: list[str] | None = None) -> None:
     """Run the command; a UserError is printed here, and nowhere else, with exit code 2."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal or log that cannot show a letter shows its code
+            stream.reconfigure(errors="backslashreplace")
     words = sys.argv[1:] if arguments is None else arguments
     if "--verbose" in words:  # before the command or after it
         words = ["--verbose", *(word for word in words if word != "--verbose")]

@@ -10,6 +10,7 @@ from typing import Any
 from pipelines.cluster.address import find_cluster
 from pipelines.cluster.private import private_folder, private_token
 from pipelines.cluster.ray_log import RAY_LOG, say
+from pipelines.cluster.signals import handlers_kept
 from tadvae.base.errors import UserError
 
 LOCAL_ENVIRONMENT = {
@@ -51,11 +52,12 @@ def ray_session(min_cpus: float = 1, gpus: float = 0, address: str | None = None
             say(f"connecting to the Ray cluster at {address}…")
             found = find_cluster(address)
             try:
-                ray.init(
-                    address=found,
-                    runtime_env=_named(address),
-                    logging_level=logging.WARNING,
-                )
+                with handlers_kept():
+                    ray.init(
+                        address=found,
+                        runtime_env=_named(address),
+                        logging_level=logging.WARNING,
+                    )
             except (ConnectionError, RuntimeError) as error:
                 reason = str(error).splitlines()[0][:160]
                 raise UserError(
@@ -97,13 +99,14 @@ def start_local_ray(num_cpus: int) -> None:
     before = {name: os.environ.get(name) for name in named}
     os.environ.update(named)
     try:
-        ray.init(
-            address="local",
-            num_cpus=num_cpus,
-            include_dashboard=True,
-            logging_level=logging.WARNING,
-            _temp_dir=folder,
-        )
+        with handlers_kept():
+            ray.init(
+                address="local",
+                num_cpus=num_cpus,
+                include_dashboard=True,
+                logging_level=logging.WARNING,
+                _temp_dir=folder,
+            )
     finally:  # this process is connected; a Ray of its children's is their own affair
         for name, value in before.items():
             os.environ.pop(name, None) if value is None else os.environ.update({name: value})

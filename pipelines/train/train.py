@@ -135,6 +135,11 @@ def _train(
         print_text(spent)
 
 
+class _Trainer(ray.train.torch.TorchTrainer):
+    def _register_sigint_handler(self, controller: object) -> None:
+        """Leave SIGINT to the command: Ray Train's own handler ends it as if all was done."""
+
+
 def _trainer(
     run: RunFolder,
     places: dict[str, str],
@@ -144,7 +149,7 @@ def _trainer(
     callbacks: Sequence[ray.train.UserCallback],
 ) -> ray.train.torch.TorchTrainer:
     """The Ray Train run, whose checkpoints are kept in the run's folder."""
-    return ray.train.torch.TorchTrainer(
+    return _Trainer(
         train_worker,
         train_loop_config=places,
         torch_config=LoopbackConfig() if is_local() else None,

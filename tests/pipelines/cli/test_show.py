@@ -1,5 +1,8 @@
 """Tables and sentences of the command line with names as a stranger's file may have them."""
 
+import io
+import sys
+
 import pytest
 from rich.table import Table
 
@@ -55,3 +58,16 @@ def main_ends(words, code):
     with pytest.raises(SystemExit) as ended:
         main(words)
     assert (ended.value.code or 0) == code
+
+
+def test_an_output_that_has_no_such_letters(screen, write_spec, convert_here, monkeypatch):
+    screen.obs["condition"] = screen.obs["condition"].replace({"G1": "IFN-β"})
+    store = convert_here(write_spec(screen))
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, io.TextIOWrapper(io.BytesIO(), "ascii", "strict"))
+    main_ends(["inspect", str(store.folder)], 0)
+    sys.stdout.flush()
+    assert b"IFN-\\u03b2" in sys.stdout.buffer.getvalue()
+    main_ends(["inspect", "größe"], 2)
+    sys.stderr.flush()
+    assert b"gr\\xf6\\xdfe" in sys.stderr.buffer.getvalue()
