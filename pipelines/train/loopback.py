@@ -36,8 +36,11 @@ class LoopbackConfig(TorchConfig):
 
 
 class _LoopbackBackend(_TorchBackend):
+    _folder: str | None = None
+
     def on_start(self, worker_group, backend_config) -> None:  # type: ignore[no-untyped-def]
         gpu = worker_group.get_resources_per_worker().get("GPU", 0) > 0
+        self._forget()  # of workers that died
         self._folder = tempfile.mkdtemp(prefix="tadvae-workers-")
         worker_group.execute(_set_torch_distributed_env_vars)
         worker_group.execute(_listen_on_loopback)
@@ -61,7 +64,12 @@ class _LoopbackBackend(_TorchBackend):
         try:
             super().on_shutdown(worker_group, backend_config)
         finally:
+            self._forget()
+
+    def _forget(self) -> None:
+        if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder = None
 
 
 def _listen_on_loopback() -> None:

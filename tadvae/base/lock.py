@@ -77,7 +77,8 @@ def _machine() -> str:
 
 def _started(pid: int) -> str:
     try:  # the name of the program, in parentheses, may hold spaces
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+        words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return "" if words[0] in "ZX" else words[19]  # ended, but its parent did not ask yet
     except (OSError, IndexError):
         return ""
 
