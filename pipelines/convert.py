@@ -131,6 +131,7 @@ def _start_or_continue(partial: Location, plan: StorePlan) -> None:
 
 def _publish(partial: Location, store: Location, lock: Lock) -> None:
     """Turn the finished ``.partial`` folder into the store."""
+    lock.require()
     (partial / "spill").delete()
     (partial / MARK).delete()
     if partial != store:

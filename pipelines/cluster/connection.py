@@ -96,6 +96,7 @@ def start_local_ray(num_cpus: int) -> None:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     named = {"RAY_GCS_SERVER_PORT": str(port), "RAY_ADDRESS": f"127.0.0.1:{port}"}
+    named["TMPDIR"] = folder  # other programs of Ray's make sockets there
     before = {name: os.environ.get(name) for name in named}
     os.environ.update(named)
     try:

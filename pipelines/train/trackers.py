@@ -44,7 +44,7 @@ class TensorBoard:
     """
 
     def __init__(self, run: RunFolder, config: ExperimentConfig) -> None:
-        self._out = run.tracker_folder("tensorboard")
+        self._run, self._out = run.place, run.tracker_folder("tensorboard")
         self._local = tempfile.TemporaryDirectory()
         self._writer = SummaryWriter(self._local.name, flush_secs=10)
 
@@ -65,6 +65,8 @@ class TensorBoard:
         if self._writer.file_writer is not None:
             self._writer.flush()
         with suppress(UserError, OSError):
+            if not self._run.exists():  # it was removed meanwhile
+                return
             self._out.make_folder()
             for file in Path(self._local.name).iterdir():
                 (self._out / file.name).write_bytes(file.read_bytes())

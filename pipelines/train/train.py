@@ -78,6 +78,8 @@ def train(
     store = Store.open(store_path)
     config, resume = _settings(run, store, config, resume)
     if not (resume and run.is_finished):
+        if progress:
+            check_trackers(run, config)
         with locked(run.place) if lock else nullcontext():
             config, resume = _settings(run, store, config, resume)  # another command may have ended meanwhile
             if not (resume and run.is_finished):
@@ -112,8 +114,6 @@ def _train(
     callbacks: Sequence[ray.train.UserCallback],
     progress: bool,
 ) -> None:
-    if progress:
-        check_trackers(run, config)
     fewest = workers[0] if isinstance(workers, tuple) else workers
     with ray_session(min_cpus=fewest, gpus=fewest if gpu else 0):
         if not resume:

@@ -105,6 +105,14 @@ class Lock:
         found = _read(self._folder)
         return found is None or found.token != self._holder.token
 
+    def require(self) -> None:
+        """Raise a UserError where the lock is lost: what was written before is lost too."""
+        if self.is_lost:
+            raise UserError(
+                f"{self._folder}: this folder, or its file {LOCK}, was removed while the command was writing "
+                "into it; give the same command again."
+            )
+
     def _beat(self) -> None:
         while not self._end.wait(BEAT):
             with self._guard, suppress(UserError, OSError):
@@ -140,12 +148,11 @@ def locked(folder: Location) -> Iterator[Lock]:
     try:
         yield lock
     except Exception as error:
-        if not isinstance(error, UserError) and lock.is_lost:
-            raise _removed(folder) from error
+        if not isinstance(error, UserError):
+            lock.require()
         raise
     else:
-        if lock.is_lost:
-            raise _removed(folder)
+        lock.require()
     finally:
         lock.release()
         _delete_empty(new)
@@ -282,10 +289,3 @@ def _write(folder: Location, holder: Holder) -> None:
 
 def _text(holder: Holder) -> str:
     return json.dumps(asdict(holder))
-
-
-def _removed(folder: Location) -> UserError:
-    return UserError(
-        f"{folder}: this folder, or its file {LOCK}, was removed while the command was writing into it; give "
-        "the same command again."
-    )

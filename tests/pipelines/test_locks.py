@@ -1,4 +1,4 @@
-"""Two commands on one output folder: the second ends with a sentence, before Ray starts, and changes nothing."""
+"""Two commands on one output folder: the second ends with a sentence, without Ray, and changes nothing."""
 
 import os
 import shutil
