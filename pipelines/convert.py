@@ -15,6 +15,7 @@ from pipelines.cluster.connection import ray_session
 from pipelines.cluster.tasks import run_tasks
 from tadvae.base.errors import UserError
 from tadvae.base.filesystem import Location
+from tadvae.base.lock import Lock, locked
 from tadvae.cells.moments import Moments
 from tadvae.store.conversion import StorePlan, finish_store, plan_store
 from tadvae.store.manifest import MANIFEST, Manifest
@@ -39,17 +40,17 @@ def convert(spec_path: str, out: str, tasks_at_once: int | None = None) -> Manif
         For bad input; then neither ``out`` nor a partial store is left.
     """
     store = Location.of(out)
-    if (store if store.is_local else store / MANIFEST).exists():
-        raise UserError(f"{store}: already exists; name another folder with --out, or delete this one first.")
+    _require_new(store)
     spec = load_spec(spec_path)
     plan = plan_store(spec)
     partial = store.sibling(".partial") if store.is_local else store
     _require_own(partial)
-    with ray_session():
+    with locked(partial) as lock, ray_session():
         try:
+            _require_new(store)  # another conversion may have ended meanwhile
             _start_or_continue(partial, plan)
             manifest = _run(plan, partial, tasks_at_once)
-            _publish(partial, store)
+            _publish(partial, store, lock)
         except UserError:
             with suppress(UserError):  # storage that cannot be written may not allow deleting either
                 partial.delete()
@@ -97,6 +98,11 @@ def _collect(plan: DatasetPlan, shard: int, chunks: list[Location], out: Locatio
     return write_shard(plan, shard, chunks, out)
 
 
+def _require_new(store: Location) -> None:
+    if (store if store.is_local else store / MANIFEST).exists():
+        raise UserError(f"{store}: already exists; name another folder with --out, or delete this one first.")
+
+
 def _require_own(partial: Location) -> None:
     """Raise a UserError for a folder that no conversion has made, because it would be deleted."""
     own = {"spill", "cells", "datasets", "genes.parquet", "bags.parquet", "perturbations.parquet"}
@@ -112,22 +118,22 @@ def _require_own(partial: Location) -> None:
 def _start_or_continue(partial: Location, plan: StorePlan) -> None:
     """Keep the chunks of an interrupted conversion of the same input; delete everything else."""
     mark = partial / MARK
-    if mark.exists() and mark.read_text() == plan.fingerprint():
-        for name in partial.names():
-            if name not in ("spill", MARK):
-                (partial / name).delete()
+    same = mark.exists() and mark.read_text() == plan.fingerprint()
+    for name in partial.names():
+        if not same or name not in ("spill", MARK):
+            (partial / name).delete()
+    if same:
         return
-    partial.delete()
-    partial.make_folder()
     for dataset in plan.datasets:
         (partial / f"spill/{dataset.spec.name}").make_folder()
     mark.write_text(plan.fingerprint())
 
 
-def _publish(partial: Location, store: Location) -> None:
+def _publish(partial: Location, store: Location, lock: Lock) -> None:
     """Turn the finished ``.partial`` folder into the store."""
+    lock.require()
     (partial / "spill").delete()
     (partial / MARK).delete()
     if partial != store:
-        with store.reachable():
+        with lock.moving_to(store), store.reachable():
             store.filesystem.move(partial.path, store.path)

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 
 import pandas as pd
 from rich.table import Table
+from rich.text import Text
 
 from pipelines.cluster.connection import ray_map, ray_session
 from tadvae.base.errors import UserError
@@ -114,16 +115,16 @@ def _table(about: str, summary: pd.DataFrame, columns: Sequence[str]) -> Table:
         rows = summary[summary["method"] == method].set_index("metric")
         if method in (CEILING, NULL) and not set(rows.index) & set(metrics):
             continue
-        cells = []
+        cells: list[str | Text] = []
         for metric in metrics:
             if metric not in rows.index:
                 cells.append("")
                 continue
             value = rows.loc[metric]
-            text = f"{value['mean']:.3f} [{value['low']:.3f}, {value['high']:.3f}]".replace("[", "\\[")
+            text = f"{value['mean']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"
             competes = method in methods and value["mean"] == best[metric]
-            cells.append(f"[bold]{text}[/bold]" if competes else text)
-        table.add_row(f"[bold]{method}[/bold]" if method == METHOD else method, *cells)
+            cells.append(Text(text, "bold") if competes else text)
+        table.add_row(Text(method, "bold") if method == METHOD else method, *cells)
     return table
 
 

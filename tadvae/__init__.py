@@ -4,6 +4,7 @@ import logging
 import sys
 from typing import TYPE_CHECKING, Any
 
+from tadvae.base.terminal import print_text
 from tadvae.base.version import __version__
 
 __all__ = ["TADVAE", "UserError", "__version__"]
@@ -13,7 +14,7 @@ class _Say(logging.Handler):
     """What the library says goes to standard error; ``setLevel("WARNING")`` on the logger turns it off."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        print(f"tadvae: {record.getMessage()}", file=sys.stderr)
+        print_text(f"tadvae: {record.getMessage()}", sys.stderr)
 
 
 _log = logging.getLogger(__name__)

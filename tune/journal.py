@@ -8,6 +8,7 @@ from typing import Any
 from ray.tune import Callback
 
 from tadvae.base.filesystem import Location
+from tadvae.base.terminal import print_text
 from tune.config import SweepConfig
 from tune.records import CELLS_SEEN, TrialRecord, write_record
 from tune.search import Halving
@@ -39,7 +40,7 @@ class Journal(Callback):
         self._began[number] = (time.monotonic(), record.seconds)
         self._write(record)
         shown = " ".join(f"{key.rsplit('.', 1)[-1]}={short(value)}" for key, value in values.items())
-        say(f"trial {number:04d}: {'continues' if record.curve else 'starts'}: {shown}")
+        print_text(f"trial {number:04d}: {'continues' if record.curve else 'starts'}: {shown}")
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
@@ -53,7 +54,7 @@ class Journal(Callback):
         point = {key: float(result[key]) for key in KEPT if key in result}
         self._write(record.model_copy(update={"curve": [*record.curve, point]}))
         epochs = self.config.experiment.train.epochs
-        say(
+        print_text(
             f"trial {record.number:04d}: epoch {int(point['epoch']) + 1}/{epochs} "
             f"{self.config.metric} {point[self.config.metric]:.4f} loss {point['loss']:.4f}"
         )
@@ -72,7 +73,7 @@ class Journal(Callback):
 
     def _end(self, record: TrialRecord, status: str, reason: str) -> None:
         self._write(record.model_copy(update={"status": status, "reason": reason}))
-        say(f"trial {record.number:04d}: {status}{': ' + reason if reason else ''}")
+        print_text(f"trial {record.number:04d}: {status}{': ' + reason if reason else ''}")
 
     def _write(self, record: TrialRecord) -> None:
         began, before = self._began[record.number]
@@ -99,8 +100,3 @@ def reason_of(text: str) -> str:
 def short(value: Any) -> str:
     """Format a value in few characters."""
     return f"{value:.3g}" if isinstance(value, float) else str(value)
-
-
-def say(line: str) -> None:
-    """Print one line of the log."""
-    print(line, flush=True)

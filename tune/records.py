@@ -15,6 +15,7 @@ import json
 from typing import Any, Literal
 
 from tadvae.base.config import Config
+from tadvae.base.documents import parse_json
 from tadvae.base.errors import UserError
 from tadvae.base.filesystem import Location
 from tune.config import SweepConfig
@@ -73,7 +74,7 @@ def read_records(sweep: Location) -> list[TrialRecord]:
         if not place.exists():
             continue
         try:
-            found.append(TrialRecord.parse(json.loads(place.read_text()), str(place)))
+            found.append(TrialRecord.parse(parse_json(place.read_text()), str(place)))
         except ValueError as error:
             raise UserError(
                 f"{place}: not the record of a trial ({str(error)[:120]}); delete the trial's folder, and it "

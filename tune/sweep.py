@@ -13,13 +13,16 @@ import ray.tune
 
 from pipelines.cluster.connection import ray_map, ray_session, require_cleaning
 from tadvae import __version__
+from tadvae.base.documents import parse_json
 from tadvae.base.errors import UserError
 from tadvae.base.filesystem import Location, absolute
+from tadvae.base.lock import locked
+from tadvae.base.terminal import print_text
 from tadvae.data.reader import training_bags
 from tadvae.store.reader import Store
 from tadvae.training.prepare import prepare_training
 from tune.config import SweepConfig
-from tune.journal import Journal, say
+from tune.journal import Journal
 from tune.reclaim import Reclaim
 from tune.records import ABOUT, SWEEP, TRIALS, TrialRecord, best_of, read_records, read_sweep
 from tune.search import Halving, optuna_search
@@ -28,6 +31,7 @@ from tune.trial import beneath, run_trial
 TUNE_ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the journal writes all records
     "RAY_AIR_NEW_OUTPUT": "0",  # the new output prints a banner even with verbose=0
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # the command line handles it, as for all commands
     "TUNE_GLOBAL_CHECKPOINT_S": "3600",  # checkpoints of Ray Tune are pickles, which are not used
 }
 DRIVER_CPUS = 0.01
@@ -52,13 +56,20 @@ def run_sweep(
         For bad input, before anything is written.
     """
     store_path, out = absolute(store_path), absolute(out)
-    sweep, store = Location.of(out), Store.open(store_path)
+    sweep = Location.of(out)
     for name, value in TUNE_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    with locked(sweep):
+        _run(store_path, out, config, resume, trials)
+    return read_records(sweep)
+
+
+def _run(store_path: str, out: str, config: SweepConfig | None, resume: bool, trials: int | None) -> None:
+    sweep, store = Location.of(out), Store.open(store_path)
     if resume:
         config = _config_to_resume(sweep, store)
         config = config if trials is None else config.model_copy(update={"trials": trials})
-    elif sweep.exists() and sweep.names():
+    elif sweep.names():
         raise UserError(
             f"{sweep}: already holds a sweep; name another folder with --out, or continue it with --resume."
         )
@@ -79,9 +90,7 @@ def run_sweep(
             _begin(sweep, store, store_path, config)
         earlier = read_records(sweep)
         _tune(store_path, out, config, earlier, cells)
-    records = read_records(sweep)
-    _write_best(sweep, config, records)
-    return records
+    _write_best(sweep, config, read_records(sweep))
 
 
 def _begin(sweep: Location, store: Store, store_path: str, config: SweepConfig) -> None:
@@ -97,11 +106,17 @@ def _begin(sweep: Location, store: Store, store_path: str, config: SweepConfig) 
 
 def _config_to_resume(sweep: Location, store: Store) -> SweepConfig:
     config = read_sweep(sweep)
-    about = json.loads((sweep / ABOUT).read_text())
-    if about["vocabulary_hash"] != store.manifest.vocabulary_hash:
+    try:
+        began = parse_json((sweep / ABOUT).read_text())["vocabulary_hash"]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise UserError(
+            f"{sweep / ABOUT}: missing or damaged ({type(error).__name__}); restore the file, or start "
+            "another sweep."
+        ) from None
+    if began != store.manifest.vocabulary_hash:
         raise UserError(
             f"{sweep}: this sweep was started with a store of another gene vocabulary "
-            f"({about['vocabulary_hash']}, this one has {store.manifest.vocabulary_hash}); resume with the "
+            f"({began}, this one has {store.manifest.vocabulary_hash}); resume with the "
             "same store."
         )
     return config
@@ -114,10 +129,10 @@ def _tune(
     ended = [record for record in earlier if record.status != "running"]
     left = config.trials - len(ended)
     if left <= 0:
-        say(f"all {config.trials} trials have ended; nothing to do")
+        print_text(f"all {config.trials} trials have ended; nothing to do")
         return
     if earlier:
-        say(f"{len(ended)} trials have ended, {len(earlier) - len(ended)} continue, {left} to run")
+        print_text(f"{len(ended)} trials have ended, {len(earlier) - len(ended)} continue, {left} to run")
     scheduler = Halving(config, cells)
     for record in ended:
         if record.status != "failed":

@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import pandas as pd
-from rich.markup import escape
 from rich.table import Table
 
 from tadvae.base.filesystem import Location
+from tadvae.model.card import escape_markdown
 from tune.config import SweepConfig
 from tune.journal import short
 from tune.page import page
@@ -76,7 +76,7 @@ def rows_of(records: Sequence[TrialRecord], config: SweepConfig) -> pd.DataFrame
 def as_rich(rows: pd.DataFrame, config: SweepConfig, name: str) -> Table:
     """The table for the terminal, with complete reasons."""
     sign = "↑" if config.mode == "max" else "↓"
-    table = Table(title=f"{escape(name)}: {len(rows)} trials by {config.metric} {sign}", title_justify="left")
+    table = Table(title=f"{name}: {len(rows)} trials by {config.metric} {sign}", title_justify="left")
     varied = [key for key in config.parameters if rows[key].notna().any()]
     columns = [*FIXED, *varied, config.metric, "epochs", "seconds", "reason"]
     for column in columns:
@@ -84,11 +84,9 @@ def as_rich(rows: pd.DataFrame, config: SweepConfig, name: str) -> Table:
         heading = (
             column.rsplit(".", 1)[-1] if column.rsplit(".", 1)[-1] != "high" else column.rsplit(".", 2)[-2]
         )
-        table.add_column(escape(heading), justify="right" if number else "left", overflow="fold")
+        table.add_column(heading, justify="right" if number else "left", overflow="fold")
     for row in rows.to_dict("records"):
-        table.add_row(
-            *(escape(text(row[column])) for column in columns), style="bold" if row["rank"] == 1 else None
-        )
+        table.add_row(*(text(row[column]) for column in columns), style="bold" if row["rank"] == 1 else None)
     return table
 
 
@@ -101,7 +99,7 @@ def as_markdown(rows: pd.DataFrame) -> str:
     """The table in Markdown."""
 
     def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |\n"
+        return "| " + " | ".join(escape_markdown(cell) for cell in cells) + " |\n"
 
     body = "".join(line([text(value) for value in row]) for row in rows.itertuples(index=False, name=None))
     return line(list(rows.columns)) + line(["---"] * len(rows.columns)) + body

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from pipelines.cli.show import out
+from tadvae.base.terminal import print_text
 
 datasets_app = typer.Typer(
     help="List public screens, and download them with a spec for `tadvae convert`.",
@@ -32,7 +33,8 @@ def list_(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] =
 
     entries = registered()
     if as_json:
-        print(json.dumps({name: entry.model_dump(mode="json") for name, entry in entries.items()}, indent=1))
+        about = {name: entry.model_dump(mode="json") for name, entry in entries.items()}
+        print_text(json.dumps(about, indent=1))
         return
     table = Table(title="Public screens; --json shows citations and addresses")
     for column in ("name", "what", "size", "licence", "checksum"):
@@ -70,7 +72,6 @@ def fetch(
     Example: tadvae datasets fetch norman19 replogle22_k562 --out screens
     """
     import pooch
-    from rich.markup import escape
 
     from tadvae.datasets.fetch import fetch as run
     from tadvae.datasets.registry import find_entry
@@ -79,6 +80,6 @@ def fetch(
     folder = Path(out_) if out_ is not None else Path(pooch.os_cache("tadvae")) / "datasets"
     spec = run(entries, folder, mirror=url)
     for entry in entries:
-        out.print(escape(f"{entry.dataset.name}: {entry.licence}; please cite {entry.citation}"))
-        out.print(escape(f"  prepared by {entry.source}"))
-    out.print(escape(f"{spec}: convert with `tadvae convert {spec} --out STORE`."))
+        out.print(f"{entry.dataset.name}: {entry.licence}; please cite {entry.citation}")
+        out.print(f"  prepared by {entry.source}")
+    out.print(f"{spec}: convert with `tadvae convert {spec} --out STORE`.")

@@ -3,25 +3,38 @@
 Bad input ends with one sentence on standard error and exit code 2.
 """
 
+import io
 import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
-from rich.markup import escape
+import typer.core
 
 from pipelines.cli.datasets import datasets_app
 from pipelines.cli.pathways import pathways_app
 from pipelines.cli.show import out
 from pipelines.cluster.ray_log import RAY_LOG
+from pipelines.cluster.signals import stoppable
 from tadvae import __version__
 from tadvae.base.errors import UserError
 from tadvae.base.filesystem import Location
+from tadvae.base.terminal import print_text, visible
+
+
+class _Commands(typer.core.TyperGroup):
+    """Ends a command that is stopped by a signal, before Typer makes another exit code of it."""
+
+    def invoke(self, ctx: Any) -> Any:
+        with stoppable():
+            return super().invoke(ctx)
+
 
 app = typer.Typer(
     name="tadvae",
+    cls=_Commands,
     help="Train one interpretable perturbation model on many single-cell screens.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -49,7 +62,7 @@ def _top(
 ) -> None:
     RAY_LOG.verbose = verbose
     if version:
-        print(f"tadvae {__version__}")
+        print_text(f"tadvae {__version__}")
         raise typer.Exit
 
 
@@ -88,7 +101,7 @@ def inspect(
 
     about = describe(store, verify=verify)
     if as_json:
-        print(json.dumps(about, indent=1))
+        print_text(json.dumps(about, indent=1))
         return
     for table in as_tables(about):
         out.print(table)
@@ -228,9 +241,9 @@ def evaluate(
     for table in tables(scores):
         out.print(table)
     for note in scores.notes:
-        out.print(escape(note))
+        out.print(note)
     for group, reason in scores.abstained.items():
-        out.print(escape(f"no specific prediction of the model for {group}: {reason}"))
+        out.print(f"no specific prediction of the model for {group}: {reason}")
     if json_ is not None:
         Location.of(json_).write_text(json.dumps(as_json(scores), indent=1))
     out.print(f"all scores: {RunFolder(run).scores_place(split or 'all')}")
@@ -252,7 +265,7 @@ def report(
 
     found = report_run(run, out_, store)
     for note in found.notes:
-        out.print(escape(note))
+        out.print(note)
     out.print(
         f"{out_}: {len(found.comparisons)} of {found.asked} held-out groups drawn; open it in a browser."
     )
@@ -313,7 +326,7 @@ def doctor(
 
     wrong = 0
     for finding in examine(workers, gpu, storage):
-        print(finding, flush=True)
+        print_text(finding)
         wrong += finding.fix is not None
     if wrong:
         raise UserError(f"{wrong} of these must be fixed before a run.")
@@ -322,6 +335,9 @@ def doctor(
 def main(arguments: list[str] | None = None) -> None:
     """Run the command; a UserError is printed here, and nowhere else, with exit code 2."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal or log that cannot show a letter shows its code
+            stream.reconfigure(errors="backslashreplace")
     words = sys.argv[1:] if arguments is None else arguments
     if "--verbose" in words:  # before the command or after it
         words = ["--verbose", *(word for word in words if word != "--verbose")]
@@ -329,5 +345,5 @@ def main(arguments: list[str] | None = None) -> None:
         app(words, prog_name="tadvae")
     except UserError as error:
         notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
-        print(f"tadvae: {error}{notes}", file=sys.stderr)
+        print_text(visible(f"tadvae: {error}{notes}"), sys.stderr)
         sys.exit(2)

@@ -1,12 +1,12 @@
 """``tadvae pathways``: select pathways, build them from a GO release, and show which a store can see."""
 
 import json
-import sys
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from tadvae.base.errors import UserError
+from tadvae.base.terminal import print_text, visible
 
 if TYPE_CHECKING:
     from pipelines.pathways import SelectionJob
@@ -208,7 +208,7 @@ def build(
     )
     folder = cache or str(pooch.os_cache("tadvae") / "go")
     obo, gaf = fetch_release(folder, release, url=url)
-    print(f"fetched: {obo}, {gaf}")
+    print_text(f"fetched: {obo}, {gaf}")
     job = SelectionJob(
         None,
         str(obo),
@@ -242,11 +242,11 @@ def show(
     sets = _sets(pathways)
     row = _find(sets, term)
     genes = sets.genes[row]
-    print(f"{sets.ids[row]} {sets.names[row]}: {len(genes)} genes, from {sets.source}")
-    print(", ".join(genes))
+    print_text(f"{sets.ids[row]} {sets.names[row]}: {len(genes)} genes, from {sets.source}")
+    print_text(", ".join(genes))
     if store is not None:
         for sentence in describe_set(sets, row, measured_of(Store.open(store)), min_measured):
-            print(sentence)
+            print_text(sentence)
 
 
 @pathways_app.command("list")
@@ -305,12 +305,12 @@ def _run(job: "SelectionJob", config: "SelectionConfig", out: str) -> None:
 
     table, selection = select_pathways(job, config, out)
     for report in selection.reports:
-        print(report)
+        print_text(report)
     genes = {
         pair for part in zip(table.symbols, table.ensembl, strict=True) for pair in zip(*part, strict=True)
     }
     edges = sum(map(len, table.symbols))
-    print(f"{out}: {len(table):,} pathways, {len(genes):,} genes, {edges:,} memberships.")
+    print_text(f"{out}: {len(table):,} pathways, {len(genes):,} genes, {edges:,} memberships.")
 
 
 def _config(
@@ -381,12 +381,11 @@ def _find(sets: "PathwaySets", term: str) -> int:
 
 def _print_rows(rows: list[dict[str, Any]], as_json: bool, sentences: list[str]) -> None:
     if as_json:
-        json.dump({"pathways": rows, "summary": sentences}, sys.stdout, indent=1)
-        print()
+        print_text(json.dumps({"pathways": rows, "summary": sentences}, indent=1))
         return
     if rows:
-        print("\t".join(rows[0]))
+        print_text("\t".join(rows[0]))
     for row in rows:
-        print("\t".join(str(value) for value in row.values()))
+        print_text("\t".join(visible(str(value)) for value in row.values()))
     for sentence in sentences:
-        print(sentence)
+        print_text(sentence)

@@ -7,7 +7,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from pipelines.cluster.address import find_cluster
+from pipelines.cluster.private import private_folder, private_token
 from pipelines.cluster.ray_log import RAY_LOG, say
+from pipelines.cluster.signals import handlers_kept
 from tadvae.base.errors import UserError
 
 LOCAL_ENVIRONMENT = {
@@ -45,17 +48,16 @@ def ray_session(min_cpus: float = 1, gpus: float = 0, address: str | None = None
     already = ray.is_initialized()
     if not already:
         address = address or os.environ.get("RAY_ADDRESS")
-        if address:
+        if address and address != "local":
             say(f"connecting to the Ray cluster at {address}…")
-        else:
-            say("starting Ray on this machine (up to half a minute)…")
-        if address:
+            found = find_cluster(address)
             try:
-                ray.init(
-                    address=address,
-                    runtime_env=_named(address),
-                    logging_level=logging.WARNING,
-                )
+                with handlers_kept():
+                    ray.init(
+                        address=found,
+                        runtime_env=_named(address),
+                        logging_level=logging.WARNING,
+                    )
             except (ConnectionError, RuntimeError) as error:
                 reason = str(error).splitlines()[0][:160]
                 raise UserError(
@@ -63,6 +65,7 @@ def ray_session(min_cpus: float = 1, gpus: float = 0, address: str | None = None
                     f"or unset it to run on this machine{_token_hint()}."
                 ) from None
         else:
+            say("starting Ray on this machine (up to half a minute)…")
             cpus = max(int(-(-min_cpus // 1)), os.cpu_count() or 1)
             start_local_ray(cpus)
         RAY_LOG.capture()
@@ -87,19 +90,24 @@ def start_local_ray(num_cpus: int) -> None:
     """
     import ray
 
+    folder = private_folder()
+    private_token()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     named = {"RAY_GCS_SERVER_PORT": str(port), "RAY_ADDRESS": f"127.0.0.1:{port}"}
+    named["TMPDIR"] = folder  # other programs of Ray's make sockets there
     before = {name: os.environ.get(name) for name in named}
     os.environ.update(named)
     try:
-        ray.init(
-            address="local",
-            num_cpus=num_cpus,
-            include_dashboard=True,
-            logging_level=logging.WARNING,
-        )
+        with handlers_kept():
+            ray.init(
+                address="local",
+                num_cpus=num_cpus,
+                include_dashboard=True,
+                logging_level=logging.WARNING,
+                _temp_dir=folder,
+            )
     finally:  # this process is connected; a Ray of its children's is their own affair
         for name, value in before.items():
             os.environ.pop(name, None) if value is None else os.environ.update({name: value})

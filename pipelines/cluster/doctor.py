@@ -3,7 +3,6 @@
 import importlib.metadata
 import os
 import platform
-import socket
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from pipelines.cluster.address import FIX, UnreachableError, find_cluster
 from pipelines.cluster.connection import ray_session
 from tadvae import __version__
 from tadvae.base.errors import UserError
@@ -72,25 +72,21 @@ def examine(workers: int = 1, gpu: bool = False, storage: str | None = None) -> 
             if storage is not None:
                 yield from _storage(absolute(storage))
     except UserError as error:
-        sentence, _, fix = str(error).rstrip(".").rpartition("; ")
-        yield Finding("connection", sentence, fix)
+        yield _finding("connection", error)
+
+
+def _finding(what: str, error: UserError) -> Finding:
+    sentence, _, fix = str(error).rstrip(".").rpartition("; ")
+    return Finding(what, sentence, fix)
 
 
 def _address() -> Finding:
     address = os.environ.get("RAY_ADDRESS")
-    if address:
-        host, colon, port = address.rpartition(":")
-        if (
-            colon and port.isdecimal() and "/" not in host
-        ):  # without this check, ray.init would try for minutes
-            try:
-                socket.create_connection((host, int(port)), timeout=10).close()
-            except OSError as error:
-                return Finding(
-                    "address",
-                    f"no server answers at RAY_ADDRESS={address} ({error.strerror or error})",
-                    "start the head there, correct RAY_ADDRESS, or unset it to run on this machine",
-                )
+    if address and address != "local":
+        try:
+            find_cluster(address)
+        except UnreachableError as error:
+            return Finding("address", f"no server answers at RAY_ADDRESS={address} ({error.reason})", FIX)
         return Finding("address", f"RAY_ADDRESS={address}")
     others = ray._private.services.find_gcs_addresses()
     if others:
@@ -218,8 +214,7 @@ def _storage(storage: str) -> Iterator[Finding]:
         place.make_folder()
         (place / driver).write_text(word)
     except UserError as error:
-        sentence, _, own = str(error).rstrip(".").rpartition("; ")
-        yield Finding("storage", sentence, own)
+        yield _finding("storage", error)
         return
     names = {_name(node): f"{driver}-{i}" for i, node in enumerate(_nodes())}
     try:

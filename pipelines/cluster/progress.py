@@ -8,6 +8,8 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from tadvae.base.terminal import print_text, visible
+
 console = Console(stderr=True)
 
 
@@ -27,7 +29,7 @@ class Steps:
     def __enter__(self) -> Self:
         if console.is_terminal and self.total:
             self._bar = Progress(
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(),
                 MofNCompleteColumn(),
                 TimeRemainingColumn(),
@@ -41,12 +43,12 @@ class Steps:
         """Count ``n`` more tasks; ``note`` is shown after the number."""
         self.done += n
         if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, advance=n, description=f"{self.what} {note}".rstrip())
+            self._bar.update(self._task, advance=n, description=visible(f"{self.what} {note}".rstrip()))
             return
         now = time.monotonic()
         if now - self._last >= self._every or self.done == self.total:
             self._last = now
-            print(f"{self.what}: {self.done}/{self.total} {note}".rstrip(), file=sys.stderr, flush=True)
+            print_text(f"{self.what}: {self.done}/{self.total} {note}".rstrip(), sys.stderr)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -13,6 +13,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from tadvae.base.terminal import print_text
+
 LOGGERS = ("ray", "ray.data", "ray.train", "ray.tune", "ray.serve", "ray.rllib")
 """Loggers of Ray that have handlers of their own for the terminal."""
 KEPT_FILES = 20
@@ -81,7 +83,7 @@ class RayLog:
         who = batch.get("actor_name") or batch.get("task_name") or "worker"
         for line in batch["lines"]:
             if line.startswith(OWN):
-                print(line, file=sys.stderr, flush=True)
+                print_text(line, sys.stderr)
             self.write(f"({who} pid={batch.get('pid')}) {line}")
 
     def mention(self) -> str:
@@ -104,4 +106,4 @@ RAY_LOG = RayLog()
 
 def say(text: str) -> None:
     """Tell on standard error what is being waited for."""
-    print(OWN + text, file=sys.stderr, flush=True)
+    print_text(OWN + text, sys.stderr)

@@ -13,6 +13,7 @@ from pipelines.cluster.connection import ray_map, ray_session
 from pipelines.cluster.tasks import run_tasks
 from tadvae.base.errors import UserError
 from tadvae.base.filesystem import Location, absolute
+from tadvae.base.lock import locked
 from tadvae.data.splits import split_groups
 from tadvae.model.run_folder import RunFolder
 from tadvae.model.tadvae import TADVAE
@@ -58,6 +59,22 @@ def train_ensemble(
     store_path, out = absolute(store_path), absolute(out)
     folder = RunFolder(out)
     store = Store.open(store_path)
+    with locked(folder.place):
+        _train(folder, store, store_path, config, seeds, calibration_folds, seeds_per_fold, at_once, resume)
+    return folder
+
+
+def _train(
+    folder: RunFolder,
+    store: Store,
+    store_path: str,
+    config: ExperimentConfig | None,
+    seeds: int,
+    calibration_folds: int,
+    seeds_per_fold: int,
+    at_once: int | None,
+    resume: bool,
+) -> None:
     if resume:
         config = folder.config_to_resume_ensemble(store.manifest.vocabulary_hash)
         about = folder.ensemble()
@@ -90,7 +107,6 @@ def train_ensemble(
         train_models(store_path, folder.place, runs, at_once)
         if plan is not None and not folder.is_calibrated:
             _calibrate(store, folder, groups, plan, [list(fold) for fold in of_fold], about["members"][0])
-    return folder
 
 
 def fold_runs(

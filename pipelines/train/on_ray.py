@@ -7,6 +7,7 @@ import ray.train
 import ray.train.torch
 from ray.train.v2.api.exceptions import TrainingFailedError
 
+from pipelines.train.loopback import LoopbackConfig, is_local
 from pipelines.train.rank import keep_weights
 from pipelines.train.worker import train_worker
 from tadvae.base.errors import UserError
@@ -17,8 +18,8 @@ from tadvae.training.validation import Patience
 
 
 def train_on_ray(
-    out: str,
-    store_path: str,
+    run: RunFolder,
+    places: dict[str, str],
     workers: int | tuple[int, int],
     gpu: bool,
     callbacks: Sequence[ray.train.UserCallback],
@@ -27,14 +28,12 @@ def train_on_ray(
 
     Parameters
     ----------
-    out, store_path
-        Path or URL of the run and of the store, for workers in other folders.
+    places
+        Path or URL of the ``run`` and of the ``store``, for workers in other folders.
     workers, gpu, callbacks
         See :func:`pipelines.train.train.train`.
     """
-    run = RunFolder(out)
     config = run.config()
-    places = {"run": out, "store": store_path}
     trainer = _trainer(run, places, config, workers, gpu, callbacks)
     try:
         result = trainer.fit()
@@ -43,6 +42,11 @@ def train_on_ray(
     if result.checkpoint is None:
         raise UserError(f"{run}: the run ended without a checkpoint; look at Ray's own messages.")
     _keep_weights(run, config, result)
+
+
+class _Trainer(ray.train.torch.TorchTrainer):
+    def _register_sigint_handler(self, controller: object) -> None:
+        """Leave SIGINT to the command: Ray Train's own handler ends it as if all was done."""
 
 
 def _trainer(
@@ -54,9 +58,10 @@ def _trainer(
     callbacks: Sequence[ray.train.UserCallback],
 ) -> ray.train.torch.TorchTrainer:
     """The Ray Train run, whose checkpoints are kept in the run's folder."""
-    return ray.train.torch.TorchTrainer(
+    return _Trainer(
         train_worker,
         train_loop_config=places,
+        torch_config=LoopbackConfig() if is_local() else None,
         # a new node waits as long for the run to take it in: half of Ray's default, as looking is cheap
         scaling_config=ray.train.ScalingConfig(
             num_workers=workers, use_gpu=gpu, elastic_resize_monitor_interval_s=30

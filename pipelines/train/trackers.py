@@ -16,6 +16,7 @@ import pandas as pd
 from tensorboardX import SummaryWriter
 
 from tadvae.base.errors import UserError
+from tadvae.base.terminal import print_text
 from tadvae.model.run_folder import RunFolder
 from tadvae.settings.experiment import ExperimentConfig
 
@@ -43,7 +44,7 @@ class TensorBoard:
     """
 
     def __init__(self, run: RunFolder, config: ExperimentConfig) -> None:
-        self._out = run.tracker_folder("tensorboard")
+        self._run, self._out = run.place, run.tracker_folder("tensorboard")
         self._local = tempfile.TemporaryDirectory()
         self._writer = SummaryWriter(self._local.name, flush_secs=10)
 
@@ -64,6 +65,8 @@ class TensorBoard:
         if self._writer.file_writer is not None:
             self._writer.flush()
         with suppress(UserError, OSError):
+            if not self._run.exists():  # it was removed meanwhile
+                return
             self._out.make_folder()
             for file in Path(self._local.name).iterdir():
                 (self._out / file.name).write_bytes(file.read_bytes())
@@ -115,7 +118,7 @@ class MLflow:
             for start in range(0, len(metrics), self.BATCH):
                 self._client.log_batch(self._run.run_id, metrics=metrics[start : start + self.BATCH])
         except self._failure as error:
-            print(_sentence("MLflow", error, "these steps are in the run's own log"), flush=True)
+            print_text(_sentence("MLflow", error, "these steps are in the run's own log"))
 
     def close(self) -> None:
         """Say that this driver has ended."""

@@ -17,6 +17,8 @@ from pipelines.train.phases import phases
 from pipelines.train.step_log import StepLog
 from pipelines.train.trackers import check_trackers, trackers
 from tadvae.base.filesystem import absolute
+from tadvae.base.lock import locked
+from tadvae.base.terminal import print_text
 from tadvae.data.reader import Mapper, loop
 from tadvae.data.splits import TRAIN, VALIDATION
 from tadvae.model.run_folder import RunFolder
@@ -39,6 +41,7 @@ def train(
     resume: bool = False,
     callbacks: "Sequence[UserCallback]" = (),
     progress: bool = True,
+    lock: bool = True,
 ) -> RunFolder:
     """Train one model on a whole store; returns the run's folder.
 
@@ -55,6 +58,8 @@ def train(
         Called on Ray Train's controller, for whoever wants to follow the run's reports.
     progress
         Show the steps on standard error.
+    lock
+        Hold the lock of the run's folder; False where the caller holds that of a folder above.
 
     Raises
     ------
@@ -64,23 +69,49 @@ def train(
     store_path, out = absolute(store_path), absolute(out)  # workers run in other folders
     run = RunFolder(out)
     store = Store.open(store_path)
+    config, resume = _settings(run, store, config, resume)
+    if not (resume and run.is_finished):
+        if progress:
+            check_trackers(run, config)
+        with locked(run.place) if lock else nullcontext():
+            config, resume = _settings(run, store, config, resume)  # another command may have ended meanwhile
+            if not (resume and run.is_finished):
+                places = {"run": out, "store": store_path}
+                _train(run, store, places, config, workers, gpu, resume, callbacks, progress)
+                return run
+    print_text(f"{run}: this run is finished, nothing is left to do")
+    return run
+
+
+def _settings(
+    run: RunFolder, store: Store, config: ExperimentConfig | None, resume: bool
+) -> tuple[ExperimentConfig, bool]:
+    """The settings to train with, and whether a run goes on; nothing is written."""
     vocabulary_hash = store.manifest.vocabulary_hash
     if not resume:
         config = (config or ExperimentConfig()).located()
         resume = run.is_begun_with(config, vocabulary_hash)
-    if resume:
-        config = run.config_to_resume(vocabulary_hash)
-        if run.is_finished:
-            print(f"{run}: this run is finished, nothing is left to do", flush=True)
-            return run
-    config = config or ExperimentConfig()
-    if progress:
-        check_trackers(run, config)
+    if resume or config is None:
+        return run.config_to_resume(vocabulary_hash), True
+    return config, False
+
+
+def _train(
+    run: RunFolder,
+    store: Store,
+    places: dict[str, str],
+    config: ExperimentConfig,
+    workers: int | tuple[int, int],
+    gpu: bool,
+    resume: bool,
+    callbacks: "Sequence[UserCallback]",
+    progress: bool,
+) -> None:
     fewest = workers[0] if isinstance(workers, tuple) else workers
     alone = _needs_no_ray(run, workers, gpu, callbacks)
     with nullcontext() if alone else ray_session(min_cpus=fewest, gpus=fewest if gpu else 0):
         if not resume:
-            _begin(run, store, store_path, config, workers, gpu, loop if alone else ray_map)
+            _begin(run, store, places["store"], config, workers, gpu, loop if alone else ray_map)
         n_bags, called = run.about()["bags"], time.time()
         if progress and not alone:
             say(f"starting {fewest} training worker{'' if fewest == 1 else 's'}…")
@@ -90,17 +121,16 @@ def train(
             else:
                 from pipelines.train.on_ray import train_on_ray  # seconds, which one worker need not wait
 
-                train_on_ray(out, store_path, workers, gpu, callbacks)
+                train_on_ray(run, places, workers, gpu, callbacks)
     if progress and (spent := phases(run, called)) is not None:
-        print(spent, flush=True)
-    return run
+        print_text(spent)
 
 
 def _needs_no_ray(
     run: RunFolder, workers: int | tuple[int, int], gpu: bool, callbacks: Sequence[Any]
 ) -> bool:
     """Whether this process can train the run: one worker on a CPU, no cluster, no run of Ray Train's."""
-    on_this_machine = workers == 1 and not gpu and "RAY_ADDRESS" not in os.environ
+    on_this_machine = workers == 1 and not gpu and os.environ.get("RAY_ADDRESS", "local") == "local"
     return on_this_machine and not callbacks and not run.is_of_ray_train
 
 
@@ -116,10 +146,9 @@ def _begin(
     """Check everything, then write the run's folder."""
     prepared = prepare_training(store, config, mapper)
     if set(prepared.groups["part"]) <= {TRAIN, VALIDATION} and config.split.kind != "none":
-        print(
+        print_text(
             f"{run}: split.kind={config.split.kind} holds nothing out of this store, so nothing can be "
             "compared later; --set split.kind=single holds out targets.",
-            file=sys.stderr,
-            flush=True,
+            sys.stderr,
         )
     begin_run(run, store, store_path, config, prepared, workers, gpu)

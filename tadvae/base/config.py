@@ -11,7 +11,9 @@ from typing import Any, ClassVar, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from tadvae.base.documents import parse_yaml
 from tadvae.base.errors import UserError
+from tadvae.base.filesystem import refuse_credentials
 
 
 class Config(BaseModel):
@@ -55,7 +57,7 @@ class Config(BaseModel):
 
         Settings in :attr:`removed` are left out, so that runs of earlier versions can still be read.
         """
-        data = _from_yaml(text, source)
+        data = parse_yaml(text, source)
         for key in cls.removed:
             *parents, leaf = key.split(".")
             node = data
@@ -72,23 +74,14 @@ class Config(BaseModel):
 
 def read_yaml(path: str | Path) -> Any:
     """Read one YAML document; a missing or malformed file is a UserError."""
+    refuse_credentials(str(path))
     try:
         text = Path(path).read_text(encoding="utf-8")
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; give the path of an existing YAML file.") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read as UTF-8 text ({error}).") from None
-    return _from_yaml(text, str(path)) or {}
-
-
-def _from_yaml(text: str, source: str) -> Any:
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{source}, line {mark.line + 1}" if mark else source
-        reason = str(getattr(error, "problem", None) or error).splitlines()[0]
-        raise UserError(f"{where}: not valid YAML ({reason}); fix it.") from None
+    return parse_yaml(text, str(path)) or {}
 
 
 def override(data: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
@@ -110,10 +103,7 @@ def override(data: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any
             node = node.setdefault(name, {})
             if not isinstance(node, dict):
                 raise UserError(f"--set {item}: '{name}' is a value, not a group of settings.")
-        try:
-            node[leaf] = yaml.safe_load(text)
-        except yaml.YAMLError:
-            raise UserError(f"--set {item}: the value is not valid YAML.") from None
+        node[leaf] = parse_yaml(text, f"--set {key.strip()}")
     return result
 
 

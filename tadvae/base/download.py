@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
 from tadvae.base.errors import UserError
 
@@ -44,11 +45,19 @@ def download(
                 check(new)
             shutil.move(new, place)
     except (requests.RequestException, OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:160]
+        shown, hidden = _public(url)
+        reason = type(error).__name__ if hidden else " ".join(str(error).split())[:160]
         raise UserError(
-            f"{url}: expected a file to download, found none ({reason}); check the network and the address, "
-            f"or {fix}."
+            f"{shown}: expected a file to download, found none ({reason}); check the network and the "
+            f"address, or {fix}."
         ) from None
+
+
+def _public(url: str) -> tuple[str, bool]:
+    """The address without what may be secret (user, password, signature), and whether it had such parts."""
+    parts = urlsplit(url)
+    shown = urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+    return shown, shown != url
 
 
 def _close_if_refused(response: Any, *_: object, **__: object) -> None:

@@ -3,6 +3,7 @@
 import copyreg
 import errno
 import os
+import re
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,9 +15,44 @@ from pyarrow import fs as pafs
 
 from tadvae.base.errors import UserError
 
+LOCK = "tadvae-lock.json"
+"""File that says which process writes into a folder, see :mod:`tadvae.base.lock`; no listing has it."""
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _S3_ATTEMPTS = 11
 """Attempts per S3 request. The wait doubles after each, from 25 ms, and sums to about 50 seconds."""
+
+
+_SECRET = re.compile(r"secret|passw|pwd|token|key|\bsig|cred(?!ential_kind)|auth(?!ority)", re.I)
+"""Names of options in a URL that hold something which nobody else may read."""
+_VARIABLES = {"s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"} | dict.fromkeys(
+    ("gs", "gcs"), "GOOGLE_APPLICATION_CREDENTIALS"
+)
+
+
+def refuse_credentials(place: str) -> None:
+    """Raise a UserError for a URL with credentials: it would be written into run.json and reports.
+
+    The sentence repeats nothing of the URL but its scheme, because a secret may stand anywhere in it.
+    """
+    scheme, mark, rest = place.partition("://")
+    if not mark or "/" in scheme:
+        return
+    scheme = scheme.lower()
+    beginning, _, query = rest.partition("?")
+    server = beginning.partition("/")[0]
+    user, named, host = server.rpartition("@")
+    port = host.rpartition(":")[2] if ":" in host and not host.endswith("]") else "0"
+    found = bool(named) and (":" in user or (scheme in _VARIABLES and user != "anonymous"))
+    # the slash of a secret ends what looks like the server: s3://KEY:SEC/RET@bucket
+    found |= not port.isdecimal() or (scheme in _VARIABLES and ":" in host)
+    for name, _, value in (option.partition("=") for option in re.split("[&;]", query)):
+        found |= bool(_SECRET.search(name)) or "@" in value or "%40" in value
+    if found:
+        variables = _VARIABLES.get(scheme, "the environment variables of that service")
+        raise UserError(
+            f"{scheme}://…: the URL holds credentials, which would be written into files and messages; give "
+            f"it without them, and export {variables}."
+        )
 
 
 def _retrying_s3(options: dict[str, Any]) -> pafs.S3FileSystem:
@@ -37,6 +73,7 @@ copyreg.pickle(pafs.S3FileSystem, _pickle_s3)
 def absolute(place: str | os.PathLike[str]) -> str:
     """An absolute path, or a URL as it was given, for processes with another working directory."""
     text = os.fspath(place)
+    refuse_credentials(text)
     return text if "://" in text else Location.of(text).path
 
 
@@ -53,6 +90,7 @@ class Location:
         if isinstance(place, Location):
             return place
         text = os.fspath(place)
+        refuse_credentials(text)
         if "://" not in text:
             return cls(pafs.LocalFileSystem(), str(Path(text).expanduser().absolute()))
         try:
@@ -107,10 +145,10 @@ class Location:
     def listing(self) -> list[pafs.FileInfo]:
         """What is in this folder, with sizes and times; an absent folder holds nothing."""
         with self.reachable():
-            result: list[pafs.FileInfo] = self.filesystem.get_file_info(
+            infos: list[pafs.FileInfo] = self.filesystem.get_file_info(
                 pafs.FileSelector(self.path, allow_not_found=True)
             )
-            return result
+            return [info for info in infos if not info.base_name.startswith(LOCK)]
 
     def make_folder(self) -> None:
         """Create the folder and its parents."""

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+from tadvae.base.documents import parse_json
 from tadvae.base.errors import UserError
 from tadvae.base.filesystem import Location
 from tadvae.genes.reference import GeneReference
@@ -208,7 +209,7 @@ class Vocabulary:
                 "finished run or of save_pretrained."
             )
         try:
-            text = json.loads((folder / "vocabulary.json").read_text())
+            text = parse_json((folder / "vocabulary.json").read_text())
             genes = pq.read_table(io.BytesIO((folder / "genes.parquet").read_bytes())).to_pandas()
             edges = pq.read_table(io.BytesIO((folder / "pathways.parquet").read_bytes())).to_pandas()
             arrays = load((folder / "profiles.safetensors").read_bytes())

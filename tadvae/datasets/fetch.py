@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from tadvae.base.config import read_yaml
+from tadvae.base.documents import parse_json
 from tadvae.base.download import download
 from tadvae.base.errors import UserError
 from tadvae.datasets.registry import Entry
@@ -106,7 +107,7 @@ def _kept(folder: Path) -> dict[str, dict[str, Any]]:
     if not (folder / CHECKSUMS).exists():
         return {}
     try:
-        kept: dict[str, dict[str, Any]] = json.loads((folder / CHECKSUMS).read_text(encoding="utf-8"))
+        kept: dict[str, dict[str, Any]] = parse_json((folder / CHECKSUMS).read_text(encoding="utf-8"))
         if not all(isinstance(entry["sha256"], str) for entry in kept.values()):
             raise TypeError
     except (OSError, ValueError, AttributeError, LookupError, TypeError):

@@ -8,6 +8,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+from tadvae.base.documents import parse_json
 from tadvae.base.errors import UserError
 from tadvae.base.filesystem import Location
 from tadvae.effects.conditions import Conditions
@@ -66,7 +67,7 @@ def load_effects(folder: Location, genes: Mapping[int, np.ndarray]) -> EffectMod
         data = place.read_bytes()
         arrays = load(data)
         length = int.from_bytes(data[:8], "little")
-        about = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["effects"])
+        about = parse_json(parse_json(data[8 : 8 + length])["__metadata__"]["effects"])
         model = EffectModel(
             n_targets=about["n_targets"],
             signs=about["signs"],

@@ -8,14 +8,15 @@ import yaml
 from jinja2 import Environment, StrictUndefined, Template
 
 from tadvae.base.filesystem import Location
+from tadvae.base.terminal import visible
 from tadvae.data.vocabulary import Vocabulary
 from tadvae.settings.experiment import ExperimentConfig
 
 CARD = "README.md"
 TEMPLATE = "model_card.md.j2"
 SHOWN_TARGETS = 200
-MARKUP = re.compile(r"[\\`*_\[\]<>|~$]")
-"""Characters with a meaning in Markdown that can begin inside a line."""
+MARKUP = re.compile(r"[\\`*_\[\]<>|~$@]|(?<=www)\.|(?<=\w):(?=//)")
+"""What has a meaning in Markdown and can begin inside a line: also addresses, which become links."""
 
 
 def write_card(folder: Location, vocabulary: Vocabulary, config: ExperimentConfig) -> None:
@@ -56,7 +57,7 @@ def model_card(vocabulary: Vocabulary, config: ExperimentConfig) -> str:
 
 def escape_markdown(words: str) -> str:
     """Return a text on one line in which no character has a meaning in Markdown, HTML or a table."""
-    line = re.sub(r"\s+", " ", words).replace("&", "&amp;")
+    line = visible(re.sub(r"\s+", " ", words)).replace("&", "&amp;")
     return MARKUP.sub(r"\\\g<0>", line)
 
 

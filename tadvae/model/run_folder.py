@@ -37,6 +37,7 @@ import pandas as pd
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+from tadvae.base.documents import parse_json
 from tadvae.base.errors import UserError
 from tadvae.base.filesystem import Location
 from tadvae.cells.ragged import Cells
@@ -200,7 +201,14 @@ class RunFolder:
 
     def log_piece(self, name: str) -> list[dict[str, Any]]:
         """Records of one piece."""
-        return [json.loads(line) for line in (self.place / _LOG / name).read_text().splitlines()]
+        place = self.place / _LOG / name
+        try:
+            return [parse_json(line) for line in place.read_text().split("\n") if line]
+        except ValueError as error:
+            raise UserError(
+                f"{place}: damaged log of a run ({str(error)[:120]}); restore the file, or train again into "
+                "another folder."
+            ) from None
 
     def steps(self) -> list[dict[str, Any]]:
         """Records of all steps, in their order."""
@@ -346,7 +354,7 @@ class RunFolder:
         if not self.is_calibrated:
             return None
         try:
-            about = json.loads((self.place / _CALIBRATION).read_text())
+            about = parse_json((self.place / _CALIBRATION).read_text())
             return Calibration(
                 float(about["level"]),
                 float("inf") if about["factor"] is None else float(about["factor"]),
@@ -362,7 +370,7 @@ class RunFolder:
 
     def _json(self, name: str) -> dict[str, Any]:
         try:
-            found = json.loads((self.place / name).read_text())
+            found = parse_json((self.place / name).read_text())
             if not isinstance(found, dict):
                 raise ValueError("no mapping")
         except (ValueError, OSError) as error:
@@ -374,6 +382,11 @@ class RunFolder:
         return UserError(f"{self}: damaged {what} ({name}: {reason}); copy it again, or train it again.")
 
     def _write_lines(self, name: str, records: list[dict[str, Any]]) -> None:
+        if not self.is_begun:  # writing would make a folder that is no run
+            raise UserError(
+                f"{self}: the run's folder, or {_ABOUT} in it, was removed while the command was writing into "
+                "it; give the same command again."
+            )
         (self.place / _LOG / name).write_text("".join(json.dumps(record) + "\n" for record in records))
 
 

@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from scipy import sparse
 
+from tadvae.base.documents import parse_json
 from tadvae.base.errors import UserError
 from tadvae.base.filesystem import Location
 from tadvae.genes.harmonise import canonical_targets
@@ -173,7 +174,7 @@ def parse_parquet(data: bytes, source: str) -> PathwayTable:
         if missing:
             raise ValueError(f"no column {', '.join(missing)}")
         columns = {name: table[name].to_pylist() for name in _SCHEMA.names}
-        provenance = json.loads((table.schema.metadata or {}).get(PROVENANCE, b"{}"))
+        provenance = parse_json((table.schema.metadata or {}).get(PROVENANCE, b"{}"))
         scores = zip(columns["pathway_id"], columns["replicability"], strict=True)
         result = PathwayTable(
             ids=columns["pathway_id"],

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from pydantic import ValidationError
 
 from tadvae.base.config import Config
+from tadvae.base.documents import parse_json
 from tadvae.base.errors import UserError
 from tadvae.base.filesystem import Location
 
@@ -99,8 +100,9 @@ class Manifest(Config):
         with place.reachable():
             text = place.read_bytes()
         try:
-            version = VersionOnly.model_validate_json(text).schema_version
-        except ValidationError:
+            data = parse_json(text)
+            version = VersionOnly.model_validate(data).schema_version
+        except ValueError:
             raise UserError(f"{place}: not a readable manifest; convert the store again.") from None
         if version != SCHEMA_VERSION:
             raise UserError(
@@ -108,7 +110,7 @@ class Manifest(Config):
                 f"{SCHEMA_VERSION}; convert it again with `tadvae convert`."
             )
         try:
-            return cls.model_validate_json(text)
+            return cls.model_validate(data)
         except ValidationError as error:
             raise UserError(
                 f"{place}: damaged manifest ({error.error_count()} wrong entries); convert the store again."

@@ -14,6 +14,7 @@ from safetensors.torch import load, save_file
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from tadvae.base.documents import parse_json
 from tadvae.base.errors import UserError
 from tadvae.model.weights import WEIGHTS, load_weights, state_tensors
 
@@ -101,7 +102,7 @@ def load_checkpoint(
 
 def _read_position(path: Path) -> Position:
     try:
-        text = json.loads(path.read_text(encoding="utf-8"))
+        text = parse_json(path.read_text(encoding="utf-8"))
         text["earlier"] = tuple((int(world_size), int(each)) for world_size, each in text["earlier"])
         for field in fields(Position):
             if type(text[field.name]) is not type(field.default):

@@ -300,6 +300,9 @@ def test_a_range_of_workers_shrinks_and_grows_with_the_nodes(nodes, driver, shar
         wait_for_workers(3)
     finally:
         end(process)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "stopped by SIGTERM" in log.read_text()
+    assert "*** SIGTERM" not in log.read_text()  # the stack of C++
 
     # a changed epoch shows every bag, and twice only those of equal shares that the log names
     n_bags = json.loads((run / "run.json").read_text())["bags"]

@@ -3,12 +3,14 @@
 import csv
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
 import zipfile
+from contextlib import suppress
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -205,11 +207,11 @@ def test_the_report_has_the_figures_of_the_raw_results(swept, tmp_path, capsys):
     assert best_of(records, config).number == order[0]
 
 
-def main_exits(arguments: list[str]) -> None:
-    """Run the command; it must end with exit code 0."""
+def main_exits(arguments: list[str], code: int = 0) -> None:
+    """Run the command; it must end with this exit code."""
     with pytest.raises(SystemExit) as ended:
         main(arguments)
-    assert not ended.value.code
+    assert (ended.value.code or 0) == code
 
 
 @pytest.mark.slow
@@ -247,6 +249,22 @@ def test_train_takes_the_best_settings(store, swept, tmp_path):
     assert (groups["part"] == "test").equals(tuned["part"] == "test")
 
 
+def assert_private(family: list[psutil.Process]) -> None:
+    """A Ray of this machine: no server for other machines, and no folder for other users."""
+    addresses, folders = set(), set()
+    for process in family:
+        with suppress(psutil.Error):
+            addresses |= {c.laddr.ip for c in process.net_connections("inet") if c.status == "LISTEN"}
+            folders |= set(
+                re.findall(r"[= ](/[^= ]*/tadvae-[^/ ]+)(?=/session_)", " ".join(process.cmdline()))
+            )
+    assert len(addresses) >= 1
+    assert {address.removeprefix("::ffff:") for address in addresses} == {"127.0.0.1"}
+    (folder,) = folders
+    assert os.stat(folder).st_mode & 0o777 == 0o700
+    assert os.stat(Path.home() / ".ray/auth_token").st_mode & 0o777 == 0o600
+
+
 @pytest.mark.slow
 def test_a_killed_sweep_goes_on_without_repeating(ray_cluster, store, space_file, tmp_path, capfd):
     """SIGKILL ends a driver with a Ray of its own in the middle; another goes on, on the session's Ray."""
@@ -254,13 +272,15 @@ def test_a_killed_sweep_goes_on_without_repeating(ray_cluster, store, space_file
     command = ["tune", "run", str(store.folder), "--out", str(out)]
     settings = ["--config", str(space_file), "--trials", "3", "--max-concurrent", "1"]
     settings += ["--set", "scheduler.grace_epochs=2", "--set", "experiment.train.epochs=6"]
+    deep = tmp_path / "net/scratch/people/longusername/slurm_jobdir/1355700/tmp.t0016/and/deeper"
+    deep.mkdir(parents=True)
     with (tmp_path / "first.log").open("wb") as text:
         driver = subprocess.Popen(
             [sys.executable, "-m", *command, *settings],
             stdout=text,
             stderr=text,
             cwd=ROOT,
-            env=WITHOUT_A_CLUSTER,
+            env={**WITHOUT_A_CLUSTER, "TMPDIR": str(deep)},  # too long for Ray's sockets
             start_new_session=True,
         )
         family: list[psutil.Process] = []
@@ -274,6 +294,9 @@ def test_a_killed_sweep_goes_on_without_repeating(ray_cluster, store, space_file
                 time.sleep(0.05)
             assert driver.poll() is None, (tmp_path / "first.log").read_text()
             family = psutil.Process(driver.pid).children(recursive=True)
+            assert_private(family)
+            main_exits([*command, "--resume"], code=2)
+            assert f"process {driver.pid} on " in capfd.readouterr().err
         finally:
             driver.kill()  # SIGKILL
             driver.wait()

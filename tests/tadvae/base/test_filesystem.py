@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import re
 import resource
 import socketserver
 import threading
@@ -12,8 +13,10 @@ import pytest
 from pyarrow import fs as pafs
 from ray import cloudpickle
 
+from tadvae.base.config import read_yaml
 from tadvae.base.errors import UserError
-from tadvae.base.filesystem import Location
+from tadvae.base.filesystem import Location, absolute, refuse_credentials
+from tadvae.model.run_folder import RunFolder
 
 
 @pytest.fixture(params=["disk", "object store"])
@@ -70,6 +73,50 @@ def test_an_unusable_url(refused, url, words):
     sentence = refused(Location.of, url)
     for word in words:
         assert word in sentence
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "s3://AKIAKEY:hunter2@bucket/run",
+        "S3://AKIAKEY:hunter2@bucket/run",
+        "s3://AKIAKEY:hun/ter2+x@bucket/run",
+        "s3://AKIAKEY:123/hunter2@bucket/run",
+        "s3://AKIAKEY@bucket/run",
+        "s3://:hunter2@bucket/run",
+        "s3://bucket/run?secret=hunter2",
+        "s3://bucket/run?region=x&secret_key=hunter2&access_key=AKIAKEY",
+        "s3://bucket/run?X-Amz-Signature=hunter2",
+        "s3://bucket/run?endpoint_override=http://AKIAKEY:hunter2@host",
+        "s3://bucket/run?session_token=hunter2",
+        "gs://user:hunter2@bucket/run",
+        "abfs://:hunter2@account.dfs.core.windows.net/run",
+        "https://me:hunter2@host/run",
+    ],
+)
+@pytest.mark.parametrize("use", [Location.of, absolute, read_yaml, lambda url: RunFolder(url).about()])
+def test_credentials_in_a_url(refused, url, use):
+    sentence = refused(use, url)
+    assert "credentials" in sentence
+    assert "export" in sentence
+    assert not re.search("hunter2|hun/ter2|AKIAKEY", sentence)
+    if url.lower().startswith("s3"):
+        assert "AWS_SECRET_ACCESS_KEY" in sentence
+
+
+def test_urls_without_credentials():
+    urls = [
+        "s3://bucket/a:b@c?region=x",
+        "gs://anonymous@bucket/x",
+        "s3://bucket/run?endpoint_override=h:9000&scheme=http",
+    ]
+    urls += [
+        "hf://NAME/MODEL@v1",
+        "abfs://box@account.dfs.core.windows.net/x?credential_kind=environment",
+        "hdfs://host:8020/x",
+    ]
+    for url in [*urls, "a path/with://in it?key=1", "plain@path:x"]:
+        refuse_credentials(url)
 
 
 def test_unreachable_storage(refused, monkeypatch):

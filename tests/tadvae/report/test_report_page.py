@@ -159,6 +159,7 @@ def test_a_logarithmic_scale():
 
 
 NAMES = ["a|b", "new\nline", "`code`", "<script>", "quote\"'\\", "[x](y)", "{{ 7*7 }}", "```\nx", "\u2028|"]
+NAMES += ["\x1b]0;x\x07", "ab\u202edc", "see https://x.org", "www.x.org", "@you", "<!-- x", "'''", "\udcff"]
 
 
 @pytest.mark.parametrize("name", [*NAMES, " ".join(NAMES)])
@@ -182,6 +183,8 @@ def test_no_name_breaks_a_card(small_vocabulary, name):
     assert len(table) == 2 + len(vocabulary.datasets)
     assert {len(re.findall(r"(?<!\\)\|", line)) for line in table} == {7}
     outside = card.replace(snippet, "")
+    assert "".join(card.split("\n")).isprintable()
+    assert not re.search(r"https?://|www\.|(?<!\\)@", outside)
     assert not re.search(r"(?<!\\)[<>\[\]]", outside)
     assert not re.search(r"(?<!\\)`", "".join(table[2:]) + re.search(r"^Targets: .*$", card, re.M)[0])
 
