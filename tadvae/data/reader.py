@@ -57,7 +57,7 @@ class CellReader:
         table, bag_of_row = self.store.read_bags(shard, row_group, bag_ids, COLUMNS)
         entry = self.store.manifest.shards[shard]
         try:
-            cells = decode(table, self.views[entry.dataset])
+            cells = decode(table, self.views[entry.dataset], self.store.manifest.n_genes)
         except UserError as error:
             raise UserError(
                 f"{self.store.folder}: shard {entry.path}, row group {row_group}: {error}"
