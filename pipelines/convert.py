@@ -13,6 +13,7 @@ import ray
 
 from pipelines.cluster.connection import ray_session
 from pipelines.cluster.tasks import run_tasks
+from tadvae.base.checksums import SUMS
 from tadvae.base.errors import UserError
 from tadvae.base.filesystem import Location
 from tadvae.base.lock import Lock, locked
@@ -106,7 +107,7 @@ def _require_new(store: Location) -> None:
 def _require_own(partial: Location) -> None:
     """Raise a UserError for a folder that no conversion has made, because it would be deleted."""
     own = {"spill", "cells", "datasets", "genes.parquet", "bags.parquet", "perturbations.parquet"}
-    own |= {"spec.yaml", MANIFEST, MARK}
+    own |= {"spec.yaml", SUMS, MANIFEST, MARK}
     others = [name for name in partial.names() if name not in own and not name.endswith(".tmp")]
     if others:
         raise UserError(

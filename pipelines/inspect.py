@@ -14,12 +14,14 @@ def describe(path: str, *, verify: bool = False) -> dict[str, Any]:
     Parameters
     ----------
     verify
-        Whether to compare the checksum of every file; a difference is a UserError.
+        Whether to read every file, and compare it with its checksum and with the others; a difference is a
+        UserError.
     """
     store = Store.open(path)
     if verify:
+        store.verify_tables()
         for shard in range(len(store.manifest.shards)):
-            store.verify(shard)
+            store.verify(shard, tokens=True)
     names = store.perturbations["name"].to_numpy()
     panels = [store.panel(i) for i in range(len(store.manifest.datasets))]
     genes = [set(panel["gene_index"]) for panel in panels]

@@ -18,7 +18,7 @@ from tadvae.base.errors import UserError
 from tadvae.base.filesystem import Location, absolute
 from tadvae.base.lock import locked
 from tadvae.base.terminal import print_text
-from tadvae.data.reader import training_bags
+from tadvae.data.reader import training_bags, verify_shards
 from tadvae.store.reader import Store
 from tadvae.training.prepare import prepare_training
 from tune.config import SweepConfig
@@ -80,6 +80,7 @@ def _run(store_path: str, out: str, config: SweepConfig | None, resume: bool, tr
     with ray_session(config.workers * (config.max_concurrent or 1) + 2):
         if config.workers > 1:
             require_cleaning()
+        verify_shards(store, store.bags, ray_map)
         prepared = prepare_training(store, config.experiment, ray_map)
         split = config.experiment.split
         bags = training_bags(store, prepared.groups, split, config.experiment.stream.control_bags)
@@ -116,8 +117,7 @@ def _config_to_resume(sweep: Location, store: Store) -> SweepConfig:
     if began != store.manifest.vocabulary_hash:
         raise UserError(
             f"{sweep}: this sweep was started with a store of another gene vocabulary "
-            f"({began}, this one has {store.manifest.vocabulary_hash}); resume with the "
-            "same store."
+            f"({began}, this one has {store.manifest.vocabulary_hash}); resume with the same store."
         )
     return config
 

@@ -74,7 +74,7 @@ def run_trial(config: dict[str, Any], store: str, folder: str, metric: str, work
         resume=begun,
         callbacks=[ReportValidations(metric)],
         progress=False,
-        lock=False,  # the sweep holds that of its folder
+        of_sweep=True,
     )
 
 

@@ -16,7 +16,8 @@ from pipelines.train.rank import Rank, keep_weights, train_rank
 from tadvae.cells.ragged import Cells
 from tadvae.data.plan import Window
 from tadvae.data.reader import CellReader
-from tadvae.model.run_folder import RunFolder, checkpoint_name
+from tadvae.model.checkpoints import checkpoint_name
+from tadvae.model.run_folder import RunFolder
 from tadvae.settings.experiment import ExperimentConfig
 from tadvae.store.reader import Store
 from tadvae.training.validation import Patience
@@ -35,8 +36,8 @@ def train_alone(run: RunFolder, store: Store, report: Callable[[dict[str, Any]],
     torch.set_num_threads(1)  # as Ray's workers have: other numbers of threads round differently
     config = run.config()
     train_rank(run, store, _OnlyRank(run, config, report))
-    names = run.checkpoints()
-    with run.checkpoint(_best(run, config, names) or names[-1]) as folder:
+    names = run.checkpoints.names()
+    with run.checkpoints.folder_of(_best(run, config, names) or names[-1]) as folder:
         keep_weights(run, folder)
 
 
@@ -49,7 +50,7 @@ class _OnlyRank(Rank):
         self._run, self._config, self._report = run, config, report
 
     def checkpoint(self) -> AbstractContextManager[str] | None:
-        return self._run.last_checkpoint()
+        return self._run.checkpoints.last()
 
     def reads(
         self, reader: CellReader, windows: Iterable[Window], n_threads: int
@@ -59,10 +60,10 @@ class _OnlyRank(Rank):
     def report(self, metrics: dict[str, Any], name: str, folder: Path | None) -> None:
         assert folder is not None  # of rank 0
         run = self._run
-        run.write_checkpoint(name, folder)
-        names = run.checkpoints()
+        run.checkpoints.write(name, folder)
+        names = run.checkpoints.names()
         best = _best(run, self._config, names)
-        run.delete_checkpoints_except([*names[-self._config.train.keep_checkpoints :], best or name])
+        run.checkpoints.keep_only([*names[-self._config.train.keep_checkpoints :], best or name])
         if self._report is not None:
             self._report(metrics)
 

@@ -14,6 +14,7 @@ from pipelines.cluster.tasks import run_tasks
 from tadvae.base.errors import UserError
 from tadvae.base.filesystem import Location, absolute
 from tadvae.base.lock import locked
+from tadvae.data.reader import verify_shards
 from tadvae.data.splits import split_groups
 from tadvae.model.run_folder import RunFolder
 from tadvae.model.tadvae import TADVAE
@@ -101,6 +102,7 @@ def _train(
     of_fold = [] if plan is None else fold_runs(config, plan, seeds_of_fold)
     runs |= {name: each for fold in of_fold for name, each in fold.items()}
     with ray_session():
+        verify_shards(store, store.bags, ray_map)
         if not resume:
             prepare_training(store, config, ray_map)  # what cannot be trained fails here, before all writing
             folder.begin_ensemble(config, about)

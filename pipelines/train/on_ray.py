@@ -1,20 +1,24 @@
 """Ray Train behind ``tadvae train``: its workers, its checkpoints, and the weights that it ends with."""
 
+import re
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import ray.train
 import ray.train.torch
-from ray.train.v2.api.exceptions import TrainingFailedError
+from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError
 
 from pipelines.train.loopback import LoopbackConfig, is_local
 from pipelines.train.rank import keep_weights
 from pipelines.train.worker import train_worker
-from tadvae.base.errors import UserError
+from tadvae.base.errors import StorageError, UserError
 from tadvae.evaluation.metrics import HIGHER_IS_BETTER
 from tadvae.model.run_folder import CHECKPOINTS, RunFolder
 from tadvae.settings.experiment import ExperimentConfig
 from tadvae.training.validation import Patience
+
+_SENTENCE = re.compile(r"tadvae\.base\.errors\.(?:UserError|StorageError): (.+)")
 
 
 def train_on_ray(
@@ -73,7 +77,7 @@ def _trainer(
             logging_config=ray.train.LoggingConfig("WARNING"),
             failure_config=ray.train.FailureConfig(max_failures=config.train.max_failures),
             checkpoint_config=_what_to_keep(config),
-            callbacks=list(callbacks),
+            callbacks=[StopAtUserError(), *callbacks],
         ),
     )
 
@@ -102,7 +106,22 @@ def _what_to_keep(config: ExperimentConfig) -> ray.train.CheckpointConfig:
     )
 
 
-def _user_error_in(error: BaseException) -> UserError | None:
-    """The sentence of a worker's UserError; Ray Train hands over only its text."""
-    _, marker, sentence = str(error).rpartition("tadvae.base.errors.UserError: ")
-    return UserError(sentence.splitlines()[0]) if marker else None
+class StopAtUserError(ray.train.UserCallback):
+    """Ends a run at a worker's UserError: a file that is damaged stays so, however often workers restart.
+
+    Storage that does not answer is a :class:`~tadvae.base.errors.StorageError`, after which they do restart.
+    """
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        """Called on Ray Train's controller, where an error ends the run."""
+        for error in worker_exceptions.values():
+            if isinstance(error, UserError) and not isinstance(error, StorageError):
+                raise error
+
+
+def _user_error_in(error: TrainingFailedError) -> UserError | None:
+    """The UserError that ended a run: of the controller, or of a worker, of which there is only the text."""
+    if isinstance(error, ControllerError) and isinstance(error.controller_failure, UserError):
+        return error.controller_failure
+    sentences = _SENTENCE.findall(str(error))
+    return UserError(sentences[-1]) if sentences else None

@@ -22,7 +22,8 @@ from tadvae.data.plan import Window
 from tadvae.data.reader import CellReader
 from tadvae.data.vocabulary import Vocabulary
 from tadvae.effects.file import load_effects
-from tadvae.model.run_folder import RunFolder, checkpoint_name
+from tadvae.model.checkpoints import checkpoint_name
+from tadvae.model.run_folder import RunFolder
 from tadvae.model.weights import WEIGHTS
 from tadvae.nn.packed import ModelBatch
 from tadvae.store.reader import Store
@@ -175,4 +176,4 @@ def _restore(start: Position, learner: Learner, rank: Rank) -> Position:
 def keep_weights(run: RunFolder, folder: str) -> None:
     """Make the weights of a checkpoint the final ones of the run; of their average, if there is one."""
     average = Path(folder) / AVERAGE
-    run.write_weights((average if average.exists() else Path(folder) / WEIGHTS).read_bytes())
+    run.finish((average if average.exists() else Path(folder) / WEIGHTS).read_bytes())

@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any
 from pipelines.cluster.connection import ray_map, ray_session
 from pipelines.cluster.ray_log import say
 from pipelines.train.alone import train_alone
+from pipelines.train.checkpoints import require_own_checkpoints
 from pipelines.train.phases import phases
 from pipelines.train.step_log import StepLog
 from pipelines.train.trackers import check_trackers, trackers
 from tadvae.base.filesystem import absolute
 from tadvae.base.lock import locked
 from tadvae.base.terminal import print_text
-from tadvae.data.reader import Mapper, loop
+from tadvae.data.reader import Mapper, loop, verify_shards
 from tadvae.data.splits import TRAIN, VALIDATION
 from tadvae.model.run_folder import RunFolder
 from tadvae.settings.experiment import ExperimentConfig
@@ -41,7 +42,7 @@ def train(
     resume: bool = False,
     callbacks: "Sequence[UserCallback]" = (),
     progress: bool = True,
-    lock: bool = True,
+    of_sweep: bool = False,
 ) -> RunFolder:
     """Train one model on a whole store; returns the run's folder.
 
@@ -58,8 +59,8 @@ def train(
         Called on Ray Train's controller, for whoever wants to follow the run's reports.
     progress
         Show the steps on standard error.
-    lock
-        Hold the lock of the run's folder; False where the caller holds that of a folder above.
+    of_sweep
+        A sweep holds the lock of its folder and has verified the store: neither is done again.
 
     Raises
     ------
@@ -73,11 +74,11 @@ def train(
     if not (resume and run.is_finished):
         if progress:
             check_trackers(run, config)
-        with locked(run.place) if lock else nullcontext():
+        with nullcontext() if of_sweep else locked(run.place):
             config, resume = _settings(run, store, config, resume)  # another command may have ended meanwhile
             if not (resume and run.is_finished):
                 places = {"run": out, "store": store_path}
-                _train(run, store, places, config, workers, gpu, resume, callbacks, progress)
+                _train(run, store, places, config, workers, gpu, resume, callbacks, progress, not of_sweep)
                 return run
     print_text(f"{run}: this run is finished, nothing is left to do")
     return run
@@ -106,12 +107,18 @@ def _train(
     resume: bool,
     callbacks: "Sequence[UserCallback]",
     progress: bool,
+    verify: bool,
 ) -> None:
     fewest = workers[0] if isinstance(workers, tuple) else workers
     alone = _needs_no_ray(run, workers, gpu, callbacks)
     with nullcontext() if alone else ray_session(min_cpus=fewest, gpus=fewest if gpu else 0):
-        if not resume:
-            _begin(run, store, places["store"], config, workers, gpu, loop if alone else ray_map)
+        mapper = loop if alone else ray_map
+        if verify:
+            verify_shards(store, store.bags, mapper)
+        if resume:
+            require_own_checkpoints(run)
+        else:
+            _begin(run, store, places["store"], config, workers, gpu, mapper)
         n_bags, called = run.about()["bags"], time.time()
         if progress and not alone:
             say(f"starting {fewest} training worker{'' if fewest == 1 else 's'}…")
@@ -131,7 +138,7 @@ def _needs_no_ray(
 ) -> bool:
     """Whether this process can train the run: one worker on a CPU, no cluster, no run of Ray Train's."""
     on_this_machine = workers == 1 and not gpu and os.environ.get("RAY_ADDRESS", "local") == "local"
-    return on_this_machine and not callbacks and not run.is_of_ray_train
+    return on_this_machine and not callbacks and not run.checkpoints.are_of_ray_train
 
 
 def _begin(

@@ -55,7 +55,7 @@ class _RayRank(Rank):
         if checkpoint is not None:
             folder: AbstractContextManager[str] = checkpoint.as_directory()
             return folder
-        return self._run.last_checkpoint()
+        return self._run.checkpoints.last()
 
     def reads(
         self, reader: CellReader, windows: Iterable[Window], n_threads: int
@@ -74,5 +74,5 @@ class _RayRank(Rank):
                 ray.train.report(metrics, checkpoint=checkpoint, checkpoint_dir_name=name)
         except UserError:  # half a checkpoint would only take room: Ray Train does not know of it
             with suppress(UserError):
-                self._run.delete_checkpoint(name)
+                self._run.checkpoints.delete(name)
             raise

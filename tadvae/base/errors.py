@@ -7,3 +7,7 @@ class UserError(Exception):
     The command line prints only this sentence and exits with code 2. Raise it before anything is
     written.
     """
+
+
+class StorageError(UserError):
+    """Storage that does not answer: unlike other bad input, it may be there again at the next attempt."""

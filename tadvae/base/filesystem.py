@@ -4,6 +4,7 @@ import copyreg
 import errno
 import os
 import re
+import stat
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from typing import Any
 
 from pyarrow import fs as pafs
 
-from tadvae.base.errors import UserError
+from tadvae.base.errors import StorageError, UserError
 
 LOCK = "tadvae-lock.json"
 """File that says which process writes into a folder, see :mod:`tadvae.base.lock`; no listing has it."""
@@ -126,6 +127,37 @@ class Location:
         """The location in the same folder with ``suffix`` added to the name."""
         return Location(self.filesystem, self.path.rstrip("/") + suffix)
 
+    def inside(self, name: object, pattern: str, source: object) -> "Location":
+        """A location in this folder that a file names: what is read from a file may not lead anywhere else.
+
+        Parameters
+        ----------
+        name
+            What the file says.
+        pattern
+            Regular expression of the names that are possible here.
+        source
+            The file, for the message.
+
+        Raises
+        ------
+        UserError
+            If the name does not match, or leads out of this folder, also by a symbolic link.
+        """
+        place = self / str(name)
+        fits = isinstance(name, str) and re.fullmatch(pattern, name) is not None
+        if not fits or not {".", ".."}.isdisjoint(str(name).split("/")):
+            reason = f"expected a name like {pattern}"
+        elif self.is_local and not _is_within(place.path, self.path):
+            reason = "a symbolic link leads out of it"
+        else:
+            return place
+        shown = repr(name) if len(repr(name)) <= 80 else repr(name)[:79] + "…"
+        raise UserError(
+            f"{source}: names {shown}, which is nothing inside of {self} ({reason}); restore the file, or do "
+            "not use a folder that you do not trust."
+        )
+
     def exists(self) -> bool:
         """Whether a file or folder is there; storage that does not answer is a UserError."""
         with self.reachable():
@@ -155,8 +187,18 @@ class Location:
         with self.reachable():
             self.filesystem.create_dir(self.path, recursive=True)
 
+    def require_regular(self) -> None:
+        """Raise a UserError for a pipe or a device, whose reading may never end."""
+        if self.is_local:
+            mode = os.stat(self.path).st_mode
+            if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+                raise UserError(
+                    f"{self}: a pipe or a device, expected a regular file; replace it by a copy of the file."
+                )
+
     def read_bytes(self) -> bytes:
         """The file's whole content."""
+        self.require_regular()
         with self.filesystem.open_input_stream(self.path) as stream:
             result: bytes = stream.read()
             return result
@@ -214,4 +256,8 @@ class Location:
                     "another place."
                 ) from None
             fix = "path and its permissions" if self.is_local else "URL, the credentials and the network"
-            raise UserError(f"{self}: the storage cannot be used ({reason}); check the {fix}.") from None
+            raise StorageError(f"{self}: the storage cannot be used ({reason}); check the {fix}.") from None
+
+
+def _is_within(path: str, folder: str) -> bool:
+    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))

@@ -40,6 +40,7 @@ class Moments:
         library
             Total counts of each cell, shape (n,); unused where ``log1p``.
         """
+        values.check_format(full_check=True)  # the loop writes to where the column indices say
         per_cell = np.divide(SCALE["cp10k"], library, out=np.zeros(len(library)), where=library > 0)
         sums = [np.zeros(values.shape[1]) for _ in range(3)]
         add_moments(values.data, values.indices, values.indptr, per_cell, log1p, *sums)

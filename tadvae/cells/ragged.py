@@ -23,12 +23,32 @@ class Cells:
         Position of each cell's first token, and T at the end, int64, shape (B + 1,).
     total_counts
         Library size of each cell, shape (B,).
+
+    Raises
+    ------
+    ValueError
+        If the shapes contradict each other; compiled loops read beyond arrays that do.
     """
 
     gene_ids: np.ndarray
     values: np.ndarray
     offsets: np.ndarray
     total_counts: np.ndarray
+
+    def __post_init__(self) -> None:
+        n, offsets = len(self.gene_ids), self.offsets
+        fits = (
+            len(offsets) == len(self.total_counts) + 1
+            and len(self.values) == n
+            and offsets[0] == 0
+            and offsets[-1] == n
+            and (offsets[1:] >= offsets[:-1]).all()
+        )
+        if not fits:
+            raise ValueError(
+                f"cells whose arrays do not fit together: {n} gene ids, {len(self.values)} values, "
+                f"{len(offsets)} offsets, {len(self.total_counts)} library sizes"
+            )
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -50,6 +70,8 @@ class Cells:
         """Return the cells ``rows`` in that order; repeats are allowed."""
         from tadvae.cells.kernels import take_cells  # imported here: the network runs without numba
 
+        if len(rows) and not 0 <= rows.min() <= rows.max() < len(self):
+            raise IndexError(f"rows {rows.min()} to {rows.max()} of {len(self)} cells")
         ids, values, offsets = take_cells(self.gene_ids, self.values, self.offsets, rows)
         return Cells(ids, values, offsets, self.total_counts[rows])
 

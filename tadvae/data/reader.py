@@ -57,7 +57,7 @@ class CellReader:
         table, bag_of_row = self.store.read_bags(shard, row_group, bag_ids, COLUMNS)
         entry = self.store.manifest.shards[shard]
         try:
-            cells = decode(table, self.views[entry.dataset])
+            cells = decode(table, self.views[entry.dataset], self.store.manifest.n_genes)
         except UserError as error:
             raise UserError(
                 f"{self.store.folder}: shard {entry.path}, row group {row_group}: {error}"
@@ -85,6 +85,18 @@ class CellReader:
         held = held_out_rows(int(row.max(initial=-1)) + 1, shard, row_group, self.split)[row]
         result: np.ndarray | None = held if self.held_out else ~held
         return result
+
+
+def verify_shards(store: Store, bags: pd.DataFrame, mapper: Mapper = loop) -> None:
+    """Compare the shards of some bags with their checksums and labels; call it once before training.
+
+    Raises
+    ------
+    UserError
+        If a shard is damaged, or holds other cells than ``bags.parquet`` says.
+    """
+    _ = store.bags, store.perturbations  # read once, before the store goes to other processes
+    mapper(Store.verify, [(store, shard) for shard in np.unique(bags["shard"]).tolist()])
 
 
 def training_bags(

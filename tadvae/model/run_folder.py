@@ -25,38 +25,35 @@ An ensemble::
 import io
 import json
 import os
-import tempfile
+import re
 import uuid
-from collections.abc import Collection, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+from tadvae.base.checksums import SUMS, CheckedFolder, sums_of, write_sums
 from tadvae.base.documents import parse_json
 from tadvae.base.errors import UserError
 from tadvae.base.filesystem import Location
 from tadvae.cells.ragged import Cells
+from tadvae.model.checkpoints import Checkpoints
 from tadvae.model.conformal import Calibration
 from tadvae.model.controls import pack_controls, unpack_controls
-from tadvae.model.weights import WEIGHTS
+from tadvae.model.weights import CONFIG, WEIGHTS, finish_model
 from tadvae.settings.experiment import ExperimentConfig
 
-CONFIG = "config.yaml"
 CHECKPOINTS = "checkpoints"
 _ABOUT, _SPLIT, _CONTROLS, _MODEL, _LOG = "run.json", "split.parquet", "controls.parquet", "model", "log"
 _ENSEMBLE, _CALIBRATION, _SCALES = "ensemble.json", "calibration.json", "calibration.safetensors"
-_EVALUATION, _STEP = "evaluation", "step-"
-_OF_RAY_TRAIN = "checkpoint_manager_snapshot.json"
-"""Ray Train's list of the checkpoints it keeps."""
-_WHOLE = "whole"
-"""Empty file that is written last into a checkpoint: without it, some may be missing."""
-_BEFORE_ABOUT = {_MODEL, _LOG, CONFIG, _SPLIT, _CONTROLS}
+_EVALUATION = "evaluation"
+_BEFORE_ABOUT = {_MODEL, _LOG, CONFIG, _SPLIT, _CONTROLS, SUMS}
 """What a run's folder may hold before ``run.json``, which is written last, makes it a run."""
+_MEMBER = r"members/seed-\d+"
+_PIECE = re.compile(r"(steps|bags)-(\d+)(-\d+)?\.jsonl")
 
 
 class RunFolder:
@@ -118,28 +115,45 @@ class RunFolder:
             Plain values: store, version, workers, number of bags.
         """
         (self.place / _LOG).make_folder()
-        (self.place / _CONTROLS).write_bytes(pack_controls(controls))
-        (self.place / CONFIG).write_text(config.to_yaml())
-        (self.place / _SPLIT).write_bytes(_parquet(split))
-        (self.place / _ABOUT).write_text(json.dumps(about, indent=1))
+        self._files.write(
+            {
+                _CONTROLS: pack_controls(controls),
+                CONFIG: config.to_yaml().encode(),
+                _SPLIT: _parquet(split),
+                _ABOUT: json.dumps(about, indent=1).encode(),
+            }
+        )
 
     def about(self) -> dict[str, Any]:
         """What ``run.json`` says; a UserError where it is damaged or this is no run."""
-        return self._json(_ABOUT)
+        found, data = self._json(_ABOUT)
+        for name, kind in (("store", str), ("vocabulary_hash", str), ("bags", int)):
+            if not isinstance(found.get(name, kind()), kind):
+                raise self._damaged(_ABOUT, f"{name} is {found[name]!r:.60}")
+        self._files.compare(_ABOUT, data)
+        return found
 
     def config(self) -> ExperimentConfig:
         """The resolved settings."""
         place = self.place / CONFIG
-        return ExperimentConfig.load_text(place.read_text(), str(place))
+        try:
+            text = self._files.read(CONFIG).decode("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise self._damaged(CONFIG, type(error).__name__) from None
+        return ExperimentConfig.load_text(text, str(place))
 
     def split(self) -> pd.DataFrame:
         """The groups of the store with the part and the category that the split gave them."""
-        return pd.read_parquet(io.BytesIO((self.place / _SPLIT).read_bytes()))
+        return self._table(_SPLIT)
 
     def controls(self) -> dict[int, Cells]:
         """Control cells by row of the vocabulary's contexts; none where the run keeps none."""
-        place = self.place / _CONTROLS
-        return unpack_controls(place.read_bytes()) if place.exists() else {}
+        if not (self.place / _CONTROLS).exists():
+            return {}
+        try:
+            return unpack_controls(self._files.table(_CONTROLS))
+        except (ValueError, TypeError, pa.ArrowException) as error:
+            raise self._damaged(_CONTROLS, str(error)[:120]) from None
 
     def require_run(self, command: str) -> None:
         """Raise a UserError where a model lies without its run.
@@ -179,6 +193,14 @@ class RunFolder:
             )
         return self.config()
 
+    def finish(self, weights: bytes) -> None:
+        """Write the final weights: the run is finished then, and its log has checksums too."""
+        sums = self._files.sums
+        if sums is not None:
+            names = [f"{_LOG}/{name}" for name in (self.place / _LOG).names()]
+            write_sums(self.place, {**sums, **sums_of(self.place, names)})
+        finish_model(self.model, weights)
+
     # -- a run's log --------------------------------------------------------------------------------
 
     def write_steps(self, records: list[dict[str, Any]]) -> None:
@@ -197,18 +219,13 @@ class RunFolder:
     def log_pieces(self) -> dict[str, int | None]:
         """Names of the pieces with steps, in their order, and when each was written, in nanoseconds."""
         infos = sorted((self.place / _LOG).listing(), key=lambda info: info.base_name)
-        return {info.base_name: info.mtime_ns for info in infos if _is_piece(info.base_name, "steps-")}
+        return {info.base_name: info.mtime_ns for info in infos if _is_piece(info.base_name, "steps")}
 
     def log_piece(self, name: str) -> list[dict[str, Any]]:
         """Records of one piece."""
-        place = self.place / _LOG / name
-        try:
-            return [parse_json(line) for line in place.read_text().split("\n") if line]
-        except ValueError as error:
-            raise UserError(
-                f"{place}: damaged log of a run ({str(error)[:120]}); restore the file, or train again into "
-                "another folder."
-            ) from None
+        data = (self.place / _LOG / name).read_bytes()
+        self._files.compare(f"{_LOG}/{name}", data, required=False)  # a run that goes on has none of its log
+        return self._lines(f"{_LOG}/{name}", data)
 
     def steps(self) -> list[dict[str, Any]]:
         """Records of all steps, in their order."""
@@ -221,65 +238,20 @@ class RunFolder:
         -------
         How many steps were deleted; None where there is no log at all yet.
         """
-        names = [name for name in (self.place / _LOG).names() if _is_piece(name, "steps-", "bags-")]
+        names = [name for name in (self.place / _LOG).names() if _is_piece(name, "steps", "bags")]
         deleted = 0
         for name in names:
-            if int(name.removesuffix(".jsonl").split("-")[1]) >= step:
+            if int(name.split("-")[1].removesuffix(".jsonl")) >= step:
                 deleted += len(self.log_piece(name)) if name.startswith("steps-") else 0
                 (self.place / _LOG / name).delete()
         return deleted if names else None
 
-    # -- checkpoints --------------------------------------------------------------------------------
+    # -- what others keep here ----------------------------------------------------------------------
 
     @property
-    def is_of_ray_train(self) -> bool:
-        """Whether Ray Train keeps the checkpoints of the run."""
-        return (self.place / CHECKPOINTS / _OF_RAY_TRAIN).exists()
-
-    def write_checkpoint(self, name: str, folder: Path) -> None:
-        """Copy the files of a checkpoint from a folder of this machine."""
-        place = self.place / CHECKPOINTS / name
-        place.delete()  # half of it may be there
-        for file in folder.iterdir():
-            (place / file.name).write_bytes(file.read_bytes())
-        (place / _WHOLE).write_bytes(b"")
-
-    def checkpoints(self) -> list[str]:
-        """Names of what :meth:`write_checkpoint` has written, the latest last."""
-        folder = self.place / CHECKPOINTS
-        names = [name for name in folder.names() if name.startswith(_STEP)]
-        return [name for name in names if (folder / name / _WHOLE).exists()]
-
-    def last_checkpoint(self) -> AbstractContextManager[str] | None:
-        """The latest checkpoint, see :meth:`checkpoint`; None where there is none."""
-        names = self.checkpoints()
-        return self.checkpoint(names[-1]) if names else None
-
-    @contextmanager
-    def checkpoint(self, name: str) -> Iterator[str]:
-        """Yield a folder of this machine that holds a checkpoint, inside the block."""
-        place = self.place / CHECKPOINTS / name
-        if place.is_local:
-            yield place.path
-            return
-        with tempfile.TemporaryDirectory() as folder:
-            for file in place.names():
-                (Path(folder) / file).write_bytes((place / file).read_bytes())
-            yield folder
-
-    def delete_checkpoint(self, name: str) -> None:
-        """Delete one checkpoint, half of which may be written."""
-        (self.place / CHECKPOINTS / name).delete()
-
-    def delete_checkpoints_except(self, kept: Collection[str]) -> None:
-        """Delete all other checkpoints."""
-        for name in (self.place / CHECKPOINTS).names():
-            if name.startswith(_STEP) and name not in kept:
-                self.delete_checkpoint(name)
-
-    def write_weights(self, weights: bytes) -> None:
-        """Write the final weights, which make the run a finished one."""
-        (self.model / WEIGHTS).write_bytes(weights)
+    def checkpoints(self) -> Checkpoints:
+        """The checkpoints of the run."""
+        return Checkpoints(self.place / CHECKPOINTS)
 
     def tracker_folder(self, name: str) -> Location:
         """Where a tracker keeps its files."""
@@ -289,14 +261,19 @@ class RunFolder:
 
     def write_scores(self, name: str, table: pd.DataFrame, summary: dict[str, Any]) -> None:
         """Keep the scores of an evaluation: one row per (group, method, metric), and their summary."""
-        (self.place / _EVALUATION).make_folder()
-        (self.place / f"{_EVALUATION}/{name}.parquet").write_bytes(_parquet(table))
-        (self.place / f"{_EVALUATION}/{name}.json").write_text(json.dumps(summary, indent=1))
+        folder = self.place / _EVALUATION
+        folder.make_folder()
+        files = {f"{name}.parquet": _parquet(table), f"{name}.json": json.dumps(summary, indent=1).encode()}
+        for each in files:  # a category is a name in the run's split
+            folder.inside(each, r"\w+\.(parquet|json)", self.place / _SPLIT)
+        _evaluation(folder).write(files)
 
     def scores(self, name: str = "all") -> pd.DataFrame | None:
         """What :meth:`write_scores` wrote; None where this was not evaluated."""
-        place = self.place / f"{_EVALUATION}/{name}.parquet"
-        return pd.read_parquet(io.BytesIO(place.read_bytes())) if place.exists() else None
+        folder = self.place / _EVALUATION
+        if not (folder / f"{name}.parquet").exists():
+            return None
+        return _evaluation(folder).table(f"{name}.parquet").to_pandas()
 
     def scores_place(self, name: str) -> str:
         """Where the scores of an evaluation are, for a message."""
@@ -307,15 +284,22 @@ class RunFolder:
     def begin_ensemble(self, config: ExperimentConfig, about: dict[str, Any]) -> None:
         """Write the settings of an ensemble's members, and ``ensemble.json``."""
         self.place.make_folder()
-        (self.place / CONFIG).write_text(config.to_yaml())
-        (self.place / _ENSEMBLE).write_text(json.dumps(about, indent=1))
+        self._files.write(
+            {CONFIG: config.to_yaml().encode(), _ENSEMBLE: json.dumps(about, indent=1).encode()}
+        )
 
     def ensemble(self) -> dict[str, Any]:
         """What ``ensemble.json`` says; a UserError where it is damaged."""
-        about = self._json(_ENSEMBLE)
+        about, data = self._json(_ENSEMBLE)
         members = about.get("members")
         if not isinstance(members, list) or not members or not all(isinstance(m, str) for m in members):
             raise self._damaged(_ENSEMBLE, "no members")
+        for member in members:
+            self.place.inside(member, _MEMBER, self.place / _ENSEMBLE)
+        for name, kind in (("vocabulary_hash", str), ("calibration_folds", int), ("seeds_per_fold", int)):
+            if not isinstance(about.get(name, kind()), kind):
+                raise self._damaged(_ENSEMBLE, f"{name} is {about[name]!r:.60}")
+        self._files.compare(_ENSEMBLE, data)
         return about
 
     def members(self) -> dict[str, "RunFolder"]:
@@ -343,11 +327,10 @@ class RunFolder:
     def write_calibration(self, calibration: Calibration) -> None:
         """Keep a calibration with its ensemble."""
         arrays = {name: np.asarray(scale) for name, scale in calibration.scale.items()}
-        (self.place / _SCALES).write_bytes(save(arrays))
         factor = calibration.factor if np.isfinite(calibration.factor) else None
         about = {"level": calibration.level, "factor": factor, "n": calibration.n, "kind": calibration.kind}
         about["with_spread"] = calibration.with_spread
-        (self.place / _CALIBRATION).write_text(json.dumps(about, indent=1))
+        self._files.write({_SCALES: save(arrays), _CALIBRATION: json.dumps(about, indent=1).encode()})
 
     def calibration(self) -> Calibration | None:
         """Inverse of :meth:`write_calibration`; None where there is none."""
@@ -355,48 +338,78 @@ class RunFolder:
             return None
         try:
             about = parse_json((self.place / _CALIBRATION).read_text())
-            return Calibration(
+            scale = load(self._files.read(_SCALES))
+            result = Calibration(
                 float(about["level"]),
                 float("inf") if about["factor"] is None else float(about["factor"]),
-                load((self.place / _SCALES).read_bytes()),
+                scale,
                 int(about["n"]),
                 str(about["kind"]),
                 bool(about["with_spread"]),
             )
-        except (ValueError, LookupError, TypeError, OSError, SafetensorError) as error:
+            if not 0 < result.level < 1 or not result.factor >= 0:
+                raise ValueError("no level or no factor")
+            if not all(np.isfinite(each).all() and (each >= 0).all() for each in scale.values()):
+                raise ValueError("errors that are negative or not finite")
+        except (ValueError, LookupError, TypeError, OSError, RecursionError, SafetensorError) as error:
             raise self._damaged(_CALIBRATION, type(error).__name__) from None
+        self._files.compare(_CALIBRATION, (self.place / _CALIBRATION).read_bytes())
+        return result
 
     # -- files --------------------------------------------------------------------------------------
 
-    def _json(self, name: str) -> dict[str, Any]:
+    @property
+    def _files(self) -> CheckedFolder:
+        """Files of the folder as they are now; they change while a run goes on."""
+        return CheckedFolder(self.place, "run", "copy it again, or train it again")
+
+    def _json(self, name: str) -> tuple[dict[str, Any], bytes]:
         try:
-            found = parse_json((self.place / name).read_text())
+            data = (self.place / name).read_bytes()
+            found = parse_json(data)
             if not isinstance(found, dict):
                 raise ValueError("no mapping")
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, RecursionError) as error:
             raise self._damaged(name, type(error).__name__) from None
-        return found
+        return found, data
+
+    def _lines(self, name: str, data: bytes) -> list[dict[str, Any]]:
+        try:
+            records = [parse_json(line) for line in data.decode("utf-8").splitlines()]
+            if not all(
+                isinstance(record, dict) and isinstance(record.get("step"), int) for record in records
+            ):
+                raise ValueError("a line without a step")
+        except (ValueError, RecursionError) as error:
+            raise self._damaged(name, type(error).__name__) from None
+        return records
+
+    def _table(self, name: str) -> pd.DataFrame:
+        try:
+            return self._files.table(name).to_pandas()
+        except (ValueError, pa.ArrowException) as error:
+            raise self._damaged(name, str(error)[:120]) from None
 
     def _damaged(self, name: str, reason: str) -> UserError:
-        what = "run" if name == _ABOUT else "ensemble"
+        what = "ensemble" if name in (_ENSEMBLE, _CALIBRATION) else "run"
         return UserError(f"{self}: damaged {what} ({name}: {reason}); copy it again, or train it again.")
 
     def _write_lines(self, name: str, records: list[dict[str, Any]]) -> None:
         if not self.is_begun:  # writing would make a folder that is no run
             raise UserError(
-                f"{self}: the run's folder, or {_ABOUT} in it, was removed while the command was writing into "
-                "it; give the same command again."
+                f"{self}: the run's folder, or {_ABOUT} in it, was removed while the command was writing "
+                "into it; give the same command again."
             )
         (self.place / _LOG / name).write_text("".join(json.dumps(record) + "\n" for record in records))
 
 
-def checkpoint_name(step: int) -> str:
-    """Name of the checkpoint after a number of steps; names sort by it."""
-    return f"{_STEP}{step:09d}"
+def _evaluation(folder: Location) -> CheckedFolder:
+    return CheckedFolder(folder, "evaluation", "run `tadvae evaluate` again")
 
 
-def _is_piece(name: str, *starts: str) -> bool:
-    return name.startswith(starts) and name.endswith(".jsonl")
+def _is_piece(name: str, *kinds: str) -> bool:
+    found = _PIECE.fullmatch(name)
+    return found is not None and found[1] in kinds
 
 
 def _parquet(table: pd.DataFrame) -> bytes:

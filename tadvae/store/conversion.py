@@ -14,6 +14,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tadvae.base.checksums import sha256
 from tadvae.base.errors import UserError
 from tadvae.base.filesystem import Location
 from tadvae.base.version import __version__
@@ -139,13 +140,14 @@ def finish_store(
     """
     genes = plan.genes.copy()
     genes.insert(0, "gene_index", np.arange(len(genes), dtype=np.int32))
-    _write(genes, folder / "genes.parquet")
+    sums = {"genes.parquet": _write(genes, folder / "genes.parquet")}
     (folder / "datasets").make_folder()
     entries, bags, groups = [], [], []
     code_of = {item: code for code, item in enumerate(plan.perturbations)}
     n_shards = 0
     for dataset, panel, stats, parts in zip(plan.datasets, plan.panels, moments, shards, strict=True):
-        _write(_panel_table(panel, stats), folder / f"datasets/{dataset.spec.name}.parquet")
+        name = f"datasets/{dataset.spec.name}.parquet"
+        sums[name] = _write(_panel_table(panel, stats), folder / name)
         frame = _bag_table(plan, dataset, code_of, [n_tokens for _, n_tokens in parts])
         frame["shard"] += n_shards
         n_shards += len(parts)
@@ -165,11 +167,14 @@ def finish_store(
                 source=Path(dataset.spec.path).name,
             )
         )
-    _write(pd.concat(bags, ignore_index=True), folder / "bags.parquet")
-    _write(_perturbation_table(plan, pd.concat(groups)), folder / "perturbations.parquet")
+    sums["bags.parquet"] = _write(pd.concat(bags, ignore_index=True), folder / "bags.parquet")
+    table = _perturbation_table(plan, pd.concat(groups))
+    sums["perturbations.parquet"] = _write(table, folder / "perturbations.parquet")
     # only file names: the folders of the converting machine are private
     named = [dataset.model_copy(update={"path": Path(dataset.path).name}) for dataset in plan.spec.datasets]
-    (folder / "spec.yaml").write_text(plan.spec.model_copy(update={"datasets": named}).to_yaml())
+    text = plan.spec.model_copy(update={"datasets": named}).to_yaml()
+    sums["spec.yaml"] = sha256(text.encode())
+    (folder / "spec.yaml").write_text(text)
     manifest = Manifest(
         schema_version=SCHEMA_VERSION,
         tadvae_version=__version__,
@@ -181,7 +186,7 @@ def finish_store(
         datasets=entries,
         shards=[entry for parts in shards for entry, _ in parts],
     )
-    manifest.write(folder)
+    manifest.write(folder, sums)
     return manifest
 
 
@@ -323,10 +328,13 @@ _PERTURBATION_SCHEMA = pa.schema(
 )
 
 
-def _write(frame: pd.DataFrame, place: Location) -> None:
+def _write(frame: pd.DataFrame, place: Location) -> str:
+    """Write a table; returns its checksum."""
     schema = _PERTURBATION_SCHEMA if "perturbation_index" in frame.columns else None
     buffer = pa.BufferOutputStream()
     pq.write_table(
         pa.Table.from_pandas(frame, schema=schema, preserve_index=False), buffer, compression="zstd"
     )
-    place.write_bytes(buffer.getvalue())
+    data = buffer.getvalue().to_pybytes()
+    place.write_bytes(data)
+    return sha256(data)

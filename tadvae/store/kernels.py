@@ -10,6 +10,9 @@ SMALL = 16
 """Counts below this, which are nearly all, get their logarithm from a table of the cell: one log1p per
 cell and count in place of one per token."""
 
+LARGEST = np.uint64(2**31 - 1)
+"""Largest count that a store holds."""
+
 # Unsigned like the indices of the loops; tadvae.nn.kernels.edges.span explains why
 _0, _1, _7, _28, _LOW, _MORE = (np.uint64(n) for n in (0, 1, 7, 28, 127, 128))
 
@@ -37,6 +40,7 @@ def log_normalize(
     offsets: np.ndarray,
     per_cell: np.ndarray,
     kept: np.ndarray,
+    n_genes: np.uint64,
     left_ids: np.ndarray,
     left_values: np.ndarray,
     left_offsets: np.ndarray,
@@ -55,16 +59,18 @@ def log_normalize(
         Factor of each cell's counts, float64, shape (B,).
     kept
         Whether each gene is kept, bool, by vocabulary index; genes beyond its end are dropped.
+    n_genes
+        Size of the vocabulary.
     left_ids, left_values, left_offsets
         Written: gene ids and values of the kept tokens (int32, float32, room for T), and the position of
         each cell's first token.
 
     Returns
     -------
-    Number of kept tokens; −1 if the bytes are damaged.
+    Number of kept tokens; −1 if the bytes are damaged, or name a gene beyond the vocabulary.
     """
     table = np.empty(SMALL, np.float32)
-    every, n_genes, n = kept.all(), np.uint64(len(kept)), np.uint64(0)
+    every, n_kept, n = kept.all(), np.uint64(len(kept)), np.uint64(0)
     left_offsets[0] = 0
     for cell in range(len(offsets) - 1):
         factor = per_cell[cell]
@@ -84,11 +90,14 @@ def log_normalize(
             left_ids[n] = np.int32(gene)
             if count < np.uint64(SMALL):
                 left_values[n] = table[count]
-            else:
+            elif count <= LARGEST:
                 left_values[n] = math.log1p(np.float64(count) * factor)
-            if gene < n_genes:
+            else:
+                return np.int64(-1)
+            if gene < n_kept:
                 n += _1 if every else np.uint64(kept[gene])
-        if a != a_end or b != b_end:
+        # genes are sorted, so the last one is the largest
+        if a != a_end or b != b_end or (gene >= n_genes and gene > _0):
             return np.int64(-1)
         left_offsets[cell + 1] = n
     return np.int64(n)
@@ -131,9 +140,12 @@ def pack_varints(
 
 @kernel
 def unpack_varints(
-    data: np.ndarray, starts: np.ndarray, offsets: np.ndarray, gaps: bool, values: np.ndarray
+    data: np.ndarray, starts: np.ndarray, offsets: np.ndarray, gaps: bool, limit: np.int64, values: np.ndarray
 ) -> int:
-    """Inverse of :func:`pack_varints`, to int32; return the first damaged cell, −1 if none is damaged."""
+    """Inverse of :func:`pack_varints`, to int32; return the first damaged cell, −1 if none is damaged.
+
+    A cell with a number of ``limit`` or more counts as damaged.
+    """
     for cell in range(len(offsets) - 1):
         at, end = np.uint64(starts[cell]), np.uint64(starts[cell + 1])
         before = np.int64(0)
@@ -142,6 +154,8 @@ def unpack_varints(
             if at > end:
                 return cell
             value = np.int64(number) + before
+            if value >= limit:
+                return cell
             if gaps:
                 before = value
             values[i] = value

@@ -4,10 +4,13 @@ The manifest is written last, so a folder without a manifest is not a (complete)
 """
 
 import hashlib
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
+from typing import Literal, Self
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError, model_validator
 
+from tadvae.base.checksums import CheckedFolder, sha256, write_sums
 from tadvae.base.config import Config
 from tadvae.base.documents import parse_json
 from tadvae.base.errors import UserError
@@ -18,26 +21,34 @@ GROUP_KEYS = ["dataset", "context", "perturbation"]
 SCHEMA_VERSION = 2
 """Version of the store's format; a reader accepts only its own version."""
 MANIFEST = "manifest.json"
+DATASET_NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]*"
+"""Names of datasets, of which the names of files are made."""
+REPAIR = "convert the store again"
+
+
+def checked(folder: Location) -> CheckedFolder:
+    """The files of a store."""
+    return CheckedFolder(folder, "store", REPAIR)
 
 
 class StoredDataset(Config):
     """One dataset of a store."""
 
-    name: str
+    name: str = Field(pattern=f"^{DATASET_NAME}$")
     """Name of the dataset in the spec."""
-    kind: str
+    kind: Literal["cells", "profiles"]
     """``cells`` or ``profiles``."""
-    values: str
+    values: Literal["counts", "log1p"]
     """``counts`` or ``log1p``."""
-    n_cells: int
+    n_cells: int = Field(ge=0)
     """Number of stored cells."""
-    n_genes: int
+    n_genes: int = Field(ge=0)
     """Number of measured genes."""
-    n_unknown_genes: int
+    n_unknown_genes: int = Field(ge=0)
     """Number of measured genes that the gene reference does not know."""
     contexts: list[str]
     """Names of the dataset's contexts."""
-    n_perturbations: int
+    n_perturbations: int = Field(ge=0)
     """Number of perturbations, the control not counted."""
     has_total_counts: bool
     """Whether library sizes come from a column of ``obs`` instead of sums over the measured genes."""
@@ -50,13 +61,13 @@ class ShardEntry(Config):
 
     path: str
     """Path within the store."""
-    dataset: int
+    dataset: int = Field(ge=0)
     """Index of the dataset that the cells belong to."""
-    rows: int
+    rows: int = Field(ge=0)
     """Number of cells."""
-    tokens: int
+    tokens: int = Field(ge=0)
     """Number of stored values (expressed genes) of all cells."""
-    size: int
+    size: int = Field(ge=0)
     """Size of the file in bytes."""
     sha256: str
     """Checksum of the file."""
@@ -71,11 +82,11 @@ class Manifest(Config):
     """Version of tadvae that converted the store."""
     vocabulary_hash: str
     """Hash of the ordered gene vocabulary, :func:`vocabulary_hash`."""
-    n_genes: int
+    n_genes: int = Field(ge=0)
     """Number of genes in the vocabulary."""
-    n_cells: int
+    n_cells: int = Field(ge=0)
     """Number of cells of all datasets."""
-    bag_size: int
+    bag_size: int = Field(ge=1)
     """Largest number of cells in a bag."""
     contexts: list[str]
     """Names of all contexts, in the order of their indices."""
@@ -84,9 +95,39 @@ class Manifest(Config):
     shards: list[ShardEntry]
     """The files of cells, in the order of their indices."""
 
-    def write(self, folder: Location) -> None:
-        """Write ``manifest.json``, which makes ``folder`` a store."""
-        (folder / MANIFEST).write_text(self.model_dump_json(indent=1))
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        names = [dataset.name for dataset in self.datasets]
+        if len(set(names)) < len(names) or len(set(self.contexts)) < len(self.contexts):
+            raise ValueError("two datasets or contexts have one name")
+        if not {context for dataset in self.datasets for context in dataset.contexts} <= set(self.contexts):
+            raise ValueError("a dataset has an unknown context")
+        rows = [0] * len(names)
+        for shard in self.shards:
+            if shard.dataset >= len(names):
+                raise ValueError(f"shard {shard.path} belongs to no dataset")
+            rows[shard.dataset] += shard.rows
+        if rows != [dataset.n_cells for dataset in self.datasets] or sum(rows) != self.n_cells:
+            raise ValueError("the shards do not hold the cells of the datasets")
+        return self
+
+    def shard_pattern(self, shard: int) -> str:
+        """Regular expression of the path of a shard within the store."""
+        name = self.datasets[self.shards[shard].dataset].name
+        return rf"cells/dataset={re.escape(name)}/part-\d+\.parquet"
+
+    def write(self, folder: Location, sums: Mapping[str, str]) -> None:
+        """Write ``manifest.json``, which makes ``folder`` a store; before it the checksums of all files.
+
+        Parameters
+        ----------
+        sums
+            Checksums of the store's tables, by file name.
+        """
+        text = self.model_dump_json(indent=1)
+        shards = {shard.path: shard.sha256 for shard in self.shards}
+        write_sums(folder, {**sums, **shards, MANIFEST: sha256(text.encode())})
+        (folder / MANIFEST).write_text(text)
 
     @classmethod
     def read(cls, folder: Location) -> "Manifest":
@@ -110,11 +151,15 @@ class Manifest(Config):
                 f"{SCHEMA_VERSION}; convert it again with `tadvae convert`."
             )
         try:
-            return cls.model_validate(data)
+            result = cls.model_validate(data)
         except ValidationError as error:
-            raise UserError(
-                f"{place}: damaged manifest ({error.error_count()} wrong entries); convert the store again."
-            ) from None
+            first = error.errors()[0]
+            reason = ".".join(str(part) for part in first["loc"]) or first["msg"].removeprefix(
+                "Value error, "
+            )
+            raise UserError(f"{place}: damaged manifest ({reason}); {REPAIR}.") from None
+        checked(folder).compare(MANIFEST, text)
+        return result
 
 
 class VersionOnly(Config):

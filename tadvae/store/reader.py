@@ -1,7 +1,7 @@
 """Reading a cell store."""
 
-import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 
 import numpy as np
@@ -9,15 +9,26 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tadvae.base.errors import UserError
+from tadvae.base.checksums import sha256
+from tadvae.base.errors import StorageError, UserError
 from tadvae.base.filesystem import Location
 from tadvae.genes.reference import GeneReference
-from tadvae.store.manifest import GROUP_KEYS, Manifest, vocabulary_hash
+from tadvae.store import checks
+from tadvae.store.manifest import (
+    DATASET_NAME,
+    GROUP_KEYS,
+    MANIFEST,
+    REPAIR,
+    Manifest,
+    checked,
+    vocabulary_hash,
+)
 from tadvae.store.spec import StoreSpec
+from tadvae.store.tokens import COLUMNS, unpack_tokens
 
 
 class Store:
-    """An open cell store; each table is read on first access.
+    """An open cell store; each table is read, and compared with the others, on first access.
 
     Attributes
     ----------
@@ -33,14 +44,16 @@ class Store:
     def __init__(self, folder: Location, manifest: Manifest) -> None:
         self.folder = folder
         self.manifest = manifest
+        self._files = checked(folder)
 
     @classmethod
     def open(cls, place: "str | Location") -> "Store":
         """Open a store and check that all its shards exist; a missing or damaged one is a UserError."""
         folder = Location.of(place)
         store = cls(folder, Manifest.read(folder))
-        for shard in store.manifest.shards:
-            size = (folder / shard.path).size()
+        for i, shard in enumerate(store.manifest.shards):
+            pattern = store.manifest.shard_pattern(i)
+            size = folder.inside(shard.path, pattern, folder / MANIFEST).size()
             if size != shard.size:
                 found = "is missing" if size is None else f"has {size:,} bytes instead of {shard.size:,}"
                 raise UserError(
@@ -52,32 +65,73 @@ class Store:
             )
         return store
 
-    def verify(self, shard: int) -> None:
-        """Compare the sha256 of a shard with that in the manifest; a difference is a UserError."""
+    def verify(self, shard: int, tokens: bool = False) -> None:
+        """Compare a shard with its checksum, and its labels and sizes with the table of bags.
+
+        Parameters
+        ----------
+        tokens
+            Whether to decode all cells too; reading them does so anyway.
+
+        Raises
+        ------
+        UserError
+            If the shard is damaged, or is not the one that the store was converted with.
+        """
         entry = self.manifest.shards[shard]
         place = self.folder / entry.path
         with place.reachable():
-            found = hashlib.sha256(place.read_bytes()).hexdigest()
-        if found != entry.sha256:
+            data = place.read_bytes()
+        if sha256(data) != entry.sha256:
             raise UserError(
-                f"{self.folder}: the checksum of shard {entry.path} fails (sha256 {found[:12]}…, "
-                f"manifest {entry.sha256[:12]}…); convert the store again."
+                f"{self.folder}: the checksum of shard {entry.path} fails (sha256 {sha256(data)[:12]}…, "
+                f"manifest {entry.sha256[:12]}…); {REPAIR}."
             )
+        self._files.compare(entry.path, data)
+        bags, names = self.bags[self.bags["shard"] == shard], self.perturbations["name"].to_numpy()
+        columns = [*dict.fromkeys((*checks.SHARD_COLUMNS, *(COLUMNS if tokens else ())))]
+        with self._damaged(entry.path):
+            file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
+            checks.check_shard_size(file.metadata.num_rows, file.num_row_groups, entry, bags)
+            for group, rows in bags.groupby("row_group"):
+                table = file.read_row_group(int(group), columns=columns, use_threads=False)
+                checks.check_row_group(table, rows, self.manifest.contexts, names)
+                if tokens:
+                    checks.check_measured(
+                        unpack_tokens(table, self.manifest.n_genes)[0], self._measured(entry.dataset)
+                    )
+
+    def verify_tables(self) -> None:
+        """Read all tables, and compare them with their checksums and with each other."""
+        for dataset in range(len(self.manifest.datasets)):
+            self.panel(dataset)
+        _ = self.reference
+        with self._damaged("perturbations.parquet"):
+            checks.check_groups(self.perturbations, self.groups, self.manifest)
 
     @cached_property
     def genes(self) -> pd.DataFrame:
         """The gene vocabulary, one row per gene."""
-        return self._table("genes.parquet")
+        genes = self._table("genes.parquet")
+        with self._damaged("genes.parquet"):
+            checks.check_genes(genes, self.manifest)
+        return genes
 
     @cached_property
     def perturbations(self) -> pd.DataFrame:
         """All perturbations, one row each; the control is one of them."""
-        return self._table("perturbations.parquet")
+        table = self._table("perturbations.parquet")
+        with self._damaged("perturbations.parquet"):
+            checks.check_perturbations(table, self.manifest.n_genes)
+        return table
 
     @cached_property
     def bags(self) -> pd.DataFrame:
         """All bags, one row each."""
-        return self._table("bags.parquet")
+        bags, n_perturbations = self._table("bags.parquet"), len(self.perturbations)
+        with self._damaged("bags.parquet"):
+            checks.check_bags(bags, self.manifest, n_perturbations)
+        return bags
 
     @cached_property
     def groups(self) -> pd.DataFrame:
@@ -95,7 +149,8 @@ class Store:
         """Gene reference of the conversion: ``human``, ``none``, or ``own`` for the user's own table."""
         place = self.folder / "spec.yaml"
         with place.reachable():
-            spec = StoreSpec.load_text(place.read_text(), str(place))
+            text = self._files.read(place.name).decode("utf-8", "replace")
+        spec = StoreSpec.load_text(text, str(place))
         return spec.genes.reference if spec.genes.reference in ("human", "none") else "own"
 
     @cached_property
@@ -107,7 +162,13 @@ class Store:
 
     def panel(self, dataset: int) -> pd.DataFrame:
         """Measured genes of a dataset, one row each, sorted by gene_index."""
-        return self._table(f"datasets/{self.manifest.datasets[dataset].name}.parquet")
+        entry = self.manifest.datasets[dataset]
+        name = f"datasets/{entry.name}.parquet"
+        self.folder.inside(name, rf"datasets/{DATASET_NAME}\.parquet", self.folder / MANIFEST)
+        panel = self._table(name)
+        with self._damaged(name):
+            checks.check_panel(panel, self.genes, entry)
+        return panel
 
     def row_groups(self, bags: pd.DataFrame) -> list[tuple[int, int, np.ndarray]]:
         """(shard, row group, bag ids) of some rows of :attr:`bags`, in stored order."""
@@ -127,29 +188,48 @@ class Store:
         """
         entry = self.manifest.shards[shard]
         place = self.folder / entry.path
-        try:
+        where = f"{entry.path} at row group {row_group}"
+        with self._damaged(where):
+            place.require_regular()
             with place.filesystem.open_input_file(place.path) as file:
                 table = pq.ParquetFile(file, page_checksum_verification=True).read_row_group(
                     row_group, columns=list(columns), use_threads=False
                 )
-        except (OSError, pa.ArrowException) as error:
-            reason = str(error).splitlines()[0][:160]
-            raise UserError(
-                f"{self.folder}: shard {entry.path} cannot be read at row group {row_group} "
-                f"({reason}); restore the file or convert the store again."
-            ) from None
         chosen = np.sort(bag_ids)
-        first, size = (self.bags[name].to_numpy()[chosen] for name in ("first_row", "n_cells"))
+        columns_of_bags = (
+            self.bags[name].to_numpy()[chosen] for name in ("first_row", "n_cells", "n_tokens")
+        )
+        first, size, n_tokens = columns_of_bags
         bag_of_row = np.repeat(chosen, size)
         if len(bag_of_row) < table.num_rows:
             table = pa.concat_tables([table.slice(a, n) for a, n in zip(first, size, strict=True)])
-        return table.combine_chunks(), bag_of_row
+        table = table.combine_chunks()
+        with self._damaged(where):
+            checks.check_columns(table, columns)
+            if "n_tokens" in columns:
+                checks.check_tokens_of_bags(table, size, n_tokens)
+        return table, bag_of_row
+
+    def _measured(self, dataset: int) -> np.ndarray:
+        """Whether each gene is measured in a dataset, bool, by vocabulary index."""
+        result = np.zeros(self.manifest.n_genes, bool)
+        result[self.panel(dataset)["gene_index"].to_numpy()] = True
+        return result
 
     def _table(self, name: str) -> pd.DataFrame:
-        place = self.folder / name
+        table = self._files.table(name)
+        with self._damaged(name):
+            return table.to_pandas()
+
+    @contextmanager
+    def _damaged(self, name: str) -> Iterator[None]:
+        """Turn an error about the content of a file into a UserError of one sentence."""
         try:
-            with place.filesystem.open_input_file(place.path) as file:
-                return pq.read_table(file).to_pandas()
-        except (OSError, pa.ArrowException) as error:
-            reason = str(error).splitlines()[0][:160]
-            raise UserError(f"{place}: cannot be read ({reason}); convert the store again.") from None
+            yield
+        except (OSError, pa.ArrowException, LookupError, ValueError, TypeError) as error:
+            # what a network loses may come back, unlike what is not on the disk as it was written
+            lost = isinstance(error, OSError) and (error.errno or not self.folder.is_local)
+            reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
+            raise (StorageError if lost else UserError)(
+                f"{self.folder}/{name}: cannot be used ({reason}); restore the file or {REPAIR}."
+            ) from None

@@ -50,13 +50,15 @@ def pack_tokens(
     return [*result, _binary(counts.astype("<f4").view(np.uint8), 4 * offsets)]
 
 
-def unpack_tokens(table: pa.Table) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def unpack_tokens(table: pa.Table, n_genes: int = LARGEST + 1) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Inverse of :func:`pack_tokens`.
 
     Parameters
     ----------
     table
         With at least :data:`COLUMNS`, as read from a shard.
+    n_genes
+        Size of the vocabulary.
 
     Returns
     -------
@@ -65,20 +67,25 @@ def unpack_tokens(table: pa.Table) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     Raises
     ------
     UserError
-        If the bytes do not hold as many tokens as ``n_tokens`` says.
+        If the columns have other types, the bytes do not hold as many tokens as ``n_tokens`` says, a gene is
+        beyond the vocabulary, or a value is negative or not finite.
     """
-    offsets = _offsets(table)
-    ids = _unpacked(table["gene_ids"], offsets, gaps=True)
+    gaps, counts = _bytes(table, "gene_ids"), _bytes(table, "counts")
+    offsets = _offsets(table, gaps[1])
+    ids = _unpacked(*gaps, offsets, n_genes, "gene_ids")
     if holds_whole(table):
-        return ids, _unpacked(table["counts"], offsets, gaps=False), offsets
-    data, starts = _bytes(table["counts"])
+        return ids, _unpacked(*counts, offsets, LARGEST + 1, "counts"), offsets
+    data, starts = counts
     if not np.array_equal(starts - starts[0], 4 * offsets):
         raise _damaged("counts")
-    return ids, data[starts[0] : starts[-1]].view("<f4").astype(np.float32, copy=False), offsets
+    values = data[starts[0] : starts[-1]].view("<f4").astype(np.float32, copy=False)
+    if len(values) and not (values.min() >= 0 and np.isfinite(values.max())):  # NaN compares as False
+        raise _damaged("counts")
+    return ids, values, offsets
 
 
 def unpack_normalized(
-    table: pa.Table, per_cell: np.ndarray, kept: np.ndarray
+    table: pa.Table, per_cell: np.ndarray, kept: np.ndarray, n_genes: int = LARGEST + 1
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """``log1p(count * per_cell)`` of the tokens whose gene is kept, of counts stored whole.
 
@@ -88,17 +95,24 @@ def unpack_normalized(
         Factor of each cell.
     kept
         Whether each gene is kept, bool, by vocabulary index; genes beyond its end are dropped.
+    n_genes
+        Size of the vocabulary.
 
     Returns
     -------
     ids int32, values float32, offsets (n + 1,) int64.
+
+    Raises
+    ------
+    UserError
+        As :func:`unpack_tokens`.
     """
-    offsets = _offsets(table)
-    gaps, counts = _bytes(table["gene_ids"]), _bytes(table["counts"])
+    gaps, counts = _bytes(table, "gene_ids"), _bytes(table, "counts")
+    offsets = _offsets(table, gaps[1])
     # Allocated by numpy, which asks for huge pages; otherwise page faults take half of the kernel's time.
     ids, values = np.empty(offsets[-1], np.int32), np.empty(offsets[-1], np.float32)
     starts = np.empty(len(offsets), np.int64)
-    n = log_normalize(*gaps, *counts, offsets, per_cell, kept, ids, values, starts)
+    n = log_normalize(*gaps, *counts, offsets, per_cell, kept, np.uint64(n_genes), ids, values, starts)
     if n < 0:
         raise _damaged("gene_ids or counts")
     return ids[:n], values[:n], starts
@@ -106,7 +120,10 @@ def unpack_normalized(
 
 def holds_whole(table: pa.Table) -> bool:
     """Whether the counts are whole numbers, which are stored as varints."""
-    return bool(table.schema.field("counts").metadata[ENCODING] == VARINT)
+    encoding = (table.schema.field("counts").metadata or {}).get(ENCODING)
+    if encoding not in (VARINT, FLOAT32):
+        raise _damaged("counts")
+    return bool(encoding == VARINT)
 
 
 def one_array(column: pa.ChunkedArray) -> pa.Array:
@@ -115,9 +132,17 @@ def one_array(column: pa.ChunkedArray) -> pa.Array:
     return chunks.chunk(0) if isinstance(chunks, pa.ChunkedArray) else chunks
 
 
-def _offsets(table: pa.Table) -> np.ndarray:
+def _offsets(table: pa.Table, starts: np.ndarray) -> np.ndarray:
+    """Position of each cell's first token; ``starts``: that of the first byte of its gene ids."""
+    if table.schema.field("n_tokens").type != pa.int32() or table["n_tokens"].null_count:
+        raise _damaged("n_tokens")
+    n_tokens = table["n_tokens"].to_numpy()
+    # a gene id takes 1 to 5 bytes, so what is allocated for tokens is in proportion to the bytes
+    size = np.diff(starts)
+    if not ((n_tokens <= size) & (size <= LARGEST_BYTES * n_tokens.astype(np.int64))).all():
+        raise _damaged("gene_ids")
     offsets = np.zeros(table.num_rows + 1, np.int64)
-    np.cumsum(table["n_tokens"].to_numpy(), out=offsets[1:])
+    np.cumsum(n_tokens, out=offsets[1:])
     return offsets
 
 
@@ -128,11 +153,12 @@ def _packed(values: np.ndarray, offsets: np.ndarray, gaps: bool) -> pa.BinaryArr
     return _binary(data[: starts[-1]], starts)
 
 
-def _unpacked(column: pa.ChunkedArray, offsets: np.ndarray, gaps: bool) -> np.ndarray:
-    data, starts = _bytes(column)
+def _unpacked(
+    data: np.ndarray, starts: np.ndarray, offsets: np.ndarray, limit: int, column: str
+) -> np.ndarray:
     values = np.empty(offsets[-1], np.int32)
-    if unpack_varints(data, starts, offsets, gaps, values) >= 0:
-        raise _damaged("gene_ids" if gaps else "counts")
+    if unpack_varints(data, starts, offsets, column == "gene_ids", limit, values) >= 0:
+        raise _damaged(column)
     return values
 
 
@@ -141,9 +167,11 @@ def _binary(data: np.ndarray, starts: np.ndarray) -> pa.BinaryArray:
     return pa.Array.from_buffers(pa.binary(), len(starts) - 1, buffers)
 
 
-def _bytes(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
+def _bytes(table: pa.Table, column: str) -> tuple[np.ndarray, np.ndarray]:
     """Bytes of a column, and the position of each value's first byte, (n + 1,) int32; without a copy."""
-    array = one_array(column)
+    array = one_array(table[column])
+    if array.type != pa.binary() or array.null_count:
+        raise _damaged(column)
     _, starts, data = array.buffers()
     if starts is None:
         return np.zeros(0, np.uint8), np.zeros(len(array) + 1, np.int32)

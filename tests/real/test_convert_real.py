@@ -219,7 +219,7 @@ def test_decoded_values_are_scanpys(store, sources, method, scale):
     bags = store.bags[(store.bags["shard"] == shard) & (store.bags["row_group"] == 1)]
     table, _ = store.read_bags(shard, 1, bags.index.to_numpy(), ["cell_id", *COLUMNS])
     genes = panel["gene_index"].to_numpy()[::3]  # a view of some genes; the library size is of all
-    cells = decode(table, DatasetView(genes, method))
+    cells = decode(table, DatasetView(genes, method), store.manifest.n_genes)
     expected = adata[table["cell_id"].to_pylist()].X[:, ::3].toarray()
     dense = np.zeros((table.num_rows, store.manifest.n_genes))
     dense[np.repeat(np.arange(len(dense)), np.diff(cells.offsets)), cells.gene_ids] = cells.values

@@ -75,8 +75,8 @@ def test_the_last_checkpoints_are_kept(whole, config):
     run = RunFolder(whole)
     assert run.is_finished
     assert [record["step"] for record in run.steps()] == list(range(len(run.steps())))
-    assert len(run.checkpoints()) == config.train.keep_checkpoints
-    assert run.checkpoints()[-1] == f"step-{len(run.steps()):09d}"
+    assert len(run.checkpoints.names()) == config.train.keep_checkpoints
+    assert run.checkpoints.names()[-1] == f"step-{len(run.steps()):09d}"
     assert json.loads((whole / "run.json").read_text())["workers"] == 1
 
 
@@ -89,10 +89,10 @@ def test_the_same_command_goes_on(whole, begun, store, config):
 
 
 def test_half_a_checkpoint_is_none(whole, begun, store, config):
-    last = begun.checkpoints()[-1]
+    last = begun.checkpoints.names()[-1]
     (begun.place / f"checkpoints/{last}/whole").delete()
     (begun.place / f"checkpoints/{last}/model.safetensors").write_bytes(b"half")
-    assert last not in begun.checkpoints()
+    assert last not in begun.checkpoints.names()
     train(str(store.folder), str(begun), config)
     assert weights(begun) == weights(RunFolder(whole))
 
@@ -101,7 +101,7 @@ def test_half_a_checkpoint_is_none(whole, begun, store, config):
 def test_ray_train_goes_on_with_what_began_here(ray_cluster, whole, begun, store, config, monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "that of the session")
     train(str(store.folder), str(begun), config)
-    assert begun.is_of_ray_train
+    assert begun.checkpoints.are_of_ray_train
     assert losses(begun) == losses(RunFolder(whole))
     assert weights(begun) == weights(RunFolder(whole))
 
