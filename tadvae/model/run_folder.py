@@ -327,8 +327,8 @@ class RunFolder:
     def _write_lines(self, name: str, records: list[dict[str, Any]]) -> None:
         if not self.is_begun:  # writing would make a folder that is no run
             raise UserError(
-                f"{self}: the run's folder, or {_ABOUT} in it, was removed while the command was writing into "
-                "it; give the same command again."
+                f"{self}: the run's folder, or {_ABOUT} in it, was removed while the command was writing "
+                "into it; give the same command again."
             )
         (self.place / _LOG / name).write_text("".join(json.dumps(record) + "\n" for record in records))
 
