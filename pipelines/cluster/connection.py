@@ -106,7 +106,7 @@ def start_local_ray(num_cpus: int) -> None:
                 num_cpus=num_cpus,
                 include_dashboard=True,
                 logging_level=logging.WARNING,
-                _temp_dir=folder,
+                _temp_dir=f"{folder}/r",  # which Ray opens to all users: they do not enter the one above
             )
     finally:  # this process is connected; a Ray of its children's is their own affair
         for name, value in before.items():
