@@ -251,7 +251,7 @@ def assert_private(family: list[psutil.Process]) -> None:
         with suppress(psutil.Error):
             addresses |= {c.laddr.ip for c in process.net_connections("inet") if c.status == "LISTEN"}
             folders |= set(
-                re.findall(r"[= ](/[^= ]*/tadvae-[^/ ]+)(?=/session_)", " ".join(process.cmdline()))
+                re.findall(r"[= ](/[^= ]*/tadvae-[^/ ]+)(?=/r/session_)", " ".join(process.cmdline()))
             )
     assert len(addresses) >= 1
     assert {address.removeprefix("::ffff:") for address in addresses} == {"127.0.0.1"}
