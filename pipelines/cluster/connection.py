@@ -67,7 +67,16 @@ def ray_session(min_cpus: float = 1, gpus: float = 0, address: str | None = None
         else:
             say("starting Ray on this machine (up to half a minute)…")
             cpus = max(int(-(-min_cpus // 1)), os.cpu_count() or 1)
-            start_local_ray(cpus)
+            try:
+                start_local_ray(cpus)
+            except UserError:
+                raise
+            except Exception as error:  # Ray raises bare ones, where a process did not start in time
+                reason = (str(error).strip().splitlines() or [type(error).__name__])[-1][:160]
+                raise UserError(
+                    f"Ray could not be started on this machine ({reason}); see whether it has memory, "
+                    "disk and processors left, and give the same command again."
+                ) from error
         RAY_LOG.capture()
     try:
         _require(min_cpus, gpus)
@@ -106,7 +115,7 @@ def start_local_ray(num_cpus: int) -> None:
                 num_cpus=num_cpus,
                 include_dashboard=True,
                 logging_level=logging.WARNING,
-                _temp_dir=folder,
+                _temp_dir=f"{folder}/r",  # which Ray opens to all users: they do not enter the one above
             )
     finally:  # this process is connected; a Ray of its children's is their own affair
         for name, value in before.items():

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tadvae.base.errors import UserError
 
-_SOCKET = len("/tadvae-12345678/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store.1")
+_SOCKET = len("/tadvae-12345678/r/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store.1")
 LONGEST = (103 if sys.platform == "darwin" else 107) - _SOCKET
 """Most bytes of the path of the folder above Ray's: the path of a Unix socket has a limit."""
 

@@ -21,7 +21,7 @@ import yaml
 
 from pipelines.train.train import train
 from tadvae.base.errors import UserError
-from tadvae.base.filesystem import Location
+from tadvae.base.filesystem import LOCK, Location
 from tadvae.model.tadvae import TADVAE
 from tadvae.settings.experiment import ExperimentConfig
 from tadvae.training.validation import Validator
@@ -256,7 +256,7 @@ def assert_private(family: list[psutil.Process]) -> None:
         with suppress(psutil.Error):
             addresses |= {c.laddr.ip for c in process.net_connections("inet") if c.status == "LISTEN"}
             folders |= set(
-                re.findall(r"[= ](/[^= ]*/tadvae-[^/ ]+)(?=/session_)", " ".join(process.cmdline()))
+                re.findall(r"[= ](/[^= ]*/tadvae-[^/ ]+)(?=/r/session_)", " ".join(process.cmdline()))
             )
     assert len(addresses) >= 1
     assert {address.removeprefix("::ffff:") for address in addresses} == {"127.0.0.1"}
@@ -286,6 +286,11 @@ def test_a_killed_sweep_goes_on_without_repeating(ray_cluster, store, space_file
         family: list[psutil.Process] = []
         try:
             deadline = time.monotonic() + 400
+            while not (out / LOCK).exists():
+                assert driver.poll() is None, (tmp_path / "first.log").read_text()
+                time.sleep(0.05)
+            main_exits([*command, "--resume"], code=2)
+            assert f"process {driver.pid} on " in capfd.readouterr().err
             while time.monotonic() < deadline and driver.poll() is None:
                 records = read_records(Location.of(out)) if out.exists() else []
                 ended = [r for r in records if r.status != "running"]
@@ -295,8 +300,6 @@ def test_a_killed_sweep_goes_on_without_repeating(ray_cluster, store, space_file
             assert driver.poll() is None, (tmp_path / "first.log").read_text()
             family = psutil.Process(driver.pid).children(recursive=True)
             assert_private(family)
-            main_exits([*command, "--resume"], code=2)
-            assert f"process {driver.pid} on " in capfd.readouterr().err
         finally:
             driver.kill()  # SIGKILL
             driver.wait()

@@ -91,6 +91,14 @@ def test_the_log_forgets_what_is_made_again(run):
     assert len([name for name in (run.place / "log").names() if name.startswith("restart-")]) == 2
 
 
+def test_a_removed_run_is_not_made_again(run, refused):
+    run.place.delete()
+    sentence = refused(run.write_steps, [{"step": 0}])
+    assert f"{run}: the run's folder" in sentence
+    assert "was removed" in sentence
+    assert not run.place.exists()
+
+
 def test_scores_are_kept_by_name(run):
     assert run.scores() is None
     table = pd.DataFrame({"method": ["tadvae"], "value": [0.5]})
