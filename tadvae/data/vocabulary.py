@@ -5,7 +5,7 @@ It is saved with the weights, so that a model can be used without its store and 
 
 import io
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -18,6 +18,9 @@ from safetensors.numpy import load, save
 
 from tadvae.base.errors import UserError
 from tadvae.base.filesystem import Location
+from tadvae.data.lookup import Lookup
+from tadvae.data.spellings import read_spellings, write_spellings
+from tadvae.genes.names import GeneNames
 from tadvae.genes.reference import GeneReference
 from tadvae.pathways.membership import Membership
 from tadvae.store.manifest import vocabulary_hash
@@ -41,6 +44,12 @@ class DatasetEntry:
         Index of the modality that is most frequent in the dataset.
     target_modality
         Index of the modality by index of the target, for the targets of this dataset.
+    names
+        Names of the genes in the dataset's own file, G texts; None in models of earlier versions.
+    separator
+        Text between the targets of a combination in the dataset's labels, if there is one.
+    labels
+        Indices of targets by label, and by part of a label, as they are spelt in the dataset's file.
     """
 
     name: str
@@ -49,6 +58,9 @@ class DatasetEntry:
     kind: str
     modality: int
     target_modality: dict[int, int]
+    names: list[str] | None = None
+    separator: str | None = None
+    labels: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -149,6 +161,47 @@ class Vocabulary:
             return GeneReference("the model's genes", self.genes)
         return GeneReference.load(self.reference)
 
+    @cached_property
+    def gene_names(self) -> GeneNames:
+        """Look-up of genes by any name, also those of the files that the model was trained on."""
+        keys = self.genes["gene"].to_numpy()
+        files = [dict(zip(each.names or (), keys[each.genes], strict=False)) for each in self.datasets]
+        return GeneNames(self.gene_reference, keys, files)
+
+    @cached_property
+    def lookup(self) -> Lookup:
+        """Look-up of perturbations by any name, also by the labels of the training files."""
+        keys = self.genes["gene"].to_numpy()
+        names = [target.name for target in self.targets]
+        return Lookup(
+            {target.name: keys[target.gene] if target.gene >= 0 else None for target in self.targets},
+            [
+                {label: tuple(names[i] for i in item) for label, item in dataset.labels.items()}
+                for dataset in self.datasets
+            ],
+            [dataset.separator for dataset in self.datasets],
+            self.gene_names,
+        )
+
+    def names(self, genes: np.ndarray, dataset: int | None = None) -> list[str]:
+        """Names of vocabulary indices as the user's own files have them.
+
+        Parameters
+        ----------
+        dataset
+            Index of the dataset whose file counts; None: names that all datasets agree on. A gene without
+            such a name has that of :meth:`symbols`.
+        """
+        asked = self.datasets if dataset is None else [self.datasets[dataset]]
+        own: dict[int, str | None] = {}
+        for entry in asked:
+            for gene, name in zip(entry.genes.tolist(), entry.names or (), strict=False):
+                if own.setdefault(gene, name) != name:
+                    own[gene] = None
+        return [
+            own.get(gene) or symbol for gene, symbol in zip(genes.tolist(), self.symbols(genes), strict=True)
+        ]
+
     def symbols(self, genes: np.ndarray) -> list[str]:
         """Readable names of vocabulary indices: the symbol if the gene has one, else the key."""
         rows = self.genes.iloc[genes]
@@ -173,10 +226,11 @@ class Vocabulary:
         return found[0]
 
     def save(self, folder: Location) -> None:
-        """Write genes.parquet, pathways.parquet, vocabulary.json and profiles.safetensors."""
+        """Write vocabulary.json, profiles.safetensors and the tables genes, pathways, names and labels."""
         _write_table(self.genes, folder / "genes.parquet")
         edges = pd.DataFrame({"pathway": self.membership.pathway, "gene": self.membership.gene})
         _write_table(edges, folder / "pathways.parquet")
+        write_spellings(self.datasets, folder)
         arrays = {}
         for i, dataset in enumerate(self.datasets):
             arrays[f"dataset.{i}"] = dataset.genes.astype(np.int64)
@@ -190,7 +244,7 @@ class Vocabulary:
                 {"id": i, "name": name}
                 for i, name in zip(self.membership.pathway_ids, self.membership.names, strict=True)
             ],
-            "datasets": [_without(asdict(dataset), "genes") for dataset in self.datasets],
+            "datasets": [_without(asdict(dataset), "genes", "names", "labels") for dataset in self.datasets],
             "contexts": [_without(asdict(context), "profile") for context in self.contexts],
             "targets": [asdict(target) for target in self.targets],
             "modalities": self.modalities,
@@ -219,10 +273,12 @@ class Vocabulary:
                 gene=edges["gene"].to_numpy(np.int64),
                 n_genes=len(genes),
             )
+            panels = [arrays[f"dataset.{i}"] for i in range(len(text["datasets"]))]
+            spellings = read_spellings(folder, panels)
             datasets = []
-            for i, entry in enumerate(text["datasets"]):
+            for entry, panel, spelt in zip(text["datasets"], panels, spellings, strict=True):
                 entry["target_modality"] = {int(t): m for t, m in entry["target_modality"].items()}
-                datasets.append(DatasetEntry(genes=arrays[f"dataset.{i}"], **entry))
+                datasets.append(DatasetEntry(genes=panel, **entry, **spelt))
             result = cls(
                 genes=genes,
                 membership=membership,
@@ -264,13 +320,17 @@ class Vocabulary:
         for dataset in self.datasets:
             if dataset.genes.size and not 0 <= dataset.genes.min() <= dataset.genes.max() < self.n_genes:
                 raise ValueError(f"dataset '{dataset.name}' has genes outside the vocabulary")
+            if dataset.names is not None and len(dataset.names) != len(dataset.genes):
+                raise ValueError(f"dataset '{dataset.name}' has {len(dataset.names)} names of genes")
+            if any(not 0 <= i < len(self.targets) for item in dataset.labels.values() for i in item):
+                raise ValueError(f"dataset '{dataset.name}' has labels with unknown targets")
         for context in self.contexts:
             if context.profile.shape != self.datasets[context.dataset].genes.shape:
                 raise ValueError(f"the profile of context '{context.name}' is not over its dataset's genes")
 
 
-def _without(entry: dict[str, Any], key: str) -> dict[str, Any]:
-    return {name: value for name, value in entry.items() if name != key}
+def _without(entry: dict[str, Any], *keys: str) -> dict[str, Any]:
+    return {name: value for name, value in entry.items() if name not in keys}
 
 
 def _write_table(frame: pd.DataFrame, place: Location) -> None:

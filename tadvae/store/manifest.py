@@ -17,6 +17,8 @@ GROUP_KEYS = ["dataset", "context", "perturbation"]
 SCHEMA_VERSION = 2
 """Version of the store's format; a reader accepts only its own version."""
 MANIFEST = "manifest.json"
+LABELS = "labels.parquet"
+"""What the labels of every dataset mean; stores of earlier versions do not have it."""
 
 
 class StoredDataset(Config):
