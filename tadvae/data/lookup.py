@@ -150,9 +150,10 @@ class Lookup:
 
     def _shown(self, text: str, found: list[Found], dataset: int) -> list[str]:
         """The names in a text, without controls, if there is one for each target."""
-        for separator in (self._separators[dataset], "+", None):
-            pieces = [piece.strip() for piece in split_label(text, separator)]
-            pieces = [piece for piece in pieces if self._whole(piece, dataset) != []]
-            if len(pieces) == len(found):
-                return pieces
+        splits = [split_label(text, separator) for separator in (self._separators[dataset], "+", None)]
+        for pieces in sorted(splits, key=len, reverse=True):
+            known = {piece.strip(): self._whole(piece.strip(), dataset) for piece in pieces}
+            names = [name for name, meaning in known.items() if meaning != []]
+            if None not in known.values() and len(names) == len(found):
+                return names
         return [part.name for part in found]

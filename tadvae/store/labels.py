@@ -125,19 +125,23 @@ class _Parser:
                 "'perturbation.separator' or 'perturbation.remove'."
             )
         for name in names.values():
-            if like_control(name, spec.controls):
-                both = ", ".join([*sorted(spec.controls), name])
-                of = "" if name == label else f" of '{label}'"
-                raise UserError(
-                    f"{self._where}: label '{name}'{of} in obs column '{spec.column}' is not declared, but "
-                    f"spelt like a control; add it to control: [{both}] or exclude it."
-                )
+            if spec.rename.get(name) != name and like_control(name, spec.controls):
+                raise self._not_declared(name, label)
         self._written |= {label, *parts, *(self._removed(part) for part in parts)}
         for part, name in names.items():
-            self.spelt[part] = () if name in spec.controls else (name,)
+            self.spelt.setdefault(part, () if name in spec.controls else (name,))
         targets = tuple(sorted({name for name in names.values() if name not in spec.controls}))
         self.spelt[label] = targets
         return targets
+
+    def _not_declared(self, name: str, label: str) -> UserError:
+        both = ", ".join([*sorted(self._spec.controls), name])
+        of = "" if name == label else f" of '{label}'"
+        gene = f" (if it is the gene, set rename: {{{name}: {name}}})" if self._is_gene(name) else ""
+        return UserError(
+            f"{self._where}: label '{name}'{of} in obs column '{self._spec.column}' is not declared, but "
+            f"spelt like a control; add it to control: [{both}] or exclude it{gene}."
+        )
 
     def is_missing(self, label: str) -> bool:
         """Whether a label, or a part of it, stands for a missing value and the spec does not name it."""
