@@ -73,7 +73,8 @@ def split_label(text: str, separator: str | None) -> list[str]:
     """Parts of a label between separators; one inside brackets, as in ``(+)-JQ1``, separates nothing."""
     if not separator:
         return [text]
-    if any(bracket in separator for bracket in _OPEN + _CLOSE) or not _balanced(text):
+    brackets = set(_OPEN + _CLOSE)
+    if brackets & set(separator) or not brackets & set(text) or not _balanced(text):
         return text.split(separator)
     parts, start, at, depth = [], 0, 0, 0
     while at < len(text):

@@ -61,9 +61,12 @@ def parse_labels(
     codes, values = pd.factorize(column)
     texts = [_spelling(value, dataset) for value in values]
     parser = _Parser(dataset.perturbation, dataset, where, is_gene, set(texts))
-    meanings = [None if text in dataset.perturbation.exclude else parser.parse(text) for text in texts]
-    blank = codes < 0
-    blank |= np.array([parser.is_missing(text) for text in texts] + [True])[codes]
+    excluded = set(dataset.perturbation.exclude)
+    meanings = [None if text in excluded else parser.parse(text) for text in texts]
+    missing = [
+        meaning is None and text not in excluded for text, meaning in zip(texts, meanings, strict=True)
+    ]
+    blank = np.array([*missing, True])[codes]  # cells without a value have the code -1
     if blank.any() and dataset.perturbation.missing == "error":
         shown = sorted({texts[code] for code in codes[blank] if code >= 0})
         as_words = f" (such as the text {shown[0]!r})" if shown else ""
@@ -74,7 +77,7 @@ def parse_labels(
     parser.check_settings(str(column.name))
     keep = np.array([meaning is not None for meaning in meanings] + [False])[codes]
     each = np.empty(len(values) + 1, dtype=object)
-    each[-1] = ()  # cells without a value have the code -1
+    each[-1] = ()
     for code, meaning in enumerate(meanings):
         each[code] = meaning or ()
     for value, text in zip(values, texts, strict=True):
@@ -113,10 +116,10 @@ class _Parser:
 
     def parse(self, label: str) -> Targets | None:
         """Targets of a label, None if the label or a part of it stands for a missing value."""
-        if self.is_missing(label):
-            return None
         spec = self._spec
-        parts = [label] if label in spec.controls else self._parts(label)
+        parts = self._parts(label)
+        if any(is_blank(part) and part not in self._declared for part in parts if part or len(parts) == 1):
+            return None
         names = {part: self._name(part) for part in parts}
         if not all(names.values()):
             raise UserError(
@@ -141,17 +144,6 @@ class _Parser:
         return UserError(
             f"{self._where}: label '{name}'{of} in obs column '{self._spec.column}' is not declared, but "
             f"spelt like a control; add it to control: [{both}] or exclude it{gene}."
-        )
-
-    def is_missing(self, label: str) -> bool:
-        """Whether a label, or a part of it, stands for a missing value and the spec does not name it."""
-        if label in self._declared:
-            return False
-        if is_blank(label):
-            return True
-        parts = self._parts(label)
-        return len(parts) > 1 and any(
-            part and is_blank(part) and part not in self._declared for part in parts
         )
 
     def check_settings(self, column: str) -> None:
