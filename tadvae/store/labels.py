@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import pandas as pd
@@ -109,7 +110,7 @@ class _Parser:
         is_gene: Callable[[str], bool],
         labels: set[str],
     ) -> None:
-        self._spec, self._where, self._is_gene, self._labels = spec, where, is_gene, labels
+        self._spec, self._where, self._is_gene, self._labels = spec, where, cache(is_gene), labels
         self._declared = _declared(dataset)
         self._written: set[str] = set()
         self.spelt: dict[str, Targets] = dict.fromkeys(sorted(spec.controls), ())
@@ -193,13 +194,23 @@ class _Parser:
 
 
 def longest_names(pieces: list[str], separator: str, known: Callable[[str], bool]) -> list[str]:
-    """Join neighbouring pieces of a label where they are a known name together (HLA-A split at ``-``)."""
+    """Join neighbouring pieces of a label where they are a known name together (``HLA-A`` split at ``-``).
+
+    Of all ways to do so, one with the fewest unknown names, and of these with the fewest names.
+    """
+    n = len(pieces)
+    best = [(0, 0, n)] * (n + 1)  # of the pieces from here on: unknown names, names, end of the first
+    for at in reversed(range(n)):
+        options = []
+        for stop in range(at + 1, min(n, at + LONGEST_NAME) + 1):
+            is_known = known(separator.join(pieces[at:stop]).strip())
+            if is_known or stop == at + 1:
+                unknown, names, _ = best[stop]
+                options.append((unknown + (not is_known), names + 1, stop))
+        best[at] = min(options)
     parts, at = [], 0
-    while at < len(pieces):
-        for stop in range(min(len(pieces), at + LONGEST_NAME), at, -1):
-            name = separator.join(pieces[at:stop]).strip()
-            if stop == at + 1 or known(name):
-                break
-        parts.append(name)
+    while at < n:
+        stop = best[at][2]
+        parts.append(separator.join(pieces[at:stop]).strip())
         at = stop
     return parts

@@ -10,7 +10,7 @@ from pipelines.inspect import describe
 from tadvae.base.errors import UserError
 from tadvae.genes.reference import GeneReference
 from tadvae.store.conversion import plan_store
-from tadvae.store.labels import parse_labels
+from tadvae.store.labels import longest_names, parse_labels
 from tadvae.store.source import CellLabels
 from tadvae.store.spec import DatasetSpec, is_genetic, load_spec
 from tadvae.store.targets import harmonise_targets
@@ -48,6 +48,20 @@ def parse(labels, **perturbation):
 )
 def test_names_are_looked_up_whole(label, separator, targets):
     assert parse(["ctrl", label], separator=separator, control=["ctrl", "non-targeting"]) == [(), targets]
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("A+B+C", ["A", "B+C"]),  # the longest first name would leave C unknown
+        ("A+B+D", ["A+B", "D"]),
+        ("X+B+C+Y", ["X", "B+C", "Y"]),
+        ("A", ["A"]),
+        ("", [""]),
+    ],
+)
+def test_names_with_separators_in_them(text, parts):
+    assert longest_names(text.split("+"), "+", {"A", "A+B", "B+C", "D"}.__contains__) == parts
 
 
 def test_parts_that_are_labels_themselves_are_a_combination():
