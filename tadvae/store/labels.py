@@ -113,6 +113,7 @@ class _Parser:
         self._spec, self._where, self._is_gene, self._labels = spec, where, cache(is_gene), labels
         self._declared = _declared(dataset)
         self._written: set[str] = set()
+        self._undeclared: list[tuple[str, str]] = []
         self.spelt: dict[str, Targets] = dict.fromkeys(sorted(spec.controls), ())
 
     def parse(self, label: str) -> Targets | None:
@@ -130,7 +131,7 @@ class _Parser:
             )
         for name in names.values():
             if spec.rename.get(name) != name and like_control(name, spec.controls):
-                raise self._not_declared(name, label)
+                self._undeclared.append((name, label))
         self._written |= {label, *parts, *(self._removed(part) for part in parts)}
         for part, name in names.items():
             self.spelt.setdefault(part, () if name in spec.controls else (name,))
@@ -148,7 +149,7 @@ class _Parser:
         )
 
     def check_settings(self, column: str) -> None:
-        """Raise a UserError if no label is a control, or a setting names a target that never occurs."""
+        """Raise a UserError if there is no control, one is not declared, or a setting names no target."""
         spec = self._spec
         found = self._written & self._labels
         if not any(self.spelt[label] == () for label in found):
@@ -160,6 +161,8 @@ class _Parser:
                 f"{' or '.join(repr(c) for c in sorted(spec.controls))} (it holds {shown}, …); "
                 f"correct 'perturbation.control' in the spec{quote}."
             )
+        if self._undeclared:
+            raise self._not_declared(*self._undeclared[0])
         absent = sorted(set(spec.rename) - self._written)
         if absent:  # a misspelt target would otherwise be ignored silently
             raise UserError(
