@@ -28,7 +28,7 @@ def describe(path: str, *, verify: bool = False) -> dict[str, Any]:
     datasets = []
     for i, entry in enumerate(store.manifest.datasets):
         groups = store.groups[store.groups["dataset"] == i]
-        cells = groups.groupby("perturbation")["n_cells"].sum()
+        cells = groups["n_cells"].groupby(names[groups["perturbation"]]).sum()  # names may repeat
         shards = [shard for shard in store.manifest.shards if shard.dataset == i]
         by_context = groups.groupby("context")["n_cells"].sum()
         datasets.append(
@@ -42,7 +42,7 @@ def describe(path: str, *, verify: bool = False) -> dict[str, Any]:
                 "n_tokens": sum(shard.tokens for shard in shards),
                 "bytes": sum(shard.size for shard in shards),
                 "contexts": {store.manifest.contexts[c]: int(n) for c, n in by_context.items()},
-                "perturbations": {str(names[p]): int(n) for p, n in cells.items()},
+                "perturbations": {str(name): int(n) for name, n in cells.items()},
                 "genes_matched_by": {str(k): int(v) for k, v in panels[i]["how"].value_counts().items()},
                 "unknown_genes": panels[i]["source"][panels[i]["how"] == "unknown"].tolist(),
             }

@@ -71,6 +71,13 @@ class CheckedFolder:
             raise UserError(f"{place}: damaged list of checksums; {self._fix}.")
         return {match[2]: match[1] for match in found if match is not None}
 
+    def has(self, name: str) -> bool:
+        """Whether an optional file is there; one that has a checksum must be."""
+        exists = (self.place / name).exists()
+        if not exists and name in (self.sums or ()):
+            raise UserError(f"{self.place / name}: missing, although {SUMS} has its checksum; {self._fix}.")
+        return exists
+
     def read(self, name: str) -> bytes:
         """Content of a file, compared with its checksum.
 

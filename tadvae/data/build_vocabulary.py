@@ -9,7 +9,6 @@ from tadvae.cells.ragged import Cells
 from tadvae.data.decode import DatasetView
 from tadvae.data.splits import TEST, VALIDATION
 from tadvae.data.vocabulary import ContextEntry, DatasetEntry, TargetEntry, Vocabulary
-from tadvae.genes.harmonise import canonical_targets
 from tadvae.pathways.membership import MIN_MEASURED, Membership
 from tadvae.store.reader import Store
 
@@ -38,6 +37,7 @@ def build_vocabulary(
                 seen.add(target)
     targets = [TargetEntry(name, gene_of[name], name in seen) for name in sorted(gene_of)]
     names = sorted(modalities) or ["unspecified"]
+    index = {name: i for i, name in enumerate(sorted(gene_of))}
     datasets = []
     for i, (entry, view) in enumerate(zip(store.manifest.datasets, views, strict=True)):
         used = _modalities_of(store, groups, i)
@@ -51,6 +51,13 @@ def build_vocabulary(
                 modality=names.index(common),
                 target_modality={
                     j: names.index(used[t.name]) for j, t in enumerate(targets) if t.name in used
+                },
+                names=store.panel(i).set_index("gene_index")["var_name"].loc[view.genes].tolist(),
+                separator=store.separators[i],
+                labels={
+                    label: tuple(index[target] for target in item)
+                    for label, item in store.labels[i].items()
+                    if all(target in index for target in item)
                 },
             )
         )
@@ -98,8 +105,7 @@ def context_rows(store: Store, vocabulary: Vocabulary) -> dict[tuple[int, int], 
 
 def resolver(store: Store) -> Callable[[list[str]], list[str | None]]:
     """A function that maps identifiers of pathway files to gene keys of this store."""
-    reference = store.gene_reference
-    return lambda names: canonical_targets(names, reference)
+    return store.gene_names.keys
 
 
 def _modalities_of(store: Store, groups: pd.DataFrame, dataset: int) -> dict[str, str]:

@@ -8,7 +8,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tadvae.base.errors import UserError
-from tadvae.genes.harmonise import canonical_targets
 from tadvae.store.reader import Store
 
 ALL, PROTEIN_CODING = "all", "protein_coding"
@@ -20,7 +19,8 @@ def selected_genes(store: Store, which: str) -> np.ndarray:
     Parameters
     ----------
     which
-        ``all``, ``protein_coding``, or a text file with one gene per line (Ensembl id, symbol or alias).
+        ``all``, ``protein_coding``, or a text file with one gene per line (Ensembl id, symbol, alias, or the
+        name in a file of the store).
 
     Raises
     ------
@@ -44,7 +44,7 @@ def selected_genes(store: Store, which: str) -> np.ndarray:
             f"preprocess.genes: {which} cannot be read ({type(error).__name__}); give all, protein_coding, "
             "or a text file with one gene per line."
         ) from None
-    wanted = canonical_targets([name for name in names if name], store.gene_reference)
+    wanted = store.gene_names.keys([name for name in names if name])
     chosen = np.isin(genes, [key for key in wanted if key is not None])
     if not chosen.any():
         raise UserError(f"preprocess.genes: no gene of {which} is in the store; see `tadvae inspect STORE`.")

@@ -9,10 +9,12 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from tadvae.base.config import Config
 from tadvae.base.errors import UserError
+from tadvae.base.labels import as_text
+from tadvae.data.lookup import Lookup
 from tadvae.store.reader import Store
 
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
@@ -41,7 +43,13 @@ class SplitConfig(Config):
     datasets: list[str] | None = None
     """Datasets in which groups are held out, by name; None: all."""
     test: list[str] = []
-    """Perturbations (``A+B``), contexts and datasets to hold out, by name; only for ``explicit``."""
+    """Perturbations (``A+B``), contexts and datasets to hold out, by any name that ``predict`` accepts; only
+    for ``explicit``."""
+
+    @field_validator("datasets", "test", mode="before")
+    @classmethod
+    def _text(cls, value: object) -> object:
+        return None if value is None else as_text(value)
 
     @model_validator(mode="after")
     def _consistent(self) -> "SplitConfig":
@@ -122,7 +130,7 @@ def split_groups(
     groups["targets"] = [targets[i] for i in groups["perturbation"]]
     size = groups["targets"].str.len()
     allowed = groups["dataset_name"].isin(config.datasets or names)
-    _check_names(store, config)
+    named = _named(store, groups, config)
 
     held = pd.Series(False, index=groups.index)
     if config.kind == "combo":
@@ -136,9 +144,9 @@ def split_groups(
         column = f"{config.kind}_name"
         held = groups[column].isin(_fold(groups[column][allowed], config)) & allowed
     elif config.kind == "explicit":
-        wanted = {_canonical(name) for name in config.test}
+        keys = zip(groups["dataset"], groups["targets"], strict=True)
         held = allowed & (
-            groups["perturbation_name"].isin(wanted)
+            pd.Series([key in named for key in keys], index=groups.index)
             | groups["context_name"].isin(config.test)
             | groups["dataset_name"].isin(config.test)
         )
@@ -209,21 +217,41 @@ def _categories(groups: pd.DataFrame, held: pd.Series) -> list[str]:
     return result
 
 
-def _check_names(store: Store, config: SplitConfig) -> None:
-    known = {dataset.name for dataset in store.manifest.datasets}
-    unknown = sorted(set(config.datasets or []) - known)
+def _named(store: Store, groups: pd.DataFrame, config: SplitConfig) -> set[tuple[int, tuple[str, ...]]]:
+    """(dataset, targets) of the perturbations that ``test`` names, in any way that ``predict`` accepts."""
+    places = [dataset.name for dataset in store.manifest.datasets]
+    unknown = sorted(set(config.datasets or []) - set(places))
     if unknown:
         raise UserError(
             f"split.datasets: the store has no dataset {', '.join(unknown)} (it has "
-            f"{', '.join(sorted(known))}); correct the config."
+            f"{', '.join(sorted(places))}); correct the config."
         )
-    named = known | set(store.manifest.contexts) | set(store.perturbations["name"])
-    unknown = [name for name in config.test if name not in named and _canonical(name) not in named]
+    existing = set(zip(groups["dataset"], groups["targets"], strict=True))
+    if not config.test:
+        return set()
+    lookup = Lookup.of_store(store)
+    named, unknown = set(), []
+    for name in config.test:
+        found = set()
+        for i in range(len(places)):
+            parts = lookup.find(name, i).parts
+            if all(part.target is not None for part in parts):
+                found.add((i, tuple(sorted(str(part.target) for part in parts))))
+        found &= existing
+        if found and name not in [*places, *store.manifest.contexts] and not any(key[1] for key in found):
+            raise UserError(
+                f"split.test: '{name}' is the control, which every prediction starts from; hold out "
+                "perturbations, contexts or datasets."
+            )
+        named |= {key for key in found if key[1]}
+        if not found and name not in places and name not in store.manifest.contexts:
+            unknown.append(name)
     if unknown:
         raise UserError(
             f"split.test: the store has no perturbation, context or dataset called {', '.join(unknown)}; "
             "see `tadvae inspect STORE` for its names."
         )
+    return named
 
 
 def _check(groups: pd.DataFrame, config: SplitConfig) -> None:
@@ -234,8 +262,3 @@ def _check(groups: pd.DataFrame, config: SplitConfig) -> None:
         raise UserError("split: 'test' holds out nothing in the chosen datasets; correct the config.")
     if held.all() or not (groups["part"] == TRAIN).any():
         raise UserError("split: nothing is left to learn from; raise split.folds or hold out less.")
-
-
-def _canonical(name: str) -> str:
-    """Return a name with sorted targets and without spaces: ``B + A`` becomes ``A+B``."""
-    return "+".join(sorted(part.strip() for part in name.split("+")))

@@ -4,7 +4,7 @@ It is saved with the weights, so that a model can be used without its store and 
 """
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -20,6 +20,9 @@ from tadvae.base.documents import parse_json
 from tadvae.base.errors import UserError
 from tadvae.base.filesystem import Location
 from tadvae.cells.normalize import SCALE
+from tadvae.data.lookup import Lookup
+from tadvae.data.spellings import read_spellings, write_spellings
+from tadvae.genes.names import GeneNames
 from tadvae.genes.reference import GeneReference
 from tadvae.pathways.membership import Membership
 from tadvae.store.manifest import vocabulary_hash
@@ -59,6 +62,12 @@ class DatasetEntry:
         Index of the modality that is most frequent in the dataset.
     target_modality
         Index of the modality by index of the target, for the targets of this dataset.
+    names
+        Names of the genes in the dataset's own file, G texts; None in models of earlier versions.
+    separator
+        Text between the targets of a combination in the dataset's labels, if there is one.
+    labels
+        Indices of targets by label, and by part of a label, as they are spelt in the dataset's file.
     """
 
     name: str
@@ -67,6 +76,9 @@ class DatasetEntry:
     kind: str
     modality: int
     target_modality: dict[int, int]
+    names: list[str] | None = None
+    separator: str | None = None
+    labels: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -167,6 +179,47 @@ class Vocabulary:
             return GeneReference("the model's genes", self.genes)
         return GeneReference.load(self.reference)
 
+    @cached_property
+    def gene_names(self) -> GeneNames:
+        """Look-up of genes by any name, also those of the files that the model was trained on."""
+        keys = self.genes["gene"].to_numpy()
+        files = [dict(zip(each.names or (), keys[each.genes], strict=False)) for each in self.datasets]
+        return GeneNames(self.gene_reference, keys, files)
+
+    @cached_property
+    def lookup(self) -> Lookup:
+        """Look-up of perturbations by any name, also by the labels of the training files."""
+        keys = self.genes["gene"].to_numpy()
+        names = [target.name for target in self.targets]
+        return Lookup(
+            {target.name: keys[target.gene] if target.gene >= 0 else None for target in self.targets},
+            [
+                {label: tuple(names[i] for i in item) for label, item in dataset.labels.items()}
+                for dataset in self.datasets
+            ],
+            [dataset.separator for dataset in self.datasets],
+            self.gene_names,
+        )
+
+    def names(self, genes: np.ndarray, dataset: int | None = None) -> list[str]:
+        """Names of vocabulary indices as the user's own files have them.
+
+        Parameters
+        ----------
+        dataset
+            Index of the dataset whose file counts; None: names that all datasets agree on. A gene without
+            such a name has that of :meth:`symbols`.
+        """
+        asked = self.datasets if dataset is None else [self.datasets[dataset]]
+        own: dict[int, str | None] = {}
+        for entry in asked:
+            for gene, name in zip(entry.genes.tolist(), entry.names or (), strict=False):
+                if own.setdefault(gene, name) != name:
+                    own[gene] = None
+        return [
+            own.get(gene) or symbol for gene, symbol in zip(genes.tolist(), self.symbols(genes), strict=True)
+        ]
+
     def symbols(self, genes: np.ndarray) -> list[str]:
         """Readable names of vocabulary indices: the symbol if the gene has one, else the key."""
         rows = self.genes.iloc[genes]
@@ -191,10 +244,11 @@ class Vocabulary:
         return found[0]
 
     def save(self, folder: Location) -> None:
-        """Write genes.parquet, pathways.parquet, vocabulary.json and profiles.safetensors."""
+        """Write vocabulary.json, profiles.safetensors and the tables genes, pathways, names and labels."""
         _write_table(self.genes, folder / GENES)
         edges = pd.DataFrame({"pathway": self.membership.pathway, "gene": self.membership.gene})
         _write_table(edges, folder / PATHWAYS)
+        write_spellings(self.datasets, folder)
         arrays = {}
         for i, dataset in enumerate(self.datasets):
             arrays[f"dataset.{i}"] = dataset.genes.astype(np.int64)
@@ -208,7 +262,7 @@ class Vocabulary:
                 {"id": i, "name": name}
                 for i, name in zip(self.membership.pathway_ids, self.membership.names, strict=True)
             ],
-            "datasets": [_without(asdict(dataset), "genes") for dataset in self.datasets],
+            "datasets": [_without(asdict(dataset), "genes", "names", "labels") for dataset in self.datasets],
             "contexts": [_without(asdict(context), "profile") for context in self.contexts],
             "targets": [asdict(target) for target in self.targets],
             "modalities": self.modalities,
@@ -237,10 +291,12 @@ class Vocabulary:
                 gene=edges["gene"].to_numpy(np.int64),
                 n_genes=len(genes),
             )
+            panels = [arrays[f"dataset.{i}"] for i in range(len(text["datasets"]))]
+            spellings = read_spellings(files, panels)
             datasets = []
-            for i, entry in enumerate(text["datasets"]):
+            for entry, panel, spelt in zip(text["datasets"], panels, spellings, strict=True):
                 entry["target_modality"] = {int(t): m for t, m in entry["target_modality"].items()}
-                datasets.append(DatasetEntry(genes=arrays[f"dataset.{i}"], **entry))
+                datasets.append(DatasetEntry(genes=panel, **entry, **spelt))
             result = cls(
                 genes=genes,
                 membership=membership,
@@ -311,6 +367,11 @@ class Vocabulary:
         _require(sorted_genes, f"the genes of dataset '{name}' are not sorted")
         inside = not genes.size or (genes[0] >= 0 and genes[-1] < self.n_genes)
         _require(inside, f"dataset '{name}' has genes outside the vocabulary")
+        named = dataset.names is None or len(dataset.names) == len(genes)
+        _require(named, f"dataset '{name}' has not one name for each gene")
+        targets = {target for item in dataset.labels.values() for target in item}
+        known = all(_is_index(target, len(self.targets)) for target in targets)
+        _require(known, f"dataset '{name}' has labels with unknown targets")
         _require(dataset.method in (*SCALE, "none"), f"dataset '{name}' has an unknown normalisation")
         _require(dataset.kind in ("cells", "profiles"), f"dataset '{name}' is neither cells nor profiles")
         by_target = dataset.target_modality
@@ -335,8 +396,8 @@ def _require(fits: bool | np.bool_, reason: str) -> None:
         raise ValueError(reason)
 
 
-def _without(entry: dict[str, Any], key: str) -> dict[str, Any]:
-    return {name: value for name, value in entry.items() if name != key}
+def _without(entry: dict[str, Any], *keys: str) -> dict[str, Any]:
+    return {name: value for name, value in entry.items() if name not in keys}
 
 
 def _write_table(frame: pd.DataFrame, place: Location) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from tadvae.base.errors import UserError
+from tadvae.base.labels import BLANK
 from tadvae.genes.reference import (
     _DIRECT,
     _ENSEMBL,
@@ -16,11 +17,12 @@ from tadvae.genes.reference import (
     _text,
 )
 
-_BLANK = frozenset({"", "nan", "NaN", "None", "<NA>", "NA"})  # missing values after a cast or in a text file
-
 # Stimuli, reporters and constructs that screens use as perturbation names and that are also an alias of an
 # unrelated gene (LPS of IRF6, TCR of a T-cell receptor pseudogene).
-_NOT_TARGETS = frozenset({"BFP", "IFN", "KO", "LPS", "NA", "NT", "PBS", "PHA", "RFP", "SEB", "TCR", "TPA"})
+_NOT_TARGETS = BLANK | {
+    *("ATP", "BFP", "IFN", "KO", "LPS", "MDP", "MTX", "NT", "PBS", "PGN", "PHA", "RFP", "SEB", "T3", "TAM"),
+    *("TCR", "TPA", "TSA"),
+}
 
 _MIN_FOREIGN = 20  # fewer names are too few to tell the organism by spelling
 
@@ -75,7 +77,7 @@ def harmonise(
     if "" in texts:
         raise UserError(f"{where}: gene number {texts.index('') + 1} has no name; name or drop that column.")
     second = [_text(symbol) for symbol in symbols] if symbols is not None else [""] * len(texts)
-    second = ["" if text in _BLANK else text for text in second]
+    second = ["" if text in BLANK else text for text in second]
 
     own = texts if reference.as_given else [_own_key(text) for text in texts]
     matches: list[_Match | None] = [None] * len(texts)
@@ -98,17 +100,28 @@ def harmonise(
     )
 
 
-def canonical_targets(names: Sequence[str], reference: GeneReference) -> list[str | None]:
+def canonical_targets(
+    names: Sequence[str], reference: GeneReference, *, aliases: Sequence[bool] | None = None
+) -> list[str | None]:
     """Return the gene key of each perturbation target, None for a target that is not a gene (drug, stimulus).
 
     Only an Ensembl id, an official symbol in its own case or an unambiguous alias counts as a
     gene. Under the reference "none" every name does.
+
+    Parameters
+    ----------
+    aliases
+        Whether an alias counts for each name; None: for all. Where it does not, the reference "none" knows
+        no gene either.
     """
+    texts = [_text(name) for name in names]
+    allowed = [True] * len(texts) if aliases is None else aliases
     if reference.as_given:
-        return [_text(name) or None for name in names]
+        return [(text or None) if alias else None for text, alias in zip(texts, allowed, strict=True)]
     matches = [
-        reference._find_exact(name) or (reference._find_alias(name) if name not in _NOT_TARGETS else None)
-        for name in map(_text, names)
+        reference._find_exact(text)
+        or (reference._find_alias(text) if alias and text not in _NOT_TARGETS else None)
+        for text, alias in zip(texts, allowed, strict=True)
     ]
     return [match.key if match else None for match in matches]
 

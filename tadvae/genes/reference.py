@@ -96,6 +96,10 @@ class GeneReference:
         row = self._by_id.get(gene, self._by_symbol.get(gene))
         return None if row is None else self._symbols[row] or None
 
+    def is_official(self, name: str) -> bool:
+        """Whether a name is an Ensembl id or an official symbol."""
+        return self._find_exact(name) is not None
+
     def _match(self, row: int, how: str, rank: int) -> _Match:
         return _Match(how, rank, self._ids[row] or self._symbols[row], row)
 

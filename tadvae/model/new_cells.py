@@ -31,12 +31,15 @@ class NewCells:
         Which pathways this panel can see, bool, shape (P,).
     n_trained
         Genes that the model was trained on.
+    names
+        Names of the genes in the panel's own ``var_names``, in the order of ``genes``.
     """
 
     cells: Cells
     genes: np.ndarray
     available: np.ndarray
     n_trained: int
+    names: list[str]
 
 
 def cells_of(
@@ -68,7 +71,8 @@ def cells_of(
     matched = index.notna().to_numpy()
     gene_of = np.where(matched, index.fillna(0), 0).astype(np.int64)
     matched &= trained[gene_of]
-    genes = np.sort(gene_of[matched])
+    order = np.argsort(gene_of[matched])
+    genes = gene_of[matched][order]
     available = vocabulary.membership.availability(genes, vocabulary.min_measured)
     if not available.any():
         raise UserError(
@@ -110,7 +114,8 @@ def cells_of(
         available.sum(),
         len(available),
     )
-    return NewCells(cells, genes, available, int(trained.sum()))
+    own_names = np.array(names, dtype=object)[matched][order].tolist()
+    return NewCells(cells, genes, available, int(trained.sum()), own_names)
 
 
 def unique_names(names: list[str]) -> list[str]:

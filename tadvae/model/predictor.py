@@ -86,7 +86,7 @@ class Predictor:
         The network changes each cell; the mean change is then mixed with the regression's mean effect
         (``effects.weight``). The regression is used alone for a target that the network does not know, for a
         condition of training, whose mean it observed, and in a context where no effect was seen: there it
-        predicts a cautious change, and the network does not.
+        predicts a cautious change, and the network does not. Without a target, cells stay as they are.
 
         Parameters
         ----------
@@ -99,17 +99,20 @@ class Predictor:
         dataset
             Model index of the dataset.
         perturbations
-            (target, modality) model indices of each perturbation.
+            (target, modality) model indices of each perturbation; none for the control.
         context
             Row of the vocabulary's contexts; −1: a new one.
         """
         predicted = self._network_cells(cells, genes, profile, dataset, self.known(perturbations))
+        unchanged = [not pairs for pairs in perturbations]
+        predicted[unchanged] = cells.dense(genes)
         if self.effects is None:
             return predicted
         effect = self.effects.predict(dataset, context, perturbations, genes)  # (M, G)
         change = predicted.mean(axis=1, dtype=np.float64) - cells.dense(genes).mean(axis=0, dtype=np.float64)
         weight = self.regression_weight(dataset, context, perturbations)[:, None]  # (M, 1)
-        result: np.ndarray = predicted + (weight * (effect - change))[:, None].astype(np.float32)
+        correction = np.where(np.array(unchanged)[:, None], 0.0, weight * (effect - change))  # (M, G)
+        result: np.ndarray = predicted + correction[:, None].astype(np.float32)
         return result
 
     def means(
@@ -135,6 +138,7 @@ class Predictor:
                 effect = self.effects.predict(dataset, context, perturbations[part], genes)  # (m, G)
                 weight = self.regression_weight(dataset, context, perturbations[part])
                 result[part] += weight[:, None] * (effect - (network - before))
+        result[[not pairs for pairs in perturbations]] = before
         return result
 
     # -- the network alone --------------------------------------------------------------------------

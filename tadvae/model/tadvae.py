@@ -19,6 +19,7 @@ from tadvae.base.errors import UserError
 from tadvae.base.filesystem import Location
 from tadvae.cells.ragged import Cells
 from tadvae.data.build_vocabulary import mean_profile
+from tadvae.data.lookup import Found
 from tadvae.data.vocabulary import REPAIR, Vocabulary, model_files
 from tadvae.effects.file import load_effects, save_effects
 from tadvae.effects.model import EffectModel, EffectsConfig
@@ -229,7 +230,8 @@ class TADVAE:
         """What each gene adds to one pathway's activity, shape (n_cells, genes that can).
 
         Genes are the measured members of the pathway, and others where the model lets them contribute
-        (candidates of a soft mask, a leak). Rows sum to the activity less the pathway's bias.
+        (candidates of a soft mask, a leak). They are named as in ``adata.var_names``.
+        Rows sum to the activity less the pathway's bias.
 
         Raises
         ------
@@ -243,7 +245,8 @@ class TADVAE:
         cells = cells_of(adata, self.vocabulary, self.config.preprocess, layer=layer, values=values)
         genes = np.intersect1d(self.module.pathway.reads(p).numpy(), cells.genes)
         result = contributions(self.module, cells, p, genes)
-        return pd.DataFrame(result, index=adata.obs_names, columns=self.vocabulary.symbols(genes))
+        names = np.array(cells.names, dtype=object)[np.searchsorted(cells.genes, genes)]
+        return pd.DataFrame(result, index=adata.obs_names, columns=names)
 
     # -- what perturbations do ----------------------------------------------------------------------
 
@@ -261,7 +264,9 @@ class TADVAE:
         Parameters
         ----------
         target
-            One target, or several as ``"A+B"`` or a sequence.
+            One target, or several as ``"A+B"`` or a sequence: any label of the training files, also with a
+            control joined to it (``"KLF1+ctrl"``), and genes by Ensembl id, symbol, alias, or as a file names
+            them. A name is looked up whole before it is split. A label of controls alone predicts no change.
         context, dataset
             Name of a training context, and of its dataset where several have it. With ``controls`` the
             context may be new; the dataset then says which screen's way of perturbing is meant.
@@ -271,39 +276,44 @@ class TADVAE:
         Returns
         -------
         Predicted cells: ``X`` in log-normalised units, one row per control cell; ``var["predicted_mean"]``,
-        ``var["control_mean"]``; ``uns["tadvae"]`` says from what.
+        ``var["control_mean"]``; ``uns["tadvae"]`` says from what. Genes have the names of the file of
+        ``controls``, or else of the dataset's file; ``var`` has today's ``symbol`` and ``ensembl_id`` too,
+        empty where a gene has none, and the model's key ``gene``.
 
         Raises
         ------
         UserError
             Where the model does not know: an unknown target or context.
         """
-        names = _names(target)
         if controls is not None:
             new = cells_of(controls, self.vocabulary, self.config.preprocess, layer=None, values=values)
             cells, genes, start, row = new.cells, new.genes, "given control cells", -1
-            d = dataset_like(names, dataset, self.vocabulary)
+            d = dataset_like(target, dataset, self.vocabulary)
+            names = new.names
             profile = mean_profile(cells, genes)
             index = controls.obs_names.astype(str).tolist()
         else:
             row = self.vocabulary.context(context, dataset)
             d, genes, profile, cells, start = self._start(row)
+            names = unique_names(self.vocabulary.names(genes, d))
             index = [f"control_{i}" for i in range(len(cells))]
-        pairs = [self._target(name, d) for name in names]
+        asked = self.vocabulary.lookup.find(target, d)
+        pairs = [self._target(part, d) for part in asked.parts]
         predicted = self.counterfactual(cells, genes, profile, d, [pairs], row)[0]
-        symbols = self.vocabulary.symbols(genes)
+        known = self.vocabulary.genes.iloc[genes]
         var = pd.DataFrame(
             {
-                "gene": self.vocabulary.genes["gene"].to_numpy()[genes],
+                "gene": known["gene"].to_numpy(),
+                "symbol": known["symbol"].fillna("").to_numpy(),
+                "ensembl_id": known["ensembl_id"].fillna("").to_numpy(),
                 "predicted_mean": predicted.mean(axis=0),
                 "control_mean": cells.dense(genes).mean(axis=0),
             },
-            index=pd.Index(unique_names(symbols)),
+            index=pd.Index(names),
         )
-        label = "+".join(sorted(names))
-        obs = pd.DataFrame({"perturbation": label, "context": context}, index=pd.Index(index))
+        obs = pd.DataFrame({"perturbation": asked.label, "context": context}, index=pd.Index(index))
         about: dict[str, Any] = {
-            "perturbation": label,
+            "perturbation": asked.label,
             "context": context,
             "dataset": self.vocabulary.datasets[d].name,
             "started_from": start,
@@ -326,7 +336,7 @@ class TADVAE:
 
         Returns
         -------
-        By label (``A+B``) and gene symbol.
+        By label (``A+B``) and gene, named as in the dataset's file.
 
         Raises
         ------
@@ -335,12 +345,14 @@ class TADVAE:
         """
         row = self.vocabulary.context(context, dataset)
         d, genes, profile, cells, _ = self._start(row)
-        names = [_names(target) for target in targets]
-        found = {name: self._target(name, d) for name in sorted({name for each in names for name in each})}
-        perturbations = [[found[name] for name in each] for each in names]
+        asked = [self.vocabulary.lookup.find(target, d) for target in targets]
+        pairs = {
+            part: self._target(part, d) for part in dict.fromkeys(p for each in asked for p in each.parts)
+        }
+        perturbations = [[pairs[part] for part in each.parts] for each in asked]
         means = self.predictor.means(cells, genes, profile, d, perturbations, row)
-        labels = ["+".join(sorted(each)) for each in names]
-        return pd.DataFrame(means, index=labels, columns=unique_names(self.vocabulary.symbols(genes)))
+        names = unique_names(self.vocabulary.names(genes, d))
+        return pd.DataFrame(means, index=[each.label for each in asked], columns=names)
 
     def _start(self, row: int) -> tuple[int, np.ndarray, np.ndarray, Cells, str]:
         """Dataset, genes, control profile and cells to start from in a context, and what those cells are."""
@@ -366,8 +378,8 @@ class TADVAE:
         """
         return self.predictor.counterfactual(cells, genes, profile, dataset, perturbations, context)
 
-    def _target(self, name: str, dataset: int) -> tuple[int, int]:
-        return find_target(name, dataset, self.vocabulary, self.config.model.causal.targets)
+    def _target(self, part: Found, dataset: int) -> tuple[int, int]:
+        return find_target(part, dataset, self.vocabulary, self.config.model.causal.targets)
 
     def factors(self, top: int = 10) -> pd.DataFrame:
         """The pathways that make each factor: the ``top`` largest |δ|, one row per (factor, pathway)."""
@@ -408,8 +420,3 @@ class TADVAE:
     def unknown(self, target: int) -> str | None:
         """Why nothing can be predicted for a target, None if something can; see :class:`Predictor`."""
         return self.predictor.unknown(target)
-
-
-def _names(target: str | Sequence[str]) -> list[str]:
-    """Targets of one perturbation."""
-    return [name.strip() for name in (target.split("+") if isinstance(target, str) else target)]

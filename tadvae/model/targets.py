@@ -6,8 +6,8 @@ from typing import Literal
 import numpy as np
 
 from tadvae.base.errors import UserError
+from tadvae.data.lookup import Found
 from tadvae.data.vocabulary import Vocabulary
-from tadvae.genes.harmonise import canonical_targets
 
 KnownBy = Literal["identity", "gene"]
 """``model.causal.targets``."""
@@ -26,8 +26,8 @@ def why_unknown(target: int, vocabulary: Vocabulary, known_by: KnownBy) -> str |
     return "it was not perturbed in training, and its gene is measured in no dataset"
 
 
-def find_target(name: str, dataset: int, vocabulary: Vocabulary, known_by: KnownBy) -> tuple[int, int]:
-    """(target, modality) of a name in a dataset.
+def find_target(found: Found, dataset: int, vocabulary: Vocabulary, known_by: KnownBy) -> tuple[int, int]:
+    """(target, modality) of a part of a perturbation that was asked for in a dataset.
 
     Raises
     ------
@@ -35,27 +35,29 @@ def find_target(name: str, dataset: int, vocabulary: Vocabulary, known_by: Known
         With the reason, where the name is unknown or the model cannot answer for it.
     """
     entry = vocabulary.datasets[dataset]
-    index = vocabulary.target_index.get(name)
-    if index is None:
-        (key,) = canonical_targets([name], vocabulary.gene_reference)
-        gene = vocabulary.gene_index.get(key) if key is not None else None
-        if gene is None:
-            raise UserError(
-                f"target '{name}': no prediction, because it is neither a target of the training screens "
-                "nor one of their genes; see model.vocabulary.targets for those that are."
-            )
-        by_gene = {t.gene: i for i, t in enumerate(vocabulary.targets) if t.gene >= 0}
-        index = by_gene.get(gene, len(vocabulary.targets) + gene)
+    if not found.known:
+        raise UserError(
+            f"target '{found.name}': no prediction, because it is neither a target of the training screens "
+            "nor one of their genes; see model.vocabulary.targets for those that are."
+        )
+    index = _index(found, vocabulary)
     reason = why_unknown(index, vocabulary, known_by)
     if reason is not None:
         raise UserError(
-            f"target '{name}': no prediction, because {reason}; train with cells of this perturbation, "
+            f"target '{found.name}': no prediction, because {reason}; train with cells of this perturbation, "
             "or with model.causal.targets=gene on screens that measure it."
         )
     return index, entry.target_modality.get(index, entry.modality)
 
 
-def dataset_like(names: Sequence[str], dataset: str | None, vocabulary: Vocabulary) -> int:
+def _index(found: Found, vocabulary: Vocabulary) -> int:
+    """Model index of a known target; genes that are no targets come after the targets."""
+    if found.target is not None:
+        return vocabulary.target_index[found.target]
+    return len(vocabulary.targets) + vocabulary.gene_index[str(found.gene)]
+
+
+def dataset_like(asked: str | Sequence[str], dataset: str | None, vocabulary: Vocabulary) -> int:
     """Index of the dataset whose way of perturbing is meant: the named one, or the only one with the targets.
 
     Raises
@@ -68,8 +70,11 @@ def dataset_like(names: Sequence[str], dataset: str | None, vocabulary: Vocabula
         if dataset not in known:
             raise UserError(f"dataset '{dataset}' was not in training (known: {', '.join(known)}).")
         return known.index(dataset)
-    wanted = {vocabulary.target_index.get(name.strip()) for name in names}
-    holders = [i for i, entry in enumerate(vocabulary.datasets) if wanted <= set(entry.target_modality)]
+    holders = []
+    for i, entry in enumerate(vocabulary.datasets):
+        parts = vocabulary.lookup.find(asked, i).parts
+        if all(part.known and _index(part, vocabulary) in entry.target_modality for part in parts):
+            holders.append(i)
     if len(holders) != 1:
         raise UserError(
             "with your own controls, say which screen's way of perturbing is meant: "

@@ -14,7 +14,6 @@ from torch import Tensor
 from tadvae.base.errors import UserError
 from tadvae.base.filesystem import Location
 from tadvae.data.vocabulary import Vocabulary
-from tadvae.genes.harmonise import canonical_targets
 from tadvae.nn.embedding import GivenVectors
 from tadvae.nn.strategies.base import PathwayConfig
 
@@ -31,7 +30,8 @@ def given_vectors(config: PathwayConfig, vocabulary: Vocabulary) -> GivenVectors
 def given_genes(file: str, vocabulary: Vocabulary, d: int) -> Tensor:
     """Vectors of the vocabulary's genes from a file, (n_genes, d).
 
-    Names are matched to gene keys and symbols as they are, and otherwise by the gene reference.
+    Names are matched to gene keys and symbols as they are, and otherwise by
+    :attr:`Vocabulary.gene_names`.
 
     Raises
     ------
@@ -43,7 +43,7 @@ def given_genes(file: str, vocabulary: Vocabulary, d: int) -> Tensor:
     symbol = {s: i for i, s in enumerate(genes["symbol"]) if isinstance(s, str)}
     row = symbol | vocabulary.gene_index
     rest = [name for name in names if name not in row]
-    for name, key in zip(rest, canonical_targets(rest, vocabulary.gene_reference), strict=True):
+    for name, key in zip(rest, vocabulary.gene_names.keys(rest), strict=True):
         row[name] = vocabulary.gene_index.get(key or "", -1)
     at = [row[name] for name in names]
     exact = [2 * (name in vocabulary.gene_index) + (name in symbol) for name in names]

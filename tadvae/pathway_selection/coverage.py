@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tadvae.genes.harmonise import canonical_targets
 from tadvae.pathways.measured import Measured
 from tadvae.pathways.sets import PathwaySets
 from tadvae.store.reader import Store
@@ -12,11 +11,11 @@ from tadvae.store.reader import Store
 
 def measured_of(store: Store) -> Measured:
     """Measured genes of each dataset of a store."""
-    keys, reference = store.genes["gene"].to_numpy(dtype=object), store.gene_reference
+    keys = store.genes["gene"].to_numpy(dtype=object)
     panels = [store.panel(i)["gene_index"].to_numpy() for i in range(len(store.manifest.datasets))]
     return Measured(
         datasets=[entry.name for entry in store.manifest.datasets],
-        keys=lambda names: canonical_targets(names, reference),
+        keys=store.gene_names.keys,
         genes=[keys[panel].tolist() for panel in panels],
     )
 

@@ -218,7 +218,7 @@ def _compare(
     found, columns = {}, {}
     for question in ask(store, run.groups, chosen, model.vocabulary, model.config.split, mapper):
         given = answer(store, model, question)
-        names = np.array(model.vocabulary.symbols(question.genes), dtype=object)
+        names = np.array(model.vocabulary.names(question.genes, question.place[0]), dtype=object)
         activity = profile_activity(model, np.vstack([question.control, given.mean]), question.genes)
         for i, row in enumerate(question.groups.itertuples()):
             observed, predicted = question.observed[i] - question.control, given.mean[i] - question.control

@@ -75,7 +75,7 @@ def mask_change(model: Model) -> MaskChange | None:
         n_candidates=int((~layer.edges.is_member).sum()),
         edges=edges.assign(
             pathway=names[edges["pathway"].to_numpy()],
-            gene=first.vocabulary.symbols(edges["gene"].to_numpy()),
+            gene=first.vocabulary.names(edges["gene"].to_numpy()),
         ),
     )
 

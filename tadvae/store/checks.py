@@ -53,6 +53,17 @@ def check_perturbations(table: pd.DataFrame, n_genes: int) -> None:
     _require((table["targets"].str.len() == 0).sum() <= 1, "there are two controls")
 
 
+def check_labels(table: pd.DataFrame, n_datasets: int) -> None:
+    """Labels of datasets, each with the names of its targets."""
+    _whole(table, "dataset", n_datasets)
+    _require({"label", "targets"} <= set(table.columns), "a column is missing")
+    _require(all(isinstance(label, str) for label in table["label"]), "a label is no text")
+    lists = all(
+        isinstance(item, np.ndarray) and all(isinstance(t, str) for t in item) for item in table["targets"]
+    )
+    _require(lists, "the targets of a label are no list of names")
+
+
 def check_bags(bags: pd.DataFrame, manifest: Manifest, n_perturbations: int) -> None:
     """Bags that follow each other in row groups, and fill the shards of the manifest."""
     limits = (len(manifest.datasets), len(manifest.contexts), n_perturbations)

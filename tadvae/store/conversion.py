@@ -6,7 +6,7 @@
 import hashlib
 import json
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,24 +15,25 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tadvae.base.checksums import sha256
-from tadvae.base.errors import UserError
 from tadvae.base.filesystem import Location
 from tadvae.base.version import __version__
 from tadvae.cells.moments import Moments
 from tadvae.cells.variable_genes import rank_variable_genes
-from tadvae.genes.harmonise import canonical_targets, harmonise
+from tadvae.genes.harmonise import harmonise
 from tadvae.genes.reference import GeneReference
 from tadvae.store.layout import plan_layout
 from tadvae.store.manifest import (
     GROUP_KEYS,
+    LABELS,
     SCHEMA_VERSION,
     Manifest,
     ShardEntry,
     StoredDataset,
     vocabulary_hash,
 )
-from tadvae.store.source import CellLabels, open_source
+from tadvae.store.source import open_source
 from tadvae.store.spec import DatasetSpec, StoreSpec, modality_sign
+from tadvae.store.targets import harmonise_targets
 from tadvae.store.writer import DatasetPlan, perturbation_label
 
 Perturbation = tuple[tuple[str, str], ...]
@@ -48,7 +49,7 @@ class StorePlan:
     genes: pd.DataFrame
     """The vocabulary, one row per gene: gene, ensembl_id, symbol."""
     panels: list[pd.DataFrame]
-    """Per dataset, a table with one row per source gene: source, gene, gene_index, how, length."""
+    """Per dataset, a table with one row per source gene: source, var_name, gene, gene_index, how, length."""
     contexts: list[str]
     """Sorted names of the contexts of all datasets."""
     perturbations: list[Perturbation]
@@ -86,12 +87,12 @@ def plan_store(spec: StoreSpec) -> StorePlan:
             )
             lengths = source.gene_lengths()
             panel["length"] = np.nan if lengths is None else lengths
+            panel["var_name"] = source.var_names()
             panels.append(panel)
-            all_labels.append(source.labels())
+            all_labels.append(source.labels(reference.is_official))
             n_rows.append(source.shape[0])
 
-    target_gene, renamed, all_labels = _harmonise_targets(all_labels, reference, panels)
-    specs = [_with_renamed_modality(dataset, renamed) for dataset in spec.datasets]
+    target_gene, specs, all_labels = harmonise_targets(spec.datasets, all_labels, reference, panels)
     genes = _vocabulary(panels, target_gene, reference)
     index = pd.Series(np.arange(len(genes)), index=genes["gene"])
     for panel in panels:
@@ -170,6 +171,7 @@ def finish_store(
     sums["bags.parquet"] = _write(pd.concat(bags, ignore_index=True), folder / "bags.parquet")
     table = _perturbation_table(plan, pd.concat(groups))
     sums["perturbations.parquet"] = _write(table, folder / "perturbations.parquet")
+    sums[LABELS] = _write(_label_table(plan), folder / LABELS)
     # only file names: the folders of the converting machine are private
     named = [dataset.model_copy(update={"path": Path(dataset.path).name}) for dataset in plan.spec.datasets]
     text = plan.spec.model_copy(update={"datasets": named}).to_yaml()
@@ -188,44 +190,6 @@ def finish_store(
     )
     manifest.write(folder, sums)
     return manifest
-
-
-def _harmonise_targets(
-    all_labels: list[CellLabels], reference: GeneReference, panels: list[pd.DataFrame]
-) -> tuple[dict[str, str | None], dict[str, str], list[CellLabels]]:
-    """Give each target one name in all datasets; return gene key by target, new name by old, and labels."""
-    names = sorted({name for labels in all_labels for item in labels.perturbations for name in item})
-    measured = {
-        gene: symbol for panel in panels for gene, symbol in zip(panel["gene"], panel["symbol"], strict=True)
-    }
-    target_gene: dict[str, str | None] = {}
-    renamed = {}
-    for name, gene in zip(names, canonical_targets(names, reference), strict=True):
-        gene = gene if gene is not None else (name if name in measured else None)
-        canonical = (reference.symbol(gene) or name) if gene is not None else name
-        renamed[name] = canonical
-        target_gene[canonical] = gene
-    result = []
-    for labels in all_labels:
-        items = [tuple(sorted({renamed[name] for name in item})) for item in labels.perturbations]
-        distinct = sorted(set(items), key=lambda item: (len(item), item))
-        code = np.array([distinct.index(item) for item in items], dtype=np.int64)
-        result.append(replace(labels, perturbations=distinct, perturbation=code[labels.perturbation]))
-    return target_gene, renamed, result
-
-
-def _with_renamed_modality(dataset: DatasetSpec, renamed: dict[str, str]) -> DatasetSpec:
-    """Return the spec with the targets of ``modality`` under their harmonised names."""
-    if isinstance(dataset.modality, str):
-        return dataset
-    absent = sorted(set(dataset.modality) - {"default", *renamed, *renamed.values()})
-    if absent:  # a misspelt target would silently get the default modality and its sign
-        raise UserError(
-            f"dataset '{dataset.name}': 'modality' names {', '.join(absent[:5])}, but no dataset of the spec "
-            "has this target; fix its spelling in the spec."
-        )
-    modality = {renamed.get(target, target): value for target, value in dataset.modality.items()}
-    return dataset.model_copy(update={"modality": modality})
 
 
 def _vocabulary(
@@ -255,7 +219,7 @@ def _with_modality(targets: tuple[str, ...], dataset: DatasetSpec) -> Perturbati
 def _panel_table(panel: pd.DataFrame, moments: Moments) -> pd.DataFrame:
     """Measured genes of a dataset with mean, variance and detection of linear CP10K values over all cells."""
     measured = panel["gene_index"].to_numpy()
-    table = panel[["gene_index", "source", "gene", "how", "length"]].copy()
+    table = panel[["gene_index", "source", "var_name", "gene", "how", "length"]].copy()
     table["gene_index"] = measured.astype(np.int32)
     table["mean"] = moments.mean[measured]
     table["variance"] = moments.variance[measured]
@@ -287,6 +251,16 @@ def _bag_table(
             "first_row": bags["first_row"].to_numpy(np.int32),
         }
     )
+
+
+def _label_table(plan: StorePlan) -> pd.DataFrame:
+    """What the labels of every dataset, and the parts of labels, mean."""
+    rows = [
+        (dataset.index, label, list(targets))
+        for dataset in plan.datasets
+        for label, targets in sorted(dataset.labels.spelt.items())
+    ]
+    return pd.DataFrame(rows, columns=_LABEL_SCHEMA.names)
 
 
 def _perturbation_table(plan: StorePlan, groups: pd.DataFrame) -> pd.DataFrame:
@@ -328,9 +302,15 @@ _PERTURBATION_SCHEMA = pa.schema(
 )
 
 
+_LABEL_SCHEMA = pa.schema(
+    [("dataset", pa.int32()), ("label", pa.string()), ("targets", pa.list_(pa.string()))]
+)
+
+
 def _write(frame: pd.DataFrame, place: Location) -> str:
     """Write a table; returns its checksum."""
-    schema = _PERTURBATION_SCHEMA if "perturbation_index" in frame.columns else None
+    schemas = (_PERTURBATION_SCHEMA, _LABEL_SCHEMA)
+    schema = next((each for each in schemas if each.names == frame.columns.tolist()), None)
     buffer = pa.BufferOutputStream()
     pq.write_table(
         pa.Table.from_pandas(frame, schema=schema, preserve_index=False), buffer, compression="zstd"

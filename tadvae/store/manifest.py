@@ -31,6 +31,10 @@ def checked(folder: Location) -> CheckedFolder:
     return CheckedFolder(folder, "store", REPAIR)
 
 
+LABELS = "labels.parquet"
+"""What the labels of every dataset mean; stores of earlier versions do not have it."""
+
+
 class StoredDataset(Config):
     """One dataset of a store."""
 

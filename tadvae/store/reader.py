@@ -12,11 +12,13 @@ import pyarrow.parquet as pq
 from tadvae.base.checksums import sha256
 from tadvae.base.errors import StorageError, UserError
 from tadvae.base.filesystem import Location
+from tadvae.genes.names import GeneNames
 from tadvae.genes.reference import GeneReference
 from tadvae.store import checks
 from tadvae.store.manifest import (
     DATASET_NAME,
     GROUP_KEYS,
+    LABELS,
     MANIFEST,
     REPAIR,
     Manifest,
@@ -104,7 +106,7 @@ class Store:
         """Read all tables, and compare them with their checksums and with each other."""
         for dataset in range(len(self.manifest.datasets)):
             self.panel(dataset)
-        _ = self.reference
+        _ = self.reference, self.labels
         with self._damaged("perturbations.parquet"):
             checks.check_groups(self.perturbations, self.groups, self.manifest)
 
@@ -144,13 +146,35 @@ class Store:
         return int(found.iloc[0]) if len(found) else -1
 
     @cached_property
-    def reference(self) -> str:
-        """Gene reference of the conversion: ``human``, ``none``, or ``own`` for the user's own table."""
+    def spec(self) -> StoreSpec:
+        """The spec that the store was converted from; of paths it has only file names."""
         place = self.folder / "spec.yaml"
         with place.reachable():
             text = self._files.read(place.name).decode("utf-8", "replace")
-        spec = StoreSpec.load_text(text, str(place))
-        return spec.genes.reference if spec.genes.reference in ("human", "none") else "own"
+        return StoreSpec.load_text(text, str(place))
+
+    @cached_property
+    def reference(self) -> str:
+        """Gene reference of the conversion: ``human``, ``none``, or ``own`` for the user's own table."""
+        return self.spec.genes.reference if self.spec.genes.reference in ("human", "none") else "own"
+
+    @cached_property
+    def labels(self) -> list[dict[str, tuple[str, ...]]]:
+        """For each dataset, targets by label and part of a label; empty in stores of earlier versions."""
+        result: list[dict[str, tuple[str, ...]]] = [{} for _ in self.manifest.datasets]
+        if self._files.has(LABELS):
+            table = self._table(LABELS)
+            with self._damaged(LABELS):
+                checks.check_labels(table, len(result))
+            for row in table.itertuples():
+                result[row.dataset][row.label] = tuple(row.targets)
+        return result
+
+    @cached_property
+    def separators(self) -> list[str | None]:
+        """For each dataset, the text between the targets of a combination."""
+        found = [dataset.perturbation for dataset in self.spec.datasets]
+        return [None if each is None else each.separator for each in found]
 
     @cached_property
     def gene_reference(self) -> GeneReference:
@@ -158,6 +182,16 @@ class Store:
         if self.reference == "own":
             return GeneReference("the store's genes", self.genes)
         return GeneReference.load(self.reference)
+
+    @cached_property
+    def gene_names(self) -> GeneNames:
+        """Look-up of the store's genes by any name, also those of the files it was converted from."""
+        files = []
+        for dataset in range(len(self.manifest.datasets)):
+            panel = self.panel(dataset)
+            names = dict(zip(panel["var_name"], panel["gene"], strict=True))
+            files.append(names | dict(zip(panel["source"], panel["gene"], strict=True)))
+        return GeneNames(self.gene_reference, self.genes["gene"], files)
 
     def panel(self, dataset: int) -> pd.DataFrame:
         """Measured genes of a dataset, one row each, sorted by gene_index."""
@@ -167,7 +201,8 @@ class Store:
         panel = self._table(name)
         with self._damaged(name):
             checks.check_panel(panel, self.genes, entry)
-        return panel
+        # stores of earlier versions: the name in the file is the identifier, unless a column was named
+        return panel if "var_name" in panel else panel.assign(var_name=panel["source"])
 
     def row_groups(self, bags: pd.DataFrame) -> list[tuple[int, int, np.ndarray]]:
         """(shard, row group, bag ids) of some rows of :attr:`bags`, in stored order."""

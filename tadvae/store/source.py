@@ -2,17 +2,20 @@
 
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import h5py
 import numpy as np
 import pandas as pd
 from anndata.io import read_elem, sparse_dataset
+from anndata.utils import make_index_unique
 from scipy import sparse
 
 from tadvae.base.errors import UserError
+from tadvae.base.labels import is_blank
+from tadvae.store.labels import ParsedLabels, parse_labels
 from tadvae.store.spec import DatasetSpec
 from tadvae.store.tokens import LARGEST
 
@@ -32,6 +35,8 @@ class CellLabels:
     """Sorted targets of each perturbation; the empty tuple is the control."""
     batch: np.ndarray  # (n,) str
     total_counts: np.ndarray | None  # (n,) float64
+    spelt: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Targets by label, and by part of a label, as they are spelt in the file."""
 
 
 class Source:
@@ -117,16 +122,24 @@ class Source:
         result: np.ndarray | None = lengths
         return result
 
-    def labels(self) -> CellLabels:
-        """Context, perturbation, batch and library size of every cell."""
+    def labels(self, is_gene: Callable[[str], bool] = lambda name: False) -> CellLabels:
+        """Context, perturbation, batch and library size of every cell.
+
+        Parameters
+        ----------
+        is_gene
+            Whether a name is that of a gene; names in ``var`` are such without being asked for.
+        """
         obs, spec = self.obs, self.spec
         context = self._text(spec.context.column, "context.column")
         if context is None:
             context = np.full(len(obs), spec.context.value, dtype=object)
-        targets, keep = self._targets()
-        rows = np.flatnonzero(keep)
+        else:
+            self._require_names(context)
+        parsed = self._parsed(is_gene)
+        rows = np.flatnonzero(parsed.keep)
         contexts, context_code = np.unique(context[rows].astype(str), return_inverse=True)
-        distinct = sorted(set(targets[rows]), key=lambda item: (len(item), item))
+        distinct = sorted(set(parsed.targets[rows]), key=lambda item: (len(item), item))
         code_of = {item: code for code, item in enumerate(distinct)}
         batch = self._text(spec.batch.column if spec.batch else None, "batch.column")
         total = None
@@ -143,69 +156,40 @@ class Source:
             cell_id=obs.index.to_numpy(dtype=object)[rows].astype(str),
             context=context_code.astype(np.int64),
             contexts=[str(name) for name in contexts],
-            perturbation=np.array([code_of[item] for item in targets[rows]], dtype=np.int64),
+            perturbation=np.array([code_of[item] for item in parsed.targets[rows]], dtype=np.int64),
             perturbations=distinct,
             batch=(batch[rows] if batch is not None else np.full(len(rows), "")).astype(str),
             total_counts=total,
+            spelt=parsed.spelt,
         )
 
-    def _targets(self) -> tuple[np.ndarray, np.ndarray]:
-        """Sorted targets of every cell (an object array of tuples) and which cells are kept."""
-        n = len(self.obs)
-        targets = np.empty(n, dtype=object)
-        keep = np.ones(n, dtype=bool)
+    def var_names(self) -> list[str]:
+        """The names in the index of ``var``, made unique as anndata does it."""
+        index = self.var.index.astype(str)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it may say that a name with the suffix is there too
+            names: list[str] = make_index_unique(index).tolist()
+        return names
+
+    def _parsed(self, is_gene: Callable[[str], bool]) -> ParsedLabels:
         spec = self.spec.perturbation
         if spec is None:
-            targets[:] = [()] * n
-            return targets, keep
+            targets = np.empty(len(self.obs), dtype=object)
+            targets[:] = [()] * len(self.obs)
+            return ParsedLabels(targets, np.ones(len(self.obs), dtype=bool), {})
         column = self._column(self.obs, spec.column, "obs", "perturbation.column")
-        missing = column.isna().to_numpy()
-        if missing.any() and spec.missing == "error":
-            raise UserError(
-                f"{self.where}: {int(missing.sum())} cells have no value in obs column "
-                f"'{spec.column}'; label them or set 'missing: drop' under 'perturbation'."
-            )
-        keep &= ~missing & ~column.astype(str).isin(spec.exclude).to_numpy()
-        parsed = {label: self._parse(str(label)) for label in column[keep].unique()}
-        targets[:] = [parsed[label] if ok else () for label, ok in zip(column, keep, strict=True)]
-        if () not in parsed.values():
-            found = ", ".join(f"'{label}'" for label in list(parsed)[:5])
-            raise UserError(
-                f"{self.where}: no control cells: obs column '{spec.column}' never holds "
-                f"{' or '.join(repr(c) for c in sorted(spec.controls))} (it holds {found}, …); "
-                "correct 'perturbation.control' in the spec."
-            )
-        written = {part for label in parsed for part in self._split(str(label))}
-        absent = sorted(set(spec.rename) - written)
-        if absent:  # a misspelt target would otherwise be ignored silently
-            raise UserError(
-                f"{self.where}: 'perturbation.rename' names {', '.join(absent[:5])}, but no label in obs "
-                f"column '{spec.column}' has this target; fix its spelling in the spec."
-            )
-        return targets, keep
+        names, symbols = self.gene_names()
+        own = {*names, *(symbols or ()), *self.var.index.astype(str)} - {""}
+        return parse_labels(column, self.spec, self.where, lambda name: name in own or is_gene(name))
 
-    def _split(self, label: str) -> list[str]:
-        spec = self.spec.perturbation
-        assert spec is not None
-        parts = [part.strip() for part in (label.split(spec.separator) if spec.separator else [label])]
-        if spec.remove is None:
-            return parts
-        return [part if part in spec.controls else re.sub(spec.remove, "", part) for part in parts]
-
-    def _parse(self, label: str) -> tuple[str, ...]:
-        spec = self.spec.perturbation
-        assert spec is not None
-        if label in spec.controls:
-            return ()
-        names = self._split(label)
-        if not all(names):
+    def _require_names(self, context: np.ndarray) -> None:
+        blank = np.array([is_blank(name) for name in context])
+        if blank.any():
             raise UserError(
-                f"{self.where}: the label {label!r} in obs column '{spec.column}' does not parse "
-                f"with separator {spec.separator!r} (a target is empty); fix the label or "
-                "'perturbation.separator' or 'perturbation.remove'."
+                f"{self.where}: {int(blank.sum())} cells have no value in obs column "
+                f"'{self.spec.context.column}' (the text {context[blank][0]!r}); label them or name another "
+                "column in 'context.column'."
             )
-        names = [spec.rename.get(name, name) for name in names if name not in spec.controls]
-        return tuple(sorted(set(names)))
 
     def _column(self, frame: pd.DataFrame, name: str, of: str, setting: str) -> pd.Series:
         if name not in frame.columns:

@@ -8,6 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from tadvae.base.config import Config, read_yaml
 from tadvae.base.errors import UserError
+from tadvae.base.labels import as_text
 
 MODALITY_SIGN = {
     "crispra": 1,
@@ -28,6 +29,21 @@ def modality_sign(modality: str) -> int:
     return MODALITY_SIGN.get(re.sub(r"[^a-z0-9]", "", modality.lower()), 0)
 
 
+_GENETIC = re.compile(
+    r"^$|unspecified|crispr|cas\d|knock|rnai|s[ih]rna|s?grna|guide|overexpress|^orf|^gene|edit|mutat|variant|"
+    r"deletion|lossoffunction|gainoffunction"
+)
+
+
+def is_genetic(modality: str) -> bool:
+    """Whether a modality acts on genes by their names (CRISPRi, siRNA, base editing, or not specified).
+
+    The targets of any other (drug, ligand, stimulation, dose) are names of their own: one that happens to be
+    an alias of a gene is not renamed to the gene.
+    """
+    return bool(_GENETIC.search(re.sub(r"[^a-z0-9]", "", modality.lower())))
+
+
 class ColumnSpec(Config):
     """A column of ``obs``."""
 
@@ -43,6 +59,11 @@ class ContextSpec(Config):
     value: str | None = None
     """One context for all cells, instead of a column."""
 
+    @field_validator("value", mode="before")
+    @classmethod
+    def _text(cls, value: object) -> object:
+        return None if value is None else as_text(value)
+
     @model_validator(mode="after")
     def _one_of_two(self) -> Self:
         if (self.column is None) == (self.value is None):
@@ -56,9 +77,11 @@ class PerturbationSpec(Config):
     column: str
     """Column of ``obs`` with the perturbation of each cell."""
     control: str | list[str]
-    """The label, or labels, of control cells; as one of several targets it is ignored (``KLF1+ctrl``)."""
+    """The label, or labels, of control cells; as one of several targets it is ignored (``KLF1+ctrl``).
+    Labels may be numbers or booleans. A label that is only spelt like a control is refused."""
     separator: str | None = None
-    """Text between the targets of a combination; None: each label is one target."""
+    """Text between the targets of a combination; None: each label is one target. It separates nothing inside
+    brackets, as in ``(+)-JQ1``, and inside the name of a gene, as in ``HLA-A``."""
     remove: str | None = None
     """A regular expression whose matches are removed from every target, such as a guide's ``_pDS.*$``."""
     rename: dict[str, str] = {}
@@ -66,11 +89,17 @@ class PerturbationSpec(Config):
     exclude: list[str] = []
     """Labels of cells to leave out, for example those without a detected guide."""
     missing: Literal["error", "drop"] = "error"
-    """What to do with cells that have no label.
+    """What to do with cells that have no label; the texts ``nan``, ``NA``, ``None`` and the like are none,
+    unless another setting names them.
 
     - ``error``: stop with a message; use it unless you know why labels are missing.
     - ``drop``: leave these cells out; use it for cells without a detected guide.
     """
+
+    @field_validator("control", "rename", "exclude", mode="before")
+    @classmethod
+    def _text(cls, value: object) -> object:
+        return as_text(value)
 
     @field_validator("remove")
     @classmethod
@@ -141,6 +170,11 @@ class DatasetSpec(Config):
     """
     genes: DatasetGenesSpec = DatasetGenesSpec()
     """Columns of ``var`` that describe the genes."""
+
+    @field_validator("name", "modality", mode="before")
+    @classmethod
+    def _text(cls, value: object) -> object:
+        return as_text(value)
 
     @field_validator("name")
     @classmethod

@@ -3,16 +3,21 @@
 from collections.abc import Callable
 from dataclasses import replace
 
+import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+import yaml
+from local_conversion import convert_locally
 
+from tadvae.base.filesystem import Location
 from tadvae.cells.ragged import Cells
 from tadvae.data.batches import Bag, Batch
 from tadvae.data.vocabulary import ContextEntry, DatasetEntry, TargetEntry, Vocabulary
 from tadvae.nn.packed import ModelBatch, pack
 from tadvae.pathways.membership import Membership
+from tadvae.store.reader import Store
 
 N_GENES = 12
 """Gene 3 is in no pathway; gene 11 is measured nowhere."""
@@ -113,3 +118,33 @@ def pack_small(small_vocabulary: Vocabulary) -> Callable[..., ModelBatch]:
 def small_interventions() -> tuple[list[list[tuple[int, int]]], dict[tuple[int, int], int]]:
     """(target, modality) pairs by perturbation, and model rows by (dataset, context), of the batch."""
     return INTERVENTIONS, CONTEXT_ROW
+
+
+OLD_NAMES = ["H2AFZ", "SEPT2", "GNB2L1", "KLF1", "JUN", "FOS", "GATA1", "CEBPA", "TBX1.gfp", "MAP2K6"]
+"""Genes of the screen "old": three retired symbols, and a construct that no reference knows."""
+SPELT_LABELS = {"old": ["ctrl", "H2AFZ", "JUN+H2AFZ", "g1"], "new": ["ctrl", "H2AZ1", "ctrl+FOS", "(+)-JQ1"]}
+
+
+@pytest.fixture(scope="session")
+def spelt_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Two screens of the same genes: one with older symbols, one with versioned Ensembl ids; and a spec."""
+    folder = tmp_path_factory.mktemp("spelt")
+    ids = ["ENSG00000164032.11", "ENSG00000168385.17", "ENSG00000204628.11", *OLD_NAMES[3:]]
+    rng = np.random.default_rng(7)
+    datasets = []
+    for (name, labels), genes in zip(SPELT_LABELS.items(), (OLD_NAMES, ids), strict=True):
+        counts = rng.poisson(rng.gamma(2.0, 2.0, 10), (48, 10)).astype(np.float32)
+        obs = pd.DataFrame({"condition": np.tile(labels, 12)}, index=[f"{name}{i}" for i in range(48)])
+        ad.AnnData(counts, obs=obs, var=pd.DataFrame(index=genes)).write_h5ad(folder / f"{name}.h5ad")
+        perturbation = {"column": "condition", "control": "ctrl", "separator": "+"}
+        datasets.append({"name": name, "path": f"{name}.h5ad", "perturbation": perturbation})
+        datasets[-1]["context"] = {"value": name.upper()}
+    (folder / "spec.yaml").write_text(yaml.safe_dump({"datasets": datasets}))
+    (folder / "p.gmt").write_text("SET\tmade up\tH2AFZ\tSEPT2\tTBX1.gfp\tKLF1\tENSG00000177606\tFOS\n")
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def spelt_store(spelt_folder: str) -> Store:
+    """The two screens as a store; tests only read it."""
+    return convert_locally(f"{spelt_folder}/spec.yaml", Location.of(f"{spelt_folder}/store"))

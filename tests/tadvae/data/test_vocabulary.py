@@ -1,5 +1,6 @@
 """The vocabulary of a model: a folder and back, damaged folders, and what it says of contexts."""
 
+import itertools
 import json
 from dataclasses import replace
 
@@ -15,7 +16,8 @@ from tadvae.nn.losses import LossConfig
 from tadvae.nn.network import ModelConfig, TADVAEModule
 from tadvae.store.manifest import vocabulary_hash
 
-FILES = ["vocabulary.json", "genes.parquet", "pathways.parquet", "profiles.safetensors"]
+REQUIRED = ["vocabulary.json", "genes.parquet", "pathways.parquet", "profiles.safetensors"]
+FILES = [*REQUIRED, "names.parquet", "labels.parquet"]
 
 
 @pytest.fixture
@@ -88,8 +90,13 @@ def test_what_it_knows(small_vocabulary):
     assert other.hash != small_vocabulary.hash
 
 
-@pytest.mark.parametrize("name", FILES)
-@pytest.mark.parametrize("damage", ["missing", "empty", "truncated", "garbage"])
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        *itertools.product(FILES, ["empty", "truncated", "garbage"]),
+        *((name, "missing") for name in REQUIRED),
+    ],
+)
 def test_damaged_folder(folder, refused, name, damage):
     content = (folder / name).read_bytes()
     if damage == "missing":
