@@ -28,6 +28,10 @@ class StoredDataset(Config):
     """``cells`` or ``profiles``."""
     values: str
     """``counts`` or ``log1p``."""
+    rounded: bool = False
+    """Whether fractional counts were rounded to whole numbers."""
+    left_out: dict[str, int] = {}
+    """Number of columns of the source that are not genes and were left out, by kind."""
     n_cells: int
     """Number of stored cells."""
     n_genes: int

@@ -4,6 +4,8 @@ The one place where values are compared with what the user says they are, for ``
 Python function that takes an AnnData.
 """
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -53,8 +55,8 @@ class ValueCheck:
         What the user says the values are.
     rounds
         Whether the user asks for fractional counts to be rounded.
-    kind
-        What the values look like, from :func:`kind_of` of a sample of the rows.
+    sample
+        Returns some rows, spread evenly over all (:func:`sample_rows`).
     advice
         Ways to fix it.
     """
@@ -62,30 +64,41 @@ class ValueCheck:
     where: str
     said: Said
     rounds: bool
-    kind: Kind
+    sample: Callable[[], sparse.csr_matrix]
     advice: Advice
+
+    @functools.cached_property
+    def kind(self) -> Kind:
+        """What the values look like, judged by the sample."""
+        return kind_of(self.sample())
 
     def check(self, values: sparse.csr_matrix, cells: pd.Index, genes: pd.Index) -> None:
         """Check each value of some rows."""
-        data, advice = values.data, self.advice
-        found = [
-            (~np.isfinite(data), "is not a finite number", "remove NaN and infinite values"),
-            (data < 0, "is negative, so these values look scaled", advice.raw),
-        ]
-        if self.said == "log1p":
-            found.append((data > _LARGEST_LOG, *self._not_logarithms()))
+        data = values.data
+        if (bad := ~np.isfinite(data)).any():
+            what, fix = "is not a finite number", "remove NaN and infinite values"
+        elif (bad := data < 0).any():
+            what, fix = "is negative, so these values look scaled", self.advice.raw
+        elif self.said == "log1p" and (bad := data > _LARGEST_LOG).any():
+            what, fix = self._not_logarithms()
+        elif self.said == "counts" and not self.rounds and (bad := data != np.rint(data)).any():
+            what, fix = self._not_whole()
+        # LARGEST itself is not a float32; LARGEST + 1 is
+        elif self.said == "counts" and (bad := data >= LARGEST + 1).any():
+            what, fix = f"is more than {LARGEST:,}, too large for a count of molecules", "fix the counts"
         else:
-            if not self.rounds:
-                found.append((data != np.rint(data), *self._not_whole()))
-            # LARGEST itself is not a float32; LARGEST + 1 is
-            too_large = f"is more than {LARGEST:,}, too large for a count of molecules"
-            found.append((data >= LARGEST + 1, too_large, "fix the counts"))
-        for bad, what, fix in found:
-            if bad.any():
-                raise self._wrong(values, bad, cells, genes, what, fix)
+            return
+        raise self._wrong(values, bad, cells, genes, what, fix)
 
-    def check_kind(self, sample: sparse.csr_matrix, cells: pd.Index, genes: pd.Index) -> str | None:
-        """Check a sample of the rows as a whole; return a note where nothing tells what the values are."""
+    def check_kind(self, cells: pd.Index, genes: pd.Index) -> str | None:
+        """Check the sample as a whole; return a note where nothing tells what the values are.
+
+        Parameters
+        ----------
+        cells, genes
+            Names of the sample's rows and columns.
+        """
+        sample = self.sample()
         largest = sample.data == sample.data.max(initial=0)
         if self.said == "log1p" and self.kind in ("counts", "fractional", "normalised"):
             raise self._wrong(sample, largest, cells, genes, *self._not_logarithms())
@@ -103,8 +116,8 @@ class ValueCheck:
         """What a value that is not whole means where counts are expected, and the fix."""
         raw, advice = self.advice.raw, self.advice
         if self.kind in ("counts", "fractional"):
-            what = "is not a whole number, so these values look like fractional counts (SoupX, alevin, RSEM)"
-            return what, f"{advice.rounded} to round them, or {raw}"
+            what = "is not a whole number, so these are fractional counts (SoupX, alevin, RSEM) or normalised"
+            return what, f"{advice.rounded} to round fractional counts, or {raw}"
         if self.kind == "normalised":
             what = "is not a whole number, so these values look normalised, but not log-transformed"
             return what, f"{raw}, or log-transform them (sc.pp.log1p) and {advice.log1p}"
