@@ -1,5 +1,6 @@
 """Map the gene names of a panel, and the names of perturbation targets, to the keys of a reference."""
 
+import re
 from collections.abc import Sequence
 
 import pandas as pd
@@ -21,6 +22,9 @@ _BLANK = frozenset({"", "nan", "NaN", "None", "<NA>", "NA"})  # missing values a
 # Stimuli, reporters and constructs that screens use as perturbation names and that are also an alias of an
 # unrelated gene (LPS of IRF6, TCR of a T-cell receptor pseudogene).
 _NOT_TARGETS = frozenset({"BFP", "IFN", "KO", "LPS", "NA", "NT", "PBS", "PHA", "RFP", "SEB", "TCR", "TPA"})
+
+_GENOME = re.compile(r"[A-Za-z][\w.-]*?_+(?=[^_])")
+"""What comes before a name in a reference of several genomes: ``GRCh38_``, ``mm10___``."""
 
 _MIN_FOREIGN = 20  # fewer names are too few to tell the organism by spelling
 
@@ -98,6 +102,28 @@ def harmonise(
     )
 
 
+def shared_prefix(names: Sequence[str], reference: GeneReference, otherwise: str = "") -> str:
+    """How to strip the prefix that hides the genes of a panel (``GRCh38_``), ``otherwise`` if none does."""
+    stripped: dict[str, list[str]] = {}
+    for name in names:
+        if found := _GENOME.match(name):
+            stripped.setdefault(found[0], []).append(name[found.end() :])
+    genomes = [
+        prefix
+        for prefix, rest in stripped.items()
+        if len(rest) > 0.05 * len(names) and sum(reference._find(name) is not None for name in rest) * 2 > len(rest)
+    ]
+    if not genomes:
+        return otherwise
+    first = max(genomes, key=lambda prefix: len(stripped[prefix]))
+    others = ", ".join(f"'{prefix}'" for prefix in genomes if prefix != first)
+    drop = f"; those with {others} are genes of another genome and must be dropped first" if others else ""
+    return (
+        f"the names begin with '{first}': strip it with adata.var_names = "
+        f"adata.var_names.str.removeprefix('{first}'){drop}"
+    )
+
+
 def canonical_targets(names: Sequence[str], reference: GeneReference) -> list[str | None]:
     """Return the gene key of each perturbation target, None for a target that is not a gene (drug, stimulus).
 
@@ -162,6 +188,7 @@ def _check_known(
         )
     unknown = [text for match, text in pairs if match is None]
     if len(unknown) > max_unknown * len(texts):
+        fix = shared_prefix(texts, reference, otherwise=fix.rstrip(".")) + "."
         raise UserError(
             f"{where}: {len(unknown) / len(texts):.0%} of {len(texts)} gene names are unknown (for example"
             f" {', '.join(unknown[:3])}), more than {max_unknown:.0%}; {fix}"

@@ -132,7 +132,7 @@ class Source:
         """Compare a sample of the rows with what the spec says; return a note where it proves nothing."""
         spans = sample_rows(self.shape[0])
         cells = self.obs.index[np.concatenate([np.arange(*span) for span in spans])]
-        return self._checks.check_kind(cells, self.var.index)
+        return self._checks.check_sample(cells, self.var.index)
 
     @functools.cached_property
     def _checks(self) -> ValueCheck:
@@ -141,7 +141,7 @@ class Source:
             raw = f"point 'counts' at the raw counts ({' or '.join(self._places)})"
         advice = Advice(
             raw=raw,
-            counts="say 'values: counts' in the spec",
+            counts="say 'values: counts'",
             log1p="say 'values: log1p'",
             rounded="set 'counts: {round: true}'",
         )

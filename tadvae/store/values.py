@@ -70,7 +70,11 @@ class ValueCheck:
     @functools.cached_property
     def kind(self) -> Kind:
         """What the values look like, judged by the sample."""
-        return kind_of(self.sample())
+        return kind_of(self._rows)
+
+    @functools.cached_property
+    def _rows(self) -> sparse.csr_matrix:
+        return self.sample()
 
     def check(self, values: sparse.csr_matrix, cells: pd.Index, genes: pd.Index) -> None:
         """Check each value of some rows."""
@@ -90,15 +94,16 @@ class ValueCheck:
             return
         raise self._wrong(values, bad, cells, genes, what, fix)
 
-    def check_kind(self, cells: pd.Index, genes: pd.Index) -> str | None:
-        """Check the sample as a whole; return a note where nothing tells what the values are.
+    def check_sample(self, cells: pd.Index, genes: pd.Index) -> str | None:
+        """Check the sample, also as a whole; return a note where nothing tells what the values are.
 
         Parameters
         ----------
         cells, genes
             Names of the sample's rows and columns.
         """
-        sample = self.sample()
+        sample = self._rows
+        self.check(sample, cells, genes)
         largest = sample.data == sample.data.max(initial=0)
         if self.said == "log1p" and self.kind in ("counts", "fractional", "normalised"):
             raise self._wrong(sample, largest, cells, genes, *self._not_logarithms())
@@ -108,7 +113,7 @@ class ValueCheck:
         if self.said == "log1p" and self.kind == "unclear":
             return (
                 f"{self.where}: taken for log1p values as you say, but nothing in them proves it; if they are "
-                f"fractional counts (SoupX, alevin, RSEM), {self.advice.rounded} instead."
+                f"fractional counts (SoupX, alevin, RSEM), {self.advice.rounded} and {self.advice.counts}."
             )
         return None
 

@@ -1,6 +1,7 @@
 """Files as people have them: .raw, zarr, layouts of older anndata, and files whose data lie elsewhere."""
 
 import os
+import warnings
 from pathlib import Path
 
 import anndata as ad
@@ -90,16 +91,13 @@ def test_no_raw_in_the_file(screen, expect):
     expect(screen, "no layer 'raw' and no .raw", counts="raw")
 
 
-@pytest.mark.parametrize("form", [np.asarray, sparse.csr_matrix, sparse.csc_matrix])
-@pytest.mark.parametrize("version", [2, 3])
-@pytest.mark.filterwarnings("ignore:.*zarr v2:UserWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize(("form", "version"), [(np.asarray, 3), (sparse.csr_matrix, 2), (sparse.csc_matrix, 3)])
 def test_a_zarr_folder_converts_as_the_file_does(screen, write_spec, stored, tmp_path, form, version):
     screen.X = form(screen.X.toarray())
     screen.raw = screen.copy()
     spec = write_spec(screen, counts="raw", layout={"chunk_rows": 7})
     expected, from_file = stored(spec)
-    with ad.settings.override(zarr_write_format=version):
-        screen.write_zarr(tmp_path / "screen0.zarr")
+    write_zarr(screen, tmp_path / "screen0.zarr", version)
     spec.write_text(spec.read_text().replace("screen0.h5ad", "screen0.zarr"))
     table, from_folder = stored(spec, "other")
     pd.testing.assert_frame_equal(table, expected)
@@ -108,6 +106,12 @@ def test_a_zarr_folder_converts_as_the_file_does(screen, write_spec, stored, tmp
     at = next((tmp_path / "screen0.zarr" / "obs").rglob("*"))
     os.utime(at, (2e9, 2e9))
     assert plan_store(load_spec(spec)).fingerprint() != before or at.is_dir()
+
+
+def write_zarr(screen, path, version=3):
+    with warnings.catch_warnings(), ad.settings.override(zarr_write_format=version):
+        warnings.simplefilter("ignore")  # anndata warns of both versions
+        screen.write_zarr(path)
 
 
 def test_a_folder_that_is_no_zarr(screen, write_spec, refused, tmp_path):
@@ -121,7 +125,7 @@ def test_a_folder_that_is_no_zarr(screen, write_spec, refused, tmp_path):
 
 def test_a_zarr_folder_with_links_out_of_it(screen, write_spec, refused, tmp_path):
     spec = write_spec(screen)
-    screen.write_zarr(tmp_path / "screen0.zarr")
+    write_zarr(screen, tmp_path / "screen0.zarr")
     (tmp_path / "screen0.zarr/X").rename(tmp_path / "elsewhere")
     (tmp_path / "screen0.zarr/X").symlink_to(tmp_path / "elsewhere")
     spec.write_text(spec.read_text().replace("screen0.h5ad", "screen0.zarr"))
@@ -130,11 +134,11 @@ def test_a_zarr_folder_with_links_out_of_it(screen, write_spec, refused, tmp_pat
 
 def old_frame(frame, uns):
     """A table as anndata before 0.7 stored it: records, codes of categories, categories in uns."""
-    fields = [("index", frame.index.astype("S").to_numpy())]
+    fields = [("index", frame.index.to_numpy("S"))]
     for name in frame:
         column = frame[name]
         if isinstance(column.dtype, pd.CategoricalDtype):
-            uns[f"{name}_categories"] = column.cat.categories.astype("S").to_numpy()
+            uns[f"{name}_categories"] = column.cat.categories.to_numpy("S")
             fields.append((name, column.cat.codes.to_numpy()))
         else:
             fields.append((name, column.to_numpy()))
@@ -264,7 +268,7 @@ def test_data_in_another_file_are_refused(screen, expect, spoil, refused, tmp_pa
 
 
 def test_links_in_a_circle(screen, expect):
-    expect(screen, "'/X'" if False else "another file", spoil=soft_links_in_a_circle)
+    expect(screen, "another file", spoil=soft_links_in_a_circle)
 
 
 def test_links_inside_the_file_are_read(screen, write_spec, stored, tmp_path):
@@ -301,7 +305,7 @@ def test_a_filter_that_is_not_installed(screen, expect, refused, tmp_path):
 
 def test_whole_files_are_read_in_any_form(screen, tmp_path, refused):
     screen.write_h5ad(tmp_path / "a.h5ad")
-    screen.write_zarr(tmp_path / "a.zarr")
+    write_zarr(screen, tmp_path / "a.zarr")
     for name in ("a.h5ad", "a.zarr"):
         found = read_adata(str(tmp_path / name), "--controls")
         np.testing.assert_array_equal(found.X.toarray(), screen.X.toarray())
@@ -315,7 +319,7 @@ def test_whole_files_are_read_in_any_form(screen, tmp_path, refused):
 def test_rows_of_a_zarr_folder_are_read_in_parts(screen, write_spec, tmp_path):
     """Rows of a part of the file, without the whole matrix in memory."""
     spec = write_spec(screen)
-    screen.write_zarr(tmp_path / "screen0.zarr")
+    write_zarr(screen, tmp_path / "screen0.zarr")
     spec.write_text(spec.read_text().replace("screen0.h5ad", "screen0.zarr"))
     with open_source(load_spec(spec).datasets[0]) as source:
         assert not isinstance(source._matrix, sparse.csr_matrix)
