@@ -128,6 +128,8 @@ def plan_store(spec: StoreSpec) -> StorePlan:
                 n_source_rows=n_rows[i],
             )
         )
+    for dataset, labels in zip(specs, all_labels, strict=True):
+        _say(_few_controls(dataset, labels))
     perturbations = sorted(distinct, key=lambda item: (len(item), item))
     return StorePlan(spec, genes, panels, contexts, perturbations, target_gene, datasets, left_out)
 
@@ -199,6 +201,35 @@ def finish_store(
     )
     manifest.write(folder)
     return manifest
+
+
+def _few_controls(dataset: DatasetSpec, labels: CellLabels) -> str | None:
+    """A note on contexts whose perturbed cells have fewer than two control cells to compare with."""
+    control = labels.perturbations.index(()) if () in labels.perturbations else -1
+    is_control = labels.perturbation == control
+    n = len(labels.contexts)
+    controls = np.bincount(labels.context[is_control], minlength=n)
+    perturbed = np.bincount(labels.context[~is_control], minlength=n)
+    none, one = (
+        [f"'{labels.contexts[c]}'" for c in np.flatnonzero((perturbed > 0) & (controls == few))]
+        for few in (0, 1)
+    )
+    if dataset.kind == "profiles":
+        one = []  # one mean profile of the controls is the usual case
+    if not none and not one:
+        return None
+    parts = [f"no control cells in {_some(none)}, which cannot be trained on"] if none else []
+    parts += [f"one control cell in {_some(one)}, which every perturbation is compared with"] if one else []
+    return (
+        f"dataset '{dataset.name}' ({dataset.path}): {' and '.join(parts)}; add controls, or give one context "
+        "to these cells and those of other contexts."
+    )
+
+
+def _some(names: list[str], most: int = 5) -> str:
+    """The first few of the names of contexts."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return f"{'context' if len(names) == 1 else 'contexts'} {', '.join(names[:most])}{more}"
 
 
 def _say(note: str | None) -> None:
