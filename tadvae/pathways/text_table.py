@@ -12,9 +12,7 @@ _PATHWAY_COLUMNS = ("pathway", "pathway_id", "pathwayid", "gene_set", "geneset",
 
 _NAME_COLUMNS = ("name", "pathway_name", "description", "term")
 
-_GENE_COLUMNS = (
-    *("gene", "gene_id", "symbol", "gene_symbol", "genesymbol", "ensembl", "ensembl_id", "target")
-)
+_GENE_COLUMNS = ("gene", "gene_id", "symbol", "gene_symbol", "genesymbol", "ensembl", "ensembl_id", "target")
 
 DELIMITERS = {".tsv": ("\t", "tab"), ".txt": ("\t", "tab"), ".csv": (",", "comma")}
 
