@@ -17,7 +17,9 @@ _OTHER_TYPES = frozenset(
 _CONTROL = re.compile(
     r"(?i)ntc?|non[-_ ]?targeting|neg(ative)?[-_ ]?(ctrl|control)?|safe([-_ ]?targeting)?|scrambled?|ctrl|control"
 )
-_NUCLEASE = re.compile(r"(?i)(.*[-_.: ])?(d|n|sp|sa|as|lb|rfx|psp|en|hf|hyper|lenti){0,4}cas(9|1[234]|phi|rx)(?!\d).*")
+_NUCLEASE = re.compile(
+    r"(?i)(.*[-_.: ])?(d|n|sp|sa|as|lb|rfx|psp|en|hf|hyper|lenti){0,4}cas(9|1[234]|phi|rx)(?!\d).*"
+)
 _GUIDE = r"(sg|gRNA|sgRNA|crRNA|guide|guideRNA)"
 _GUIDE_AFTER = re.compile(rf"(?P<target>.+?)[-_.](g|{_GUIDE})[-_]?\d{{1,4}}[A-Za-z]?")
 _GUIDE_BEFORE = re.compile(rf"{_GUIDE}[-_.]?(?P<target>[A-Z0-9].*?)([-_.]\d{{1,4}})?")

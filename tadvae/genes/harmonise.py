@@ -111,7 +111,8 @@ def shared_prefix(names: Sequence[str], reference: GeneReference, otherwise: str
     genomes = [
         prefix
         for prefix, rest in stripped.items()
-        if len(rest) > 0.05 * len(names) and 3 * sum(reference._find(name) is not None for name in rest) > len(rest)
+        if len(rest) > 0.05 * len(names)
+        and 3 * sum(reference._find(name) is not None for name in rest) > len(rest)
     ]
     if not genomes:
         return otherwise

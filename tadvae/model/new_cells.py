@@ -152,14 +152,18 @@ def matrix_of(adata: ad.AnnData, layer: str | None) -> sparse.csr_matrix:
             f"{WHERE}: its values cannot be read ({clause(error)}); give a matrix of numbers."
         ) from None
     if not numbers or np.issubdtype(result.dtype, np.complexfloating):
-        raise UserError(f"{WHERE}: its values are {result.dtype}, not real numbers; give raw counts (layer=…).")
+        raise UserError(
+            f"{WHERE}: its values are {result.dtype}, not real numbers; give raw counts (layer=…)."
+        )
     if not result.has_canonical_format:
         result = result.copy()
         result.sum_duplicates()
     return result
 
 
-def keep_results(adata: ad.AnnData, key: str, values: np.ndarray, about: dict[str, Any] | None = None) -> None:
+def keep_results(
+    adata: ad.AnnData, key: str, values: np.ndarray, about: dict[str, Any] | None = None
+) -> None:
     """Put results into ``adata.obsm[key]`` and ``adata.uns["tadvae"]``, where the object can hold them."""
     if adata.is_view and adata.isbacked:
         log.warning("%s: a view of a backed AnnData cannot keep the result; use the returned one.", WHERE)

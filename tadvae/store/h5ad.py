@@ -23,6 +23,8 @@ from tadvae.base.errors import UserError, clause
 
 UNREADABLE = (KeyError, ValueError, TypeError, OSError, IndexError, RuntimeError)
 """What the libraries raise for damaged files."""
+_FILTERS = {32001: "blosc", 32004: "lz4", 32008: "bitshuffle", 32015: "zstd", 32026: "blosc2"}
+"""Names of registered HDF5 filters that hdf5plugin adds."""
 
 
 @contextmanager
@@ -188,7 +190,7 @@ class _Parts:
         if settings.get_external_count() or virtual:
             raise self._elsewhere(node.name)
         for i in range(settings.get_nfilters()):
-            self._require_filter(node, *settings.get_filter(i)[::3])
+            self._require_filter(node, settings.get_filter(i)[0])
         for value in node.attrs.values():
             if isinstance(value, h5py.Reference) and value:  # categories of anndata 0.7
                 self._visit(self.file[value])
@@ -200,15 +202,15 @@ class _Parts:
             "ad.read_h5ad(…).write_h5ad(…)."
         )
 
-    def _require_filter(self, node: h5py.Dataset, code: int, name: bytes) -> None:
+    def _require_filter(self, node: h5py.Dataset, code: int) -> None:
         if not h5py.h5z.filter_avail(code):
             with suppress(ImportError):
                 importlib.import_module("hdf5plugin")  # the import adds its filters to HDF5
         if not h5py.h5z.filter_avail(code):
-            called = name.decode("utf-8", "replace").split("; ")[0] if name else "unnamed"
+            known = f", {_FILTERS[code]}" if code in _FILTERS else ""
             raise UserError(
                 f"{self.where}: '{node.name}' is compressed with a filter that is not installed (HDF5 filter "
-                f"{code}, {called}); pip install hdf5plugin, or write the file again with compression='gzip'."
+                f"{code}{known}); pip install hdf5plugin, or write the file again with compression='gzip'."
             )
 
 

@@ -321,9 +321,7 @@ def _places(spec: DatasetSpec, file: Any, where: str) -> list[str]:
     absent = [key for key in ("obs", "var", *(["X"] if layer is None else [])) if key not in present]
     if absent:
         kind = "HDF5 but not an .h5ad" if isinstance(file, h5py.File) else "zarr, but not an AnnData"
-        raise UserError(
-            f"{where} is {kind}: it has no {', '.join(absent)}; give a file written by anndata."
-        )
+        raise UserError(f"{where} is {kind}: it has no {', '.join(absent)}; give a file written by anndata.")
     if isinstance(file["obs"], h5py.Dataset):  # anndata before 0.7: the categories are in uns
         require_own_data(file, spec.path, ["uns"], where)
     found = [f"'counts: {{layer: {name}}}'" for name in names_in(file, "layers") if name != layer]

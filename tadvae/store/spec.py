@@ -173,7 +173,9 @@ class DatasetSpec(Config):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.counts.round and self.values == "log1p":
-            raise ValueError("'counts.round' is for counts, and 'values: log1p' says there are none; drop one")
+            raise ValueError(
+                "'counts.round' is for counts, and 'values: log1p' says there are none; drop one"
+            )
         if isinstance(self.modality, dict) and "default" not in self.modality:
             raise ValueError("a modality by target needs a 'default'")
         return self

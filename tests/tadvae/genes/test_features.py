@@ -32,7 +32,10 @@ JOINED = ["Cas13d", "dCas9-KRAB", "SpCas9", "Cas12a", "RfxCas13d", "CasRx", "GRC
     [
         ("nuclease", JOINED),
         ("guide combination", ["A_g1:B_g2", "NT_g3:STAT1_g1", "KLF1_sgRNA2|JUN_sgRNA1", "x_g1:y_g1:z_g2"]),
-        ("guide", ["KLF1_g1", "KLF1-sgRNA2", "sgKLF1", "sgKLF1_2", "NTC_g1", "non-targeting_g12", "guide_JUN_1"]),
+        (
+            "guide",
+            ["KLF1_g1", "KLF1-sgRNA2", "sgKLF1", "sgKLF1_2", "NTC_g1", "non-targeting_g12", "guide_JUN_1"],
+        ),
     ],
 )
 @pytest.mark.parametrize("reference", [HUMAN, NONE])
@@ -46,7 +49,9 @@ OTHER_TYPES = st.sampled_from(["Antibody Capture", "CRISPR Guide Capture", "Peak
 
 
 @settings(max_examples=50)
-@given(st.lists(st.tuples(st.sampled_from(NAMES), st.booleans(), GENE_TYPES, OTHER_TYPES), min_size=1), st.data())
+@given(
+    st.lists(st.tuples(st.sampled_from(NAMES), st.booleans(), GENE_TYPES, OTHER_TYPES), min_size=1), st.data()
+)
 def test_kinds_decide(columns, data):
     """Everything but genes goes where a column says it is a gene; a missing kind is a gene's."""
     names = [name for name, *_ in columns]

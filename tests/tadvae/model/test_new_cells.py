@@ -46,9 +46,9 @@ def questions(model, adata):
         "activities": lambda given, **options: model.activities(given, **options).to_numpy(),
         "latent": lambda given, **options: model.latent(given, **options),
         "contributions": lambda given, **options: model.contributions(given, pathway, **options).to_numpy(),
-        "predict": lambda given, values="counts": model.predict(
-            "G0", context="K562", dataset="screen", controls=given, values=values
-        ).X,
+        "predict": lambda given, values="counts": (
+            model.predict("G0", context="K562", dataset="screen", controls=given, values=values).X
+        ),
     }
 
 
@@ -82,8 +82,6 @@ def test_a_missing_layer(questions, adata, refused):
     adata.X = None
     for call in questions.values():
         assert "it has no X" in refused(call, adata)
-
-
 
 
 WRONG = {

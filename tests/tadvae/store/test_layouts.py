@@ -91,7 +91,9 @@ def test_no_raw_in_the_file(screen, expect):
     expect(screen, "no layer 'raw' and no .raw", counts="raw")
 
 
-@pytest.mark.parametrize(("form", "version"), [(np.asarray, 3), (sparse.csr_matrix, 2), (sparse.csc_matrix, 3)])
+@pytest.mark.parametrize(
+    ("form", "version"), [(np.asarray, 3), (sparse.csr_matrix, 2), (sparse.csc_matrix, 3)]
+)
 def test_a_zarr_folder_converts_as_the_file_does(screen, write_spec, stored, tmp_path, form, version):
     screen.X = form(screen.X.toarray())
     screen.raw = screen.copy()

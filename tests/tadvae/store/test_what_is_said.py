@@ -81,7 +81,10 @@ def test_manifests_of_before_are_read(store):
     ("label", "words"),
     [
         ({"A549": "G1"}, ["no control cells in context 'A549', which cannot be trained on"]),
-        ({"A549": "G1", "HeLa": "one"}, ["no control cells in context 'A549'", "one control cell in context 'HeLa'"]),
+        (
+            {"A549": "G1", "HeLa": "one"},
+            ["no control cells in context 'A549'", "one control cell in context 'HeLa'"],
+        ),
         ({"A549": "one"}, ["one control cell in context 'A549'", "every perturbation is compared with"]),
         ({"A549": "control"}, []),
         ({}, []),

@@ -35,6 +35,8 @@ def test_an_atlas_ends_with_advice_that_fits(write_spec, screen, convert_here, t
 def test_advice_for_screens(write_spec, screen, convert_here, tmp_path):
     store = convert_here(write_spec(screen))
     folds = ("split.folds=2",)
-    assert nothing_to_evaluate(split_groups(store, config(tmp_path, "split.kind=single", *folds).split)) is None
+    assert (
+        nothing_to_evaluate(split_groups(store, config(tmp_path, "split.kind=single", *folds).split)) is None
+    )
     reason = nothing_to_evaluate(split_groups(store, config(tmp_path, "split.kind=none").split))
     assert "train with another split" in reason
