@@ -165,8 +165,8 @@ def nothing_to_evaluate(groups: pd.DataFrame) -> str | None:
     perturbed = groups["perturbation_name"] != "control"
     if not perturbed.any():
         return (
-            "the cells have no perturbations, so there is nothing to evaluate; ask the model what the cells do: "
-            "`TADVAE.from_pretrained(RUN).activities(adata)` and `.latent(adata)`"
+            "the cells have no perturbations, so there is nothing to evaluate; ask the model what the cells "
+            "do: `TADVAE.from_pretrained(RUN).activities(adata)` and `.latent(adata)`"
         )
     if (groups.loc[perturbed, "part"].isin([TRAIN, VALIDATION])).all():
         return (

@@ -15,7 +15,8 @@ _OTHER_TYPES = frozenset(
     | {"peaks", "atac", "adt", "hto", "gdo", "protein", "chromatin accessibility", "cell multiplexing oligo"}
 )
 _CONTROL = re.compile(
-    r"(?i)ntc?|non[-_ ]?targeting|neg(ative)?[-_ ]?(ctrl|control)?|safe([-_ ]?targeting)?|scrambled?|ctrl|control"
+    r"(?i)ntc?|non[-_ ]?targeting|neg|(neg|negative)?[-_ ]?(ctrl|control)|negative|safe([-_ ]?targeting)?"
+    r"|scrambled?"
 )
 _NUCLEASE = re.compile(
     r"(?i)(.*[-_.: ])?(d|n|sp|sa|as|lb|rfx|psp|en|hf|hyper|lenti){0,4}cas(9|1[234]|phi|rx)(?!\d).*"

@@ -2,8 +2,8 @@
 
 GMT is the tab-separated format of the Broad Institute (MSigDB): one line per pathway, with its
 identifier, a description, then its genes. In some files there are no descriptions, and the genes follow the
-identifier; this is recognised by the genes, and said. Identifiers are kept exactly as the file gives them; matching them
-to a gene vocabulary is done in :mod:`tadvae.pathways.membership`.
+identifier; this is recognised by the genes, and said. Identifiers are kept exactly as the file gives them;
+matching them to a gene vocabulary is done in :mod:`tadvae.pathways.membership`.
 
 A malformed file is refused with one sentence that names file and line; no line is skipped.
 """
@@ -98,8 +98,8 @@ def write_gmt(sets: PathwaySets, path: str | Path) -> None:
         lines.append(line + "\n")
     if _lacks_descriptions([_fields(line) for line in lines]):
         raise UserError(
-            f"{path}: expected names of pathways, found names of genes ('{sets.names[0]}' of '{sets.ids[0]}'), "
-            "which would be read back as genes; rename the pathways before writing."
+            f"{path}: expected names of pathways, found names of genes (such as "
+            f"'{sets.names[0]}' of '{sets.ids[0]}'), which would be read back as genes; rename the pathways before writing."
         )
     data = "".join(lines).encode("utf-8")
     if target.suffix == ".gz":

@@ -22,10 +22,10 @@ def read_table(path: str | Path) -> PathwaySets:
 
     A header is recognised by name, in any case: pathway, gene_set or term, with gene, symbol or
     ensembl (and close variants), or source and target, as in decoupler's networks; further columns are then
-    ignored (also weights), except a name column (name, description; term if the id has another column). With several gene columns, the first that has a value
-    in a row is used, in the order above (genes without a symbol are then named by their Ensembl id). Without
-    a header there are exactly two columns. Rows of a pathway need not be neighbours; repeated rows count
-    once.
+    ignored (also weights), except a name column (name, description; term if the id has another column). With
+    several gene columns, the first that has a value in a row is used, in the order above (genes without a
+    symbol are then named by their Ensembl id). Without a header there are exactly two columns. Rows of a
+    pathway need not be neighbours; repeated rows count once.
 
     Raises
     ------
@@ -48,7 +48,8 @@ def read_table(path: str | Path) -> PathwaySets:
     elif id_columns or gene_columns:
         raise UserError(
             f"{path}, line {number}: expected a header with a pathway column (pathway, gene_set, term or "
-            f"source) and a gene column (gene, symbol, ensembl or target), found {', '.join(first)}; rename the columns."
+            f"source) and a gene column (gene, symbol, ensembl or target), found "
+            f"{', '.join(first)}; rename the columns."
         )
     elif len(first) == 2:
         id_columns, gene_columns = [0], [1]

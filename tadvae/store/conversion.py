@@ -221,8 +221,8 @@ def _few_controls(dataset: DatasetSpec, labels: CellLabels) -> str | None:
     parts = [f"no control cells in {_some(none)}, which cannot be trained on"] if none else []
     parts += [f"one control cell in {_some(one)}, which every perturbation is compared with"] if one else []
     return (
-        f"dataset '{dataset.name}' ({dataset.path}): {' and '.join(parts)}; add controls, or give one context "
-        "to these cells and those of other contexts."
+        f"dataset '{dataset.name}' ({dataset.path}): {' and '.join(parts)}; add controls, or give one "
+        "context to these cells and those of other contexts."
     )
 
 

@@ -41,8 +41,8 @@ def open_file(path: str, where: str) -> Iterator[Any]:
             group = zarr.open_group(path, mode="r")
         except UNREADABLE as error:
             raise UserError(
-                f"{where} is not a zarr store, or is damaged ({clause(error)}); give a file or folder written "
-                "by anndata."
+                f"{where} is not a zarr store, or is damaged ({clause(error)}); give a file or folder "
+                "written by anndata."
             ) from None
         yield group
         return
@@ -197,8 +197,8 @@ class _Parts:
 
     def _elsewhere(self, name: str) -> UserError:
         return UserError(
-            f"{self.where}: the data of '{name}' lie in another file (an HDF5 external link, external storage "
-            "or virtual dataset), which is not read; write one whole file, for example with "
+            f"{self.where}: the data of '{name}' lie in another file (an HDF5 external link, external "
+            "storage or virtual dataset), which is not read; write one whole file, for example with "
             "ad.read_h5ad(…).write_h5ad(…)."
         )
 

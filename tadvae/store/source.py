@@ -1,4 +1,4 @@
-"""Reading one ``.h5ad`` file or ``.zarr`` folder: labels of its cells, and its values a few rows at a time."""
+"""Reading one ``.h5ad`` file or ``.zarr`` folder: labels of cells, and values a few rows at a time."""
 
 import functools
 import os
@@ -21,7 +21,7 @@ from tadvae.genes.features import FEATURE_TYPES, listed, other_features
 from tadvae.genes.reference import GeneReference
 from tadvae.store.h5ad import UNREADABLE, names_in, open_file, read_frame, require_own_data
 from tadvae.store.spec import DatasetSpec
-from tadvae.store.values import Advice, ValueCheck, kind_of, sample_rows
+from tadvae.store.values import Advice, ValueCheck, sample_rows
 
 SYMBOL_COLUMNS = ("symbol", "gene_symbols", "gene_symbol", "gene_name", "gene_names")
 
@@ -95,7 +95,8 @@ class Source:
         no_raw = " and no .raw" if layer == "raw" else ""
         has_raw = "; 'counts: raw' is .raw" if {"raw", "raw.X"} & set(file) and not no_raw else ""
         raise UserError(
-            f"{self.where}: no layer '{layer}'{no_raw} (layers: {found}{has_raw}); correct 'counts' in the spec."
+            f"{self.where}: no layer '{layer}'{no_raw} (layers: {found}{has_raw}); correct 'counts' "
+            "in the spec."
         )
 
     def leave_out_others(self, reference: GeneReference) -> dict[str, int]:

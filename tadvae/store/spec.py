@@ -108,8 +108,8 @@ class DatasetGenesSpec(Config):
     features: Literal["genes", "all"] = "genes"
     """Columns of the matrix that are converted.
 
-    - ``genes``: leave out columns whose ``feature_types`` is not ``Gene Expression`` (antibodies, guides), and
-      columns named after nucleases and guides; neither the panel nor library sizes contain them.
+    - ``genes``: leave out columns whose ``feature_types`` is not ``Gene Expression`` (antibodies, guides),
+      and columns named after nucleases and guides; neither the panel nor library sizes contain them.
     - ``all``: every column is a gene; use it if genes of yours are taken for something else.
     """
 

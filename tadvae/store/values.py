@@ -112,8 +112,8 @@ class ValueCheck:
             raise self._wrong(sample, broken, cells, genes, *self._not_whole())
         if self.said == "log1p" and self.kind == "unclear":
             return (
-                f"{self.where}: taken for log1p values as you say, but nothing in them proves it; if they are "
-                f"fractional counts (SoupX, alevin, RSEM), {self.advice.rounded} and {self.advice.counts}."
+                f"{self.where}: taken for log1p values as you say, but nothing in them proves it; if they "
+                f"are fractional counts (SoupX, alevin, RSEM), {self.advice.rounded} and {self.advice.counts}."
             )
         return None
 

@@ -95,8 +95,8 @@ WRONG = {
     "log1p as counts": (np.log1p, "counts", ["not a whole number", "values='log1p'"]),
     "fractional counts": ((lambda X: 0.87 * X), "counts", ["fractional counts", "np.rint"]),
     "scaled": ((lambda X: X - X.mean()), "counts", ["negative", "layer=…"]),
-    "NaN": ((lambda X: np.where(X == X.max(), np.nan, X)), "counts", ["not a finite number"]),
-    "too large": ((lambda X: np.where(X == X.max(), 2.0**40, X)), "counts", ["too large"]),
+    "NaN": ((lambda X: np.where(X.max() == X, np.nan, X)), "counts", ["not a finite number"]),
+    "too large": ((lambda X: np.where(X.max() == X, 2.0**40, X)), "counts", ["too large"]),
     "no numbers": ((lambda X: X.astype(str).astype(object)), "counts", ["numbers"]),
     "another word": ((lambda X: X), "raw", ["'counts' or 'log1p'"]),
 }
@@ -121,7 +121,7 @@ def test_log1p_values_are_taken(questions, adata, capsys):
 
 
 def test_antibodies_and_guides_are_left_out(questions, adata, capsys):
-    """Neither the library size nor the genes have them, and it is said; a gene's name does not make a gene."""
+    """Neither the library size nor the genes have them, and it is said; a gene's name makes no gene."""
     others = ad.AnnData(
         sparse.csr_matrix(np.full((30, 4), 5000, np.float32)),
         obs=adata.obs,

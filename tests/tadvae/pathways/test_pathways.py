@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tadvae.base.errors import UserError
-from tadvae.pathways.gmt import read_gmt, write_gmt
+from tadvae.pathways.gmt import _lacks_descriptions, read_gmt, write_gmt
 from tadvae.pathways.membership import Membership, membership
 from tadvae.pathways.read import read_pathways
 from tadvae.pathways.sets import PathwaySets
@@ -39,15 +39,21 @@ def check_sentence(error, *parts):
     return text
 
 
+def reads_as_genes(sets):
+    """Names that are genes of the sets would be taken for genes."""
+    return _lacks_descriptions(
+        [[key, name, *genes] for key, name, genes in zip(sets.ids, sets.names, sets.genes, strict=True)]
+    )
+
+
 @given(pathway_sets(), st.sampled_from(["sets.gmt", "sets.gmt.gz"]))
 def test_gmt_round_trip(tmp_path_factory, sets, name):
     path = tmp_path_factory.mktemp("gmt") / name
-    try:
-        write_gmt(sets, path)
-    except UserError as error:  # refused, as reading would change them
-        assert "which would be read back as genes" in str(error)
-        assert not list(path.parent.iterdir())
+    if reads_as_genes(sets):
+        with pytest.raises(UserError, match="which would be read back as genes"):
+            write_gmt(sets, path)
         return
+    write_gmt(sets, path)
     read = read_pathways(path)
     assert read == sets
     assert read.source == str(path)

@@ -20,7 +20,7 @@ from tadvae.store.spec import load_spec
 
 @pytest.fixture
 def expect(refused, write_spec, tmp_path):
-    """Spoil the file of a screen; planning its conversion is refused with these words, and nothing is written."""
+    """Spoil the file of a screen; its conversion is refused with these words, and nothing is written."""
 
     def expect(screen, *words, spoil=lambda path: None, **settings):
         spec = write_spec(screen, **settings)

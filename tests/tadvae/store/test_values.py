@@ -1,4 +1,4 @@
-"""What values are: counts, fractional counts, normalised values, logarithms; and no advice leads in a circle."""
+"""What values are: counts, fractional counts, normalised values, logarithms; no advice leads in a circle."""
 
 import numpy as np
 import pytest
@@ -83,12 +83,12 @@ CHANGES = {
     "normalised": lambda X, rng: scaled(X, 1e4),
     "normalised to a small total": lambda X, rng: scaled(X, 20),
     "one factor": lambda X, rng: 0.87 * X,
-    "one factor and large": lambda X, rng: 0.87 * X + (X == X.max()) * 60,
+    "one factor and large": lambda X, rng: 0.87 * X + (X.max() == X) * 60,
     "SoupX": lambda X, rng: np.maximum(X - 0.3 * rng.random(X.shape), 0) * (X > 0),
     "alevin": lambda X, rng: np.where(rng.random(X.shape) < 0.2, X * rng.random(X.shape), X),
     "RSEM": lambda X, rng: np.round(np.where(rng.random(X.shape) < 0.5, X * rng.random(X.shape), X), 2),
-    "one fraction": lambda X, rng: X - 0.25 * (X == X.max()),
-    "one count among logarithms": lambda X, rng: np.where(X == X.max(), 50, np.log1p(scaled(X, 1e4))),
+    "one fraction": lambda X, rng: X - 0.25 * (X.max() == X),
+    "one count among logarithms": lambda X, rng: np.where(X.max() == X, 50, np.log1p(scaled(X, 1e4))),
 }
 SETTINGS = {
     "values: counts": {},
