@@ -99,7 +99,8 @@ def write_gmt(sets: PathwaySets, path: str | Path) -> None:
     if _lacks_descriptions([_fields(line) for line in lines]):
         raise UserError(
             f"{path}: expected names of pathways, found names of genes (such as "
-            f"'{sets.names[0]}' of '{sets.ids[0]}'), which would be read back as genes; rename the pathways before writing."
+            f"'{sets.names[0]}' of '{sets.ids[0]}'), which would be read back as "
+            "genes; rename the pathways before writing."
         )
     data = "".join(lines).encode("utf-8")
     if target.suffix == ".gz":

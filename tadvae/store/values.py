@@ -113,7 +113,8 @@ class ValueCheck:
         if self.said == "log1p" and self.kind == "unclear":
             return (
                 f"{self.where}: taken for log1p values as you say, but nothing in them proves it; if they "
-                f"are fractional counts (SoupX, alevin, RSEM), {self.advice.rounded} and {self.advice.counts}."
+                f"are fractional counts (SoupX, alevin, RSEM), {self.advice.rounded} and "
+                f"{self.advice.counts}."
             )
         return None
 
