@@ -21,6 +21,7 @@ _CONTROL = re.compile(
 _NUCLEASE = re.compile(
     r"(?i)(.*[-_.: ])?(d|n|sp|sa|as|lb|rfx|psp|en|hf|hyper|lenti){0,4}cas(9|1[234]|phi|rx)(?!\d).*"
 )
+_ANTIBODY = re.compile(r"(?i).*[-_.]total-?seq[-_]?[abcd]?\d*([-_.]\d+)?")
 _GUIDE = r"(sg|gRNA|sgRNA|crRNA|guide|guideRNA)"
 _GUIDE_AFTER = re.compile(rf"(?P<target>.+?)[-_.](g|{_GUIDE})[-_]?\d{{1,4}}[A-Za-z]?")
 _GUIDE_BEFORE = re.compile(rf"{_GUIDE}[-_.]?(?P<target>[A-Z0-9].*?)([-_.]\d{{1,4}})?")
@@ -44,8 +45,9 @@ def other_features(
 
     Notes
     -----
-    By its name a column is a nuclease (``dCas9-KRAB``), a pair of guides (``A_g1:B_g2``), or one guide
-    (``KLF1_g1``, ``sgKLF1``) of a gene that the panel or the reference has, or of a control.
+    By its name a column is an antibody (``CD4_TotalSeqB``), a nuclease (``dCas9-KRAB``), a combination of
+    guides (``A_g1:B_g2``), or one guide (``KLF1_g1``, ``sgKLF1``) of a gene that the panel or the reference
+    has, or of a control.
     """
     texts = [_text(name) for name in names]
     panel = {text.upper() for text in texts}
@@ -69,6 +71,8 @@ def other_features(
 def _kind_by_name(name: str, is_target: Callable[[str], bool]) -> str | None:
     if _NUCLEASE.fullmatch(name):
         return "nuclease"
+    if _ANTIBODY.fullmatch(name):
+        return "antibody"
     guides = [_GUIDE_AFTER.fullmatch(part) or _GUIDE_BEFORE.fullmatch(part) for part in _JOINTS.split(name)]
     if len(guides) > 1 and all(guides):
         return "guide combination"

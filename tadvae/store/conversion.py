@@ -240,7 +240,7 @@ def _say(note: str | None) -> None:
 def _size_and_time(path: str) -> tuple[int, float]:
     """Bytes and time of the last change of a file, or of all files of a folder."""
     places = [path, *(os.path.join(at, name) for at, _, names in os.walk(path) for name in names)]
-    found = [os.stat(place) for place in places]
+    found = [os.lstat(place) for place in places]
     return sum(each.st_size for each in found), max(each.st_mtime for each in found)
 
 

@@ -104,7 +104,7 @@ def read_adata(path: str, option: str) -> ad.AnnData:
     UserError
         If there is no such file, it cannot be read, or its data lie elsewhere.
     """
-    if not os.path.exists(path):
+    if not os.path.isfile(path) and not os.path.isdir(path):
         raise UserError(f"{path}: no such file; give an .h5ad file or a .zarr folder with {option}.")
     with open_file(path, path) as file:
         require_own_data(file, path, list(file), path)
@@ -221,8 +221,9 @@ def _require_no_links(root: Path, parts: Iterable[str], where: str) -> None:
         for folder, folders, files in os.walk(root / part):
             for name in [".", *folders, *files]:
                 place = Path(folder) / name
-                if (place.is_symlink() or name == ".") and not place.resolve().is_relative_to(inside):
+                leaves = (place.is_symlink() or name == ".") and not place.resolve().is_relative_to(inside)
+                if leaves or not (place.is_file() or place.is_dir()):
                     raise UserError(
-                        f"{where}: '{place.relative_to(root)}' is a link to a place outside of the folder, "
-                        "which is not read; copy the folder with its data (cp -rL)."
+                        f"{where}: '{place.relative_to(root)}' is no file of the folder but a link out of "
+                        "it or a device, which is not read; copy the folder with its data (cp -rL)."
                     )

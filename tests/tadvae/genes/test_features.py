@@ -31,6 +31,7 @@ JOINED = ["Cas13d", "dCas9-KRAB", "SpCas9", "Cas12a", "RfxCas13d", "CasRx", "GRC
     ("kind", "names"),
     [
         ("nuclease", JOINED),
+        ("antibody", ["CD3_TotalSeqB", "CD4_TotalSeq-C", "CD45RA_TotalSeqA-1"]),
         ("guide combination", ["A_g1:B_g2", "NT_g3:STAT1_g1", "KLF1_sgRNA2|JUN_sgRNA1", "x_g1:y_g1:z_g2"]),
         (
             "guide",

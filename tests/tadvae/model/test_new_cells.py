@@ -10,6 +10,7 @@ import torch
 from scipy import sparse
 
 from tadvae import TADVAE
+from tadvae.model.ensemble import Ensemble
 from tadvae.nn.network import TADVAEModule
 from tadvae.settings.experiment import ExperimentConfig
 
@@ -136,6 +137,15 @@ def test_antibodies_and_guides_are_left_out(questions, adata, capsys):
         said = capsys.readouterr().err
         assert said.count("left out") == 1
         assert "2 Antibody Capture, 1 guide combination, 1 nuclease" in said
+
+
+def test_an_ensemble_says_it_once(model, adata, capsys):
+    adata.var["feature_types"] = ["Gene Expression"] * 7 + ["Antibody Capture"]
+    options = {"context": "K562", "dataset": "screen", "controls": adata}
+    both = Ensemble([model, model]).predict("G0", **options)
+    assert capsys.readouterr().err.count("left out") == 1
+    np.testing.assert_array_equal(both.X, model.predict("G0", **options).X)
+    assert capsys.readouterr().err.count("left out") == 1
 
 
 def test_a_prefix_of_the_genome(small_vocabulary, refused, adata):
