@@ -186,7 +186,7 @@ def _check_values(
         log1p="say values='log1p'",
         rounded="round them first (adata.X = np.rint(adata.X))",
     )
-    check = ValueCheck(WHERE, values, False, lambda: matrix[rows], advice)
+    check = ValueCheck(WHERE, values, False, lambda: matrix[rows], lambda: advice)
     note = check.check_sample(cells[rows], genes)
     check.check(matrix, cells, genes)
     if note is not None:

@@ -21,7 +21,7 @@ from tadvae.genes.features import FEATURE_TYPES, listed, other_features
 from tadvae.genes.reference import GeneReference
 from tadvae.store.h5ad import UNREADABLE, names_in, open_file, read_frame, require_own_data
 from tadvae.store.spec import DatasetSpec
-from tadvae.store.values import Advice, ValueCheck, sample_rows
+from tadvae.store.values import SAMPLE_ROWS, Advice, ValueCheck, kind_of, sample_rows
 
 SYMBOL_COLUMNS = ("symbol", "gene_symbols", "gene_symbol", "gene_name", "gene_names")
 
@@ -56,14 +56,13 @@ class Source:
     def __init__(self, spec: DatasetSpec, file: Any) -> None:
         self.spec = spec
         self.where = f"dataset '{spec.name}' ({spec.path})"
-        self._places = _places(spec, file, self.where)
-        matrix, var = self._matrix_and_var(file)
+        self._file = file
+        _require_parts(spec, file, self.where)
+        self._place, var = self._matrix_and_var(file)
         self.obs = read_frame(file, "obs")
         self.var = read_frame(file, var)
-        node = file[matrix]
-        grouped = isinstance(node, h5py.Group | zarr.Group)
-        self._matrix = sparse_dataset(node) if grouped else node
-        if grouped and self._matrix.format == "csc":
+        self._matrix = _matrix(file[self._place])
+        if getattr(self._matrix, "format", None) == "csc":
             # CSC stores columns: rows cannot be read one part at a time
             self._matrix = self._matrix.to_memory().tocsr()
         self.shape: tuple[int, int] = (len(self.obs), len(self.var))
@@ -137,16 +136,35 @@ class Source:
 
     @functools.cached_property
     def _checks(self) -> ValueCheck:
+        return ValueCheck(self.where, self.spec.values, self.spec.counts.round, self._sample, self._advice)
+
+    def _advice(self) -> Advice:
+        places = [how for how, place in self._other_places() if self._holds_counts(place)]
         raw = "give a file with raw counts"
-        if self._places:
-            raw = f"point 'counts' at the raw counts ({' or '.join(self._places)})"
-        advice = Advice(
+        if places:
+            raw = f"point 'counts' at the raw counts ({' or '.join(places)})"
+        return Advice(
             raw=raw,
             counts="say 'values: counts'",
             log1p="say 'values: log1p'",
             rounded="set 'counts: {round: true}'",
         )
-        return ValueCheck(self.where, self.spec.values, self.spec.counts.round, self._sample, advice)
+
+    def _other_places(self) -> list[tuple[str, str]]:
+        """Matrices besides the one in use: how the spec names each, and its path in the file."""
+        places = [("'counts: X'", "X")]
+        places += [(f"'counts: {{layer: {n}}}'", f"layers/{n}") for n in names_in(self._file, "layers")]
+        places += [("'counts: raw', which is .raw", path) for path in ("raw/X", "raw.X")]
+        return [(how, place) for how, place in places if place != self._place]
+
+    def _holds_counts(self, place: str) -> bool:
+        """Whether the first rows of a matrix are whole numbers, so that pointing at it helps."""
+        try:
+            require_own_data(self._file, self.spec.path, [place], self.where)
+            rows = sparse.csr_matrix(_matrix(self._file[place])[: min(SAMPLE_ROWS, self.shape[0])])
+            return bool(rows.nnz) and bool((rows.data >= 0).all()) and kind_of(rows) == "counts"
+        except (UserError, *UNREADABLE):
+            return False
 
     def _sample(self) -> sparse.csr_matrix:
         return sparse.vstack([self._read(*span) for span in sample_rows(self.shape[0])], format="csr")
@@ -308,11 +326,13 @@ class Source:
         return result
 
 
-def _places(spec: DatasetSpec, file: Any, where: str) -> list[str]:
-    """Matrices besides the one in use that may hold raw counts, as the spec names them.
+def _matrix(node: Any) -> Any:
+    """A matrix of an open file whose rows can be read one part at a time."""
+    return sparse_dataset(node) if isinstance(node, h5py.Group | zarr.Group) else node
 
-    Nothing has been read of the file before; data that lie elsewhere are refused here.
-    """
+
+def _require_parts(spec: DatasetSpec, file: Any, where: str) -> None:
+    """Raise a UserError if a table or the matrix is absent or lies elsewhere; nothing was read before."""
     layer = spec.counts.layer
     parts = ["obs", "var", "X" if layer is None else f"layers/{layer}"]
     if layer == "raw":
@@ -325,10 +345,6 @@ def _places(spec: DatasetSpec, file: Any, where: str) -> list[str]:
         raise UserError(f"{where} is {kind}: it has no {', '.join(absent)}; give a file written by anndata.")
     if isinstance(file["obs"], h5py.Dataset):  # anndata before 0.7: the categories are in uns
         require_own_data(file, spec.path, ["uns"], where)
-    found = [f"'counts: {{layer: {name}}}'" for name in names_in(file, "layers") if name != layer]
-    if layer != "raw" and present & {"raw", "raw.X"}:
-        found.append("'counts: raw', which is .raw")
-    return found
 
 
 @contextmanager

@@ -57,20 +57,25 @@ class ValueCheck:
         Whether the user asks for fractional counts to be rounded.
     sample
         Returns some rows, spread evenly over all (:func:`sample_rows`).
-    advice
-        Ways to fix it.
+    advise
+        Returns ways to fix it; called only where something is wrong or unclear.
     """
 
     where: str
     said: Said
     rounds: bool
     sample: Callable[[], sparse.csr_matrix]
-    advice: Advice
+    advise: Callable[[], Advice]
 
     @functools.cached_property
     def kind(self) -> Kind:
         """What the values look like, judged by the sample."""
         return kind_of(self._rows)
+
+    @functools.cached_property
+    def advice(self) -> Advice:
+        """Ways to fix what is wrong."""
+        return self.advise()
 
     @functools.cached_property
     def _rows(self) -> sparse.csr_matrix:

@@ -87,6 +87,19 @@ def test_a_message_about_counts_names_raw(with_raw, expect):
     expect(screen, "no layer 'counts'", "'counts: raw' is .raw", counts={"layer": "counts"})
 
 
+def test_only_matrices_that_hold_counts_are_advised(with_raw, expect):
+    """Otherwise two layers of logarithms would advise each other."""
+    screen, _ = with_raw
+    screen.layers["logs"], screen.layers["halves"] = screen.X.copy(), screen.X.copy()
+    screen.layers["counts"] = np.full(screen.shape, 3.0)
+    for counts in ("X", "logs", "halves"):
+        sentence = expect(screen, "'counts: {layer: counts}' or 'counts: raw', which is .raw", counts=counts)
+        assert not any(place in sentence for place in ("layer: logs", "layer: halves", "counts: X"))
+    del screen.layers["counts"], screen.raw
+    for counts in ("X", "logs"):
+        expect(screen, "give a file with raw counts", counts=counts)
+
+
 def test_no_raw_in_the_file(screen, expect):
     expect(screen, "no layer 'raw' and no .raw", counts="raw")
 
