@@ -3,8 +3,10 @@
 from typing import Any
 
 import numpy as np
+from rich.markup import escape
 from rich.table import Table
 
+from tadvae.genes.features import listed
 from tadvae.store.reader import Store
 
 
@@ -37,6 +39,8 @@ def describe(path: str, *, verify: bool = False) -> dict[str, Any]:
                 "source": entry.source,
                 "kind": entry.kind,
                 "values": entry.values,
+                "rounded": entry.rounded,
+                "left_out": entry.left_out,
                 "n_cells": entry.n_cells,
                 "n_genes": entry.n_genes,
                 "n_tokens": sum(shard.tokens for shard in shards),
@@ -70,6 +74,7 @@ def as_tables(about: dict[str, Any]) -> list[Table]:
     for name in (
         "dataset",
         "kind",
+        "values",
         "cells",
         "genes",
         "unknown genes",
@@ -77,12 +82,14 @@ def as_tables(about: dict[str, Any]) -> list[Table]:
         "contexts",
         "perturbations",
     ):
-        top.add_column(name, justify="left" if name in ("dataset", "kind", "contexts") else "right")
+        words = ("dataset", "kind", "values", "contexts")
+        top.add_column(name, justify="left" if name in words else "right")
     for d in about["datasets"]:
         perturbations = len(set(d["perturbations"]) - {"control"})
         top.add_row(
             d["name"],
             d["kind"],
+            d["values"] + (", rounded" if d["rounded"] else ""),
             f"{d['n_cells']:,}",
             f"{d['n_genes']:,}",
             f"{len(d['unknown_genes']):,}",
@@ -90,6 +97,10 @@ def as_tables(about: dict[str, Any]) -> list[Table]:
             ", ".join(d["contexts"]),
             str(perturbations),
         )
+    left_out = [f"{d['name']}: {listed(d['left_out'])}" for d in about["datasets"] if d["left_out"]]
+    if left_out:
+        top.caption = escape(f"columns that are not genes were left out: {'; '.join(left_out)}")
+        top.caption_justify = "left"
     tables = [top]
     names = [d["name"] for d in about["datasets"]]
     if len(names) > 1:

@@ -1,7 +1,6 @@
 """``tadvae predict``: predict cells and write them to an ``.h5ad`` file."""
 
 import tempfile
-import warnings
 from pathlib import Path
 from typing import Literal
 
@@ -10,6 +9,7 @@ import anndata as ad
 from tadvae.base.errors import UserError
 from tadvae.base.filesystem import Location
 from tadvae.model.ensemble import load_model
+from tadvae.store.h5ad import read_adata
 
 
 def predict_to(
@@ -29,21 +29,10 @@ def predict_to(
     if not place.name.endswith(".h5ad"):
         raise UserError(f"{place}: expected a file name that ends in .h5ad.")
     model = load_model(run)
-    controls = None if controls_path is None else _read(controls_path)
+    controls = None if controls_path is None else read_adata(controls_path, "--controls")
     adata = model.predict(target, context=context, dataset=dataset, controls=controls, values=values)
     with tempfile.TemporaryDirectory() as folder:  # the HDF5 library can only write to local files
         local = Path(folder) / place.name
         adata.write_h5ad(local)
         place.write_bytes(local.read_bytes())
     return adata
-
-
-def _read(path: str) -> ad.AnnData:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # anndata warns about old files
-            return ad.read_h5ad(path)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; give an .h5ad of control cells with --controls.") from None
-    except (OSError, KeyError, ValueError, TypeError):
-        raise UserError(f"{path}: not an .h5ad file, or damaged; give a file written by anndata.") from None

@@ -73,7 +73,7 @@ def convert(
     ],
     out_: Annotated[str, typer.Option("--out", metavar="STORE", help="New folder or URL of the store.")],
 ) -> None:
-    """Convert many .h5ad files into one cell store.
+    """Convert many .h5ad files or .zarr folders into one cell store.
 
     Example: tadvae convert screens.yaml --out store
     """
@@ -178,6 +178,7 @@ def train(
 
     Example: tadvae train store --out run --set pathways.file=go.gmt --workers 2
     """
+    from tadvae.data.splits import nothing_to_evaluate
     from tadvae.model.run_folder import RunFolder
     from tadvae.settings.experiment import ExperimentConfig
     from tadvae.settings.presets import settings_of
@@ -203,7 +204,8 @@ def train(
         from pipelines.train.train import train as run
 
         run(store, out_, experiment, workers=count, gpu=gpu, resume=resume)
-    out.print(f"{out_}: done; compare it with baselines: `tadvae evaluate {out_}`.")
+    reason = nothing_to_evaluate(next(iter(RunFolder(out_).members().values())).split())
+    out.print(f"{out_}: done; {reason or f'compare it with baselines: `tadvae evaluate {out_}`'}.")
 
 
 def _workers(text: str) -> int | tuple[int, int]:

@@ -152,7 +152,8 @@ def _begin(
 ) -> None:
     """Check everything, then write the run's folder."""
     prepared = prepare_training(store, config, mapper)
-    if set(prepared.groups["part"]) <= {TRAIN, VALIDATION} and config.split.kind != "none":
+    atlas = not (prepared.groups["perturbation_name"] != "control").any()
+    if set(prepared.groups["part"]) <= {TRAIN, VALIDATION} and config.split.kind != "none" and not atlas:
         print_text(
             f"{run}: split.kind={config.split.kind} holds nothing out of this store, so nothing can be "
             "compared later; --set split.kind=single holds out targets.",

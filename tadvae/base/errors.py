@@ -1,5 +1,7 @@
 """The error class for input that the user can fix."""
 
+import re
+
 
 class UserError(Exception):
     """Bad input: one sentence that says what is wrong, where, what was expected and how to fix it.
@@ -11,3 +13,9 @@ class UserError(Exception):
 
 class StorageError(UserError):
     """Storage that does not answer: unlike other bad input, it may be there again at the next attempt."""
+
+
+def clause(error: Exception) -> str:
+    """The message of an error of another library, shortened to fit into a sentence in parentheses."""
+    text = error.args[0] if isinstance(error, KeyError) and error.args else error
+    return re.sub(r"\s+", " ", str(text)).split(". ")[0].rstrip(".")[:200]

@@ -162,6 +162,28 @@ def split_groups(
     return groups.drop(columns=["targets"])
 
 
+def nothing_to_evaluate(groups: pd.DataFrame) -> str | None:
+    """Why no prediction of a run can be compared with cells, and what to do; None if some can.
+
+    Parameters
+    ----------
+    groups
+        The split, as :func:`split_groups` returns it.
+    """
+    perturbed = groups["perturbation_name"] != "control"
+    if not perturbed.any():
+        return (
+            "the cells have no perturbations, so there is nothing to evaluate; ask the model what the cells "
+            "do: `TADVAE.from_pretrained(RUN).activities(adata)` and `.latent(adata)`"
+        )
+    if (groups.loc[perturbed, "part"].isin([TRAIN, VALIDATION])).all():
+        return (
+            "nothing was held out in this run, so there is nothing to evaluate; train with another split, "
+            "for example --set split.kind=single"
+        )
+    return None
+
+
 def held_out_rows(n_rows: int, shard: int, row_group: int, config: SplitConfig) -> np.ndarray:
     """For ``kind="cells"``: whether each row of a row group is held out, bool, shape (n_rows,)."""
     draw = np.random.default_rng([config.seed, shard, row_group]).integers(0, config.folds, n_rows)

@@ -21,7 +21,7 @@ from tadvae.base.errors import UserError
 from tadvae.base.filesystem import Location
 from tadvae.cells.normalize import SCALE
 from tadvae.data.lookup import Lookup
-from tadvae.data.spellings import read_spellings, write_spellings
+from tadvae.data.spellings import LABELS, NAMES, read_spellings, write_spellings
 from tadvae.genes.names import GeneNames
 from tadvae.genes.reference import GeneReference
 from tadvae.pathways.membership import Membership
@@ -33,7 +33,7 @@ TEXT, GENES, PATHWAYS, PROFILES = (
     "pathways.parquet",
     "profiles.safetensors",
 )
-VOCABULARY_FILES = (TEXT, GENES, PATHWAYS, PROFILES)
+VOCABULARY_FILES = (TEXT, GENES, PATHWAYS, PROFILES, NAMES, LABELS)
 REPAIR = "copy it again from its run"
 REFERENCES = ("human", "none", "own")
 """Gene references that a model can name; never a file, which a model from elsewhere could choose."""

@@ -13,7 +13,7 @@ from tadvae.base.errors import UserError
 from tadvae.cells.ragged import Cells
 from tadvae.data.group_means import GroupMeans, group_means
 from tadvae.data.reader import CellReader, Group, Mapper, load_controls, load_groups, loop, training_bags
-from tadvae.data.splits import TRAIN, VALIDATION, SplitConfig
+from tadvae.data.splits import TRAIN, VALIDATION, SplitConfig, nothing_to_evaluate
 from tadvae.data.views import views_of
 from tadvae.data.vocabulary import Vocabulary
 from tadvae.evaluation.baselines import Profiles
@@ -83,12 +83,9 @@ def held_out_groups(groups: pd.DataFrame, control: int, category: str | None = N
     UserError
         If nothing is held out, or no group has the category.
     """
+    if (reason := nothing_to_evaluate(groups)) is not None:
+        raise UserError(f"{reason}.")
     held = groups[~groups["part"].isin([TRAIN, VALIDATION]) & (groups["perturbation"] != control)]
-    if held.empty:
-        raise UserError(
-            "nothing was held out in this run, so there is nothing to evaluate; train with another split, "
-            "for example --set split.kind=single."
-        )
     chosen = held if category is None else held[held["category"] == category]
     if chosen.empty:
         found = ", ".join(sorted(set(held["category"])))

@@ -1,5 +1,6 @@
 """Map the gene names of a panel, and the names of perturbation targets, to the keys of a reference."""
 
+import re
 from collections.abc import Sequence
 
 import pandas as pd
@@ -23,6 +24,9 @@ _NOT_TARGETS = BLANK | {
     *("ATP", "BFP", "IFN", "KO", "LPS", "MDP", "MTX", "NT", "PBS", "PGN", "PHA", "RFP", "SEB", "T3", "TAM"),
     *("TCR", "TPA", "TSA"),
 }
+
+_GENOME = re.compile(r"[A-Za-z][\w.-]*?_+(?=[^_])")
+"""What comes before a name in a reference of several genomes: ``GRCh38_``, ``mm10___``."""
 
 _MIN_FOREIGN = 20  # fewer names are too few to tell the organism by spelling
 
@@ -97,6 +101,29 @@ def harmonise(
             "how": [match.how if match else unknown for match in matches],
         },
         dtype=object,
+    )
+
+
+def shared_prefix(names: Sequence[str], reference: GeneReference, otherwise: str = "") -> str:
+    """How to strip the prefix that hides the genes of a panel (``GRCh38_``), ``otherwise`` if none does."""
+    stripped: dict[str, list[str]] = {}
+    for name in names:
+        if found := _GENOME.match(name):
+            stripped.setdefault(found[0], []).append(name[found.end() :])
+    genomes = [
+        prefix
+        for prefix, rest in stripped.items()
+        if len(rest) > 0.05 * len(names)
+        and 3 * sum(reference._find(name) is not None for name in rest) > len(rest)
+    ]
+    if not genomes:
+        return otherwise
+    first = max(genomes, key=lambda prefix: len(stripped[prefix]))
+    others = ", ".join(f"'{prefix}'" for prefix in genomes if prefix != first)
+    drop = f"; those with {others} are genes of another genome and must be dropped first" if others else ""
+    return (
+        f"the names begin with '{first}': strip it with adata.var_names = "
+        f"adata.var_names.str.removeprefix('{first}'){drop}"
     )
 
 
@@ -175,6 +202,7 @@ def _check_known(
         )
     unknown = [text for match, text in pairs if match is None]
     if len(unknown) > max_unknown * len(texts):
+        fix = shared_prefix(texts, reference, otherwise=fix.rstrip(".")) + "."
         raise UserError(
             f"{where}: {len(unknown) / len(texts):.0%} of {len(texts)} gene names are unknown (for example"
             f" {', '.join(unknown[:3])}), more than {max_unknown:.0%}; {fix}"

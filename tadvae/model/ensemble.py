@@ -1,8 +1,10 @@
 """Several models of one store that differ by their seed: one prediction, its spread, and intervals."""
 
+import logging
 import os
-from collections.abc import Sequence
-from typing import Literal, Self
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal, Self
 
 import anndata as ad
 import numpy as np
@@ -101,10 +103,15 @@ class Ensemble:
         UserError
             Where the members do not know: an unknown target or context.
         """
-        parts = [
-            member.predict(target, context=context, dataset=dataset, controls=controls, values=values)
-            for member in self.members
-        ]
+        options: dict[str, Any] = {
+            "context": context,
+            "dataset": dataset,
+            "controls": controls,
+            "values": values,
+        }
+        parts = [self.members[0].predict(target, **options)]
+        with _quiet():  # what is said about the given cells is the same for all members
+            parts += [member.predict(target, **options) for member in self.members[1:]]
         result = parts[0]
         cells = np.stack([part.X for part in parts])  # (S, n, G)
         means = np.stack([part.var["predicted_mean"].to_numpy(np.float64) for part in parts])  # (S, G)
@@ -191,6 +198,17 @@ def _require_one_vocabulary(
             f"{folder}: its members or its calibration are of different stores; copy the ensemble again, or "
             "train it again."
         )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Nothing is said inside the block."""
+    log = logging.getLogger("tadvae")
+    before, log.disabled = log.disabled, True
+    try:
+        yield
+    finally:
+        log.disabled = before
 
 
 def seed_spread(values: np.ndarray) -> np.ndarray:

@@ -28,7 +28,7 @@ from tadvae.model.causal_graph import CausalGraph, pathway_effects, read_graph
 from tadvae.model.controls import check_controls, profile_cell
 from tadvae.model.encode import contributions, encode
 from tadvae.model.hub import HUB, download, upload
-from tadvae.model.new_cells import cells_of, unique_names
+from tadvae.model.new_cells import cells_of, keep_results, unique_names
 from tadvae.model.predictor import Predictor
 from tadvae.model.run_folder import RunFolder
 from tadvae.model.targets import dataset_like, find_target
@@ -166,7 +166,8 @@ class TADVAE:
         Parameters
         ----------
         adata
-            Cells with any panel; genes are matched by identifier.
+            Cells with any panel, in memory or backed; genes are matched by identifier. Columns that are not
+            genes (antibodies, guides) are left out, also of library sizes.
         layer
             Layer with the values; None: ``X``.
         values
@@ -188,8 +189,7 @@ class TADVAE:
         activity, _ = encode(self.module, cells)
         activity[:, ~cells.available] = np.nan
         membership = self.vocabulary.membership
-        adata.obsm["X_tadvae_activity"] = activity
-        adata.uns["tadvae"] = {
+        about = {
             "pathways": membership.pathway_ids,
             "pathway_names": membership.names,
             "available": cells.available,
@@ -197,6 +197,7 @@ class TADVAE:
             "genes_given": adata.n_vars,
             "genes_of_model": cells.n_trained,
         }
+        keep_results(adata, "X_tadvae_activity", activity, about)
         return pd.DataFrame(activity, index=adata.obs_names, columns=membership.pathway_ids)
 
     def latent(
@@ -216,7 +217,7 @@ class TADVAE:
         """
         cells = cells_of(adata, self.vocabulary, self.config.preprocess, layer=layer, values=values)
         _, latent = encode(self.module, cells)
-        adata.obsm["X_tadvae"] = latent
+        keep_results(adata, "X_tadvae", latent)
         return latent
 
     def contributions(

@@ -8,11 +8,11 @@ from tadvae.base.errors import UserError
 from tadvae.pathways.sets import PathwaySets
 from tadvae.pathways.textfile import format_suffix, read_text
 
-_PATHWAY_COLUMNS = ("pathway", "pathway_id", "pathwayid", "gene_set", "geneset", "go_id", "term")
+_PATHWAY_COLUMNS = ("pathway", "pathway_id", "pathwayid", "gene_set", "geneset", "go_id", "term", "source")
 
 _NAME_COLUMNS = ("name", "pathway_name", "description", "term")
 
-_GENE_COLUMNS = ("gene", "gene_id", "symbol", "gene_symbol", "ensembl", "ensembl_id")
+_GENE_COLUMNS = ("gene", "gene_id", "symbol", "gene_symbol", "genesymbol", "ensembl", "ensembl_id", "target")
 
 DELIMITERS = {".tsv": ("\t", "tab"), ".txt": ("\t", "tab"), ".csv": (",", "comma")}
 
@@ -21,11 +21,11 @@ def read_table(path: str | Path) -> PathwaySets:
     """Read a table of (pathway, gene) rows: tab-separated, or comma-separated for ``.csv``.
 
     A header is recognised by name, in any case: pathway, gene_set or term, with gene, symbol or
-    ensembl (and close variants); further columns are then ignored, except a name column (name,
-    description; term if the id has another column). With several gene columns, the first that has a value
-    in a row is used, in the order above (genes without a symbol are then named by their Ensembl id). Without
-    a header there are exactly two columns. Rows of a pathway need not be neighbours; repeated rows count
-    once.
+    ensembl (and close variants), or source and target, as in decoupler's networks; further columns are then
+    ignored (also weights), except a name column (name, description; term if the id has another column). With
+    several gene columns, the first that has a value in a row is used, in the order above (genes without a
+    symbol are then named by their Ensembl id). Without a header there are exactly two columns. Rows of a
+    pathway need not be neighbours; repeated rows count once.
 
     Raises
     ------
@@ -47,8 +47,9 @@ def read_table(path: str | Path) -> PathwaySets:
         rows = rows[1:]
     elif id_columns or gene_columns:
         raise UserError(
-            f"{path}, line {number}: expected a header with a pathway column (pathway, gene_set or term) and "
-            f"a gene column (gene, symbol or ensembl), found {', '.join(first)}; rename the columns."
+            f"{path}, line {number}: expected a header with a pathway column (pathway, gene_set, term or "
+            f"source) and a gene column (gene, symbol, ensembl or target), found "
+            f"{', '.join(first)}; rename the columns."
         )
     elif len(first) == 2:
         id_columns, gene_columns = [0], [1]

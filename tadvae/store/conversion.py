@@ -5,6 +5,7 @@
 
 import hashlib
 import json
+import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from tadvae.base.filesystem import Location
 from tadvae.base.version import __version__
 from tadvae.cells.moments import Moments
 from tadvae.cells.variable_genes import rank_variable_genes
+from tadvae.genes.features import listed
 from tadvae.genes.harmonise import harmonise
 from tadvae.genes.reference import GeneReference
 from tadvae.store.layout import plan_layout
@@ -31,10 +33,12 @@ from tadvae.store.manifest import (
     StoredDataset,
     vocabulary_hash,
 )
-from tadvae.store.source import open_source
+from tadvae.store.source import CellLabels, open_source
 from tadvae.store.spec import DatasetSpec, StoreSpec, modality_sign
 from tadvae.store.targets import harmonise_targets
 from tadvae.store.writer import DatasetPlan, perturbation_label
+
+log = logging.getLogger("tadvae")
 
 Perturbation = tuple[tuple[str, str], ...]
 """Sorted (target, modality) pairs; the empty tuple is the control."""
@@ -58,13 +62,15 @@ class StorePlan:
     """Gene key of each target, None for a target that is not a gene."""
     datasets: list[DatasetPlan]
     """What the conversion tasks need, per dataset."""
+    left_out: list[dict[str, int]]
+    """Per dataset, the number of columns that are not genes, by kind."""
 
     def fingerprint(self) -> str:
         """Hash of the spec and the source files; a conversion resumes only if it is unchanged."""
         paths = [dataset.path for dataset in self.spec.datasets]
         if self.spec.genes.reference not in ("human", "none"):
             paths.append(self.spec.genes.reference)
-        sources = [(path, os.path.getsize(path), os.path.getmtime(path)) for path in paths]
+        sources = [(path, *_size_and_time(path)) for path in paths]
         text = json.dumps([__version__, SCHEMA_VERSION, self.spec.model_dump(mode="json"), sources])
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -78,9 +84,11 @@ def plan_store(spec: StoreSpec) -> StorePlan:
         If the input is inconsistent or unreadable; nothing has been written then.
     """
     reference = GeneReference.load(spec.genes.reference)
-    panels, all_labels, n_rows = [], [], []
+    panels, all_labels, n_rows, columns, left_out = [], [], [], [], []
     for dataset in spec.datasets:
         with open_source(dataset) as source:
+            left_out.append(source.leave_out_others(reference))
+            columns.append(source.columns)
             names, symbols = source.gene_names()
             panel = harmonise(
                 names, reference, where=source.where, symbols=symbols, max_unknown=spec.genes.max_unknown
@@ -91,6 +99,9 @@ def plan_store(spec: StoreSpec) -> StorePlan:
             panels.append(panel)
             all_labels.append(source.labels(reference.is_official))
             n_rows.append(source.shape[0])
+            _say(source.check_values())
+            if left_out[-1]:
+                _say(f"{source.where}: columns that are not genes are left out ({listed(left_out[-1])}).")
 
     target_gene, specs, all_labels = harmonise_targets(spec.datasets, all_labels, reference, panels)
     genes = _vocabulary(panels, target_gene, reference)
@@ -111,6 +122,7 @@ def plan_store(spec: StoreSpec) -> StorePlan:
             DatasetPlan(
                 index=i,
                 spec=dataset,
+                columns=columns[i],
                 column_gene=panels[i]["gene_index"].to_numpy(np.int64),
                 n_vocabulary=len(genes),
                 labels=labels,
@@ -118,8 +130,10 @@ def plan_store(spec: StoreSpec) -> StorePlan:
                 n_source_rows=n_rows[i],
             )
         )
+    for dataset, labels in zip(specs, all_labels, strict=True):
+        _say(_few_controls(dataset, labels))
     perturbations = sorted(distinct, key=lambda item: (len(item), item))
-    return StorePlan(spec, genes, panels, contexts, perturbations, target_gene, datasets)
+    return StorePlan(spec, genes, panels, contexts, perturbations, target_gene, datasets, left_out)
 
 
 def finish_store(
@@ -146,7 +160,9 @@ def finish_store(
     entries, bags, groups = [], [], []
     code_of = {item: code for code, item in enumerate(plan.perturbations)}
     n_shards = 0
-    for dataset, panel, stats, parts in zip(plan.datasets, plan.panels, moments, shards, strict=True):
+    for dataset, panel, stats, parts, left_out in zip(
+        plan.datasets, plan.panels, moments, shards, plan.left_out, strict=True
+    ):
         name = f"datasets/{dataset.spec.name}.parquet"
         sums[name] = _write(_panel_table(panel, stats), folder / name)
         frame = _bag_table(plan, dataset, code_of, [n_tokens for _, n_tokens in parts])
@@ -159,6 +175,8 @@ def finish_store(
                 name=dataset.spec.name,
                 kind=dataset.spec.kind,
                 values=dataset.spec.values,
+                rounded=dataset.spec.counts.round,
+                left_out=left_out,
                 n_cells=len(dataset.labels.source_row),
                 n_genes=len(panel),
                 n_unknown_genes=int((panel["how"] == "unknown").sum()),
@@ -190,6 +208,47 @@ def finish_store(
     )
     manifest.write(folder, sums)
     return manifest
+
+
+def _few_controls(dataset: DatasetSpec, labels: CellLabels) -> str | None:
+    """A note on contexts whose perturbed cells have fewer than two control cells to compare with."""
+    control = labels.perturbations.index(()) if () in labels.perturbations else -1
+    is_control = labels.perturbation == control
+    n = len(labels.contexts)
+    controls = np.bincount(labels.context[is_control], minlength=n)
+    perturbed = np.bincount(labels.context[~is_control], minlength=n)
+    none, one = (
+        [f"'{labels.contexts[c]}'" for c in np.flatnonzero((perturbed > 0) & (controls == few))]
+        for few in (0, 1)
+    )
+    if dataset.kind == "profiles":
+        one = []  # one mean profile of the controls is the usual case
+    if not none and not one:
+        return None
+    parts = [f"no control cells in {_some(none)}, which cannot be trained on"] if none else []
+    parts += [f"one control cell in {_some(one)}, which every perturbation is compared with"] if one else []
+    return (
+        f"dataset '{dataset.name}' ({dataset.path}): {' and '.join(parts)}; add controls, or give one "
+        "context to these cells and those of other contexts."
+    )
+
+
+def _some(names: list[str], most: int = 5) -> str:
+    """The first few of the names of contexts."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return f"{'context' if len(names) == 1 else 'contexts'} {', '.join(names[:most])}{more}"
+
+
+def _say(note: str | None) -> None:
+    if note is not None:
+        log.warning("%s", note)
+
+
+def _size_and_time(path: str) -> tuple[int, float]:
+    """Bytes and time of the last change of a file, or of all files of a folder."""
+    places = [path, *(os.path.join(at, name) for at, _, names in os.walk(path) for name in names)]
+    found = [os.lstat(place) for place in places]
+    return sum(each.st_size for each in found), max(each.st_mtime for each in found)
 
 
 def _vocabulary(

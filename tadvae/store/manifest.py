@@ -44,6 +44,10 @@ class StoredDataset(Config):
     """``cells`` or ``profiles``."""
     values: Literal["counts", "log1p"]
     """``counts`` or ``log1p``."""
+    rounded: bool = False
+    """Whether fractional counts were rounded to whole numbers."""
+    left_out: dict[str, int] = {}
+    """Number of columns of the source that are not genes and were left out, by kind."""
     n_cells: int = Field(ge=0)
     """Number of stored cells."""
     n_genes: int = Field(ge=0)

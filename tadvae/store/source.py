@@ -1,23 +1,30 @@
-"""Reading one ``.h5ad`` file: labels of its cells, and its values a few rows at a time."""
+"""Reading one ``.h5ad`` file or ``.zarr`` folder: labels of cells, and values a few rows at a time."""
 
-import re
+import functools
+import os
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import h5py
 import numpy as np
 import pandas as pd
-from anndata.io import read_elem, sparse_dataset
+import zarr
+from anndata.io import sparse_dataset
 from anndata.utils import make_index_unique
 from scipy import sparse
 
-from tadvae.base.errors import UserError
+from tadvae.base.errors import UserError, clause
 from tadvae.base.labels import is_blank
+from tadvae.genes.features import FEATURE_TYPES, listed, other_features
+from tadvae.genes.reference import GeneReference
+from tadvae.store.h5ad import UNREADABLE, names_in, open_file, read_frame, require_own_data
 from tadvae.store.labels import ParsedLabels, parse_labels
 from tadvae.store.spec import DatasetSpec
-from tadvae.store.tokens import LARGEST
+from tadvae.store.values import SAMPLE_ROWS, Advice, ValueCheck, kind_of, sample_rows
 
 SYMBOL_COLUMNS = ("symbol", "gene_symbols", "gene_symbol", "gene_name", "gene_names")
 
@@ -40,32 +47,35 @@ class CellLabels:
 
 
 class Source:
-    """An open ``.h5ad`` file described by its spec; use through :func:`open_source`."""
+    """An open ``.h5ad`` file or ``.zarr`` folder described by its spec; use through :func:`open_source`.
 
-    def __init__(self, spec: DatasetSpec, file: h5py.File) -> None:
+    Attributes
+    ----------
+    obs, var
+        Tables of the cells and of the columns of the matrix. With ``.raw``, ``var`` is its table.
+    columns
+        Positions of the columns of the matrix that are genes; all, until :meth:`leave_out_others` or
+        :meth:`keep` is called. ``var`` has only these columns.
+    """
+
+    def __init__(self, spec: DatasetSpec, file: Any) -> None:
         self.spec = spec
         self.where = f"dataset '{spec.name}' ({spec.path})"
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # anndata warns about old files; the contents are checked below
-            self.obs: pd.DataFrame = read_elem(file["obs"])
-            self.var: pd.DataFrame = read_elem(file["var"])
-        if not isinstance(self.obs, pd.DataFrame) or not isinstance(self.var, pd.DataFrame):
-            raise ValueError("obs or var is not a table")
-        layer = spec.counts.layer
-        if layer is not None and layer not in file.get("layers", {}):
-            found = ", ".join(file.get("layers", {})) or "none"
-            raise UserError(
-                f"{self.where}: no layer '{layer}' (layers: {found}); correct 'counts' in the spec."
-            )
-        node = file["X"] if layer is None else file["layers"][layer]
-        matrix = sparse_dataset(node) if isinstance(node, h5py.Group) else node
-        if isinstance(node, h5py.Group) and matrix.format == "csc":
-            matrix = matrix.to_memory().tocsr()  # CSC stores columns: rows cannot be read one part at a time
-        self._matrix = matrix
+        self._file = file
+        _require_parts(spec, file, self.where)
+        self._place, var = self._matrix_and_var(file)
+        self.obs = read_frame(file, "obs")
+        self.var = read_frame(file, var)
+        self._matrix = _matrix(file[self._place])
+        if getattr(self._matrix, "format", None) == "csc":
+            # CSC stores columns: rows cannot be read one part at a time
+            self._matrix = self._matrix.to_memory().tocsr()
         self.shape: tuple[int, int] = (len(self.obs), len(self.var))
-        if tuple(matrix.shape) != self.shape or not np.issubdtype(matrix.dtype, np.number):
+        self.columns = np.arange(self.shape[1])
+        found = tuple(self._matrix.shape)
+        if found != self.shape or not np.issubdtype(self._matrix.dtype, np.number):
             raise ValueError(
-                f"its matrix holds {matrix.dtype} of shape {tuple(matrix.shape)}, but obs and var have "
+                f"its matrix holds {self._matrix.dtype} of shape {found}, but obs and var have "
                 f"{self.shape[0]} and {self.shape[1]} rows"
             )
         if 0 in self.shape:
@@ -74,22 +84,109 @@ class Source:
                 "give another file or take the dataset out of the spec."
             )
 
+    def _matrix_and_var(self, file: Any) -> tuple[str, str]:
+        """Paths of the matrix and of the table of its columns."""
+        layer = self.spec.counts.layer
+        if layer is None:
+            return "X", "var"
+        if layer in names_in(file, "layers"):
+            return f"layers/{layer}", "var"
+        if layer == "raw" and "raw/X" in file:
+            return "raw/X", "raw/var"
+        if layer == "raw" and "raw.X" in file:  # anndata before 0.7
+            return "raw.X", "raw.var"
+        found = ", ".join(names_in(file, "layers")) or "none"
+        no_raw = " and no .raw" if layer == "raw" else ""
+        has_raw = "; 'counts: raw' is .raw" if {"raw", "raw.X"} & set(file) and not no_raw else ""
+        raise UserError(
+            f"{self.where}: no layer '{layer}'{no_raw} (layers: {found}{has_raw}); correct 'counts' "
+            "in the spec."
+        )
+
+    def leave_out_others(self, reference: GeneReference) -> dict[str, int]:
+        """Leave out columns that are not genes; return the number of columns of each kind."""
+        if self.spec.genes.features == "all":
+            return {}
+        types = self.var[FEATURE_TYPES] if FEATURE_TYPES in self.var.columns else None
+        others = other_features(self.gene_names()[0], types, reference)
+        kept = np.array([kind is None for kind in others])
+        counts = dict(Counter(kind for kind in others if kind is not None))
+        if not kept.any():
+            raise UserError(
+                f"{self.where}: none of its {len(others)} columns is a gene ({listed(counts)}); give another "
+                "file, or set 'genes: {features: all}' to take them for genes."
+            )
+        self.keep(self.columns[kept])
+        return counts
+
+    def keep(self, columns: np.ndarray) -> None:
+        """Leave out all columns of the matrix except these."""
+        self.var = self.var.iloc[np.searchsorted(self.columns, columns)]
+        self.columns = columns
+
     def rows(self, start: int, stop: int) -> sparse.csr_matrix:
         """Values of the source rows ``start:stop``, checked, as float32 CSR without stored zeros."""
-        try:
-            with np.errstate(over="ignore"):  # an overflow becomes infinite, which _check refuses
-                values = sparse.csr_matrix(self._matrix[start:stop], dtype=np.float32)
-            values.check_format()
-        except (OSError, KeyError, ValueError, IndexError) as error:
-            reason = _clause(error)
-            raise UserError(
-                f"{self.where}: the rows {start} to {stop - 1} of the matrix cannot be read ({reason}); "
-                "the file is damaged, restore it or write it again."
-            ) from None
-        values.sum_duplicates()
-        self._check(values, start)
+        values = self._read(start, stop)
+        self._checks.check(values, self.obs.index[start:stop], self.var.index)
+        if self.spec.counts.round:
+            values.data = np.rint(values.data)
         values.eliminate_zeros()
         return values
+
+    def check_values(self) -> str | None:
+        """Compare a sample of the rows with what the spec says; return a note where it proves nothing."""
+        spans = sample_rows(self.shape[0])
+        cells = self.obs.index[np.concatenate([np.arange(*span) for span in spans])]
+        return self._checks.check_sample(cells, self.var.index)
+
+    @functools.cached_property
+    def _checks(self) -> ValueCheck:
+        return ValueCheck(self.where, self.spec.values, self.spec.counts.round, self._sample, self._advice)
+
+    def _advice(self) -> Advice:
+        places = [how for how, place in self._other_places() if self._holds_counts(place)]
+        raw = "give a file with raw counts"
+        if places:
+            raw = f"point 'counts' at the raw counts ({' or '.join(places)})"
+        return Advice(
+            raw=raw,
+            counts="say 'values: counts'",
+            log1p="say 'values: log1p'",
+            rounded="set 'counts: {round: true}'",
+        )
+
+    def _other_places(self) -> list[tuple[str, str]]:
+        """Matrices besides the one in use: how the spec names each, and its path in the file."""
+        places = [("'counts: X'", "X")]
+        places += [(f"'counts: {{layer: {n}}}'", f"layers/{n}") for n in names_in(self._file, "layers")]
+        places += [("'counts: raw', which is .raw", path) for path in ("raw/X", "raw.X")]
+        return [(how, place) for how, place in places if place != self._place]
+
+    def _holds_counts(self, place: str) -> bool:
+        """Whether the first rows of a matrix are whole numbers, so that pointing at it helps."""
+        try:
+            require_own_data(self._file, self.spec.path, [place], self.where)
+            rows = sparse.csr_matrix(_matrix(self._file[place])[: min(SAMPLE_ROWS, self.shape[0])])
+            return bool(rows.nnz) and bool((rows.data >= 0).all()) and kind_of(rows) == "counts"
+        except (UserError, *UNREADABLE):
+            return False
+
+    def _sample(self) -> sparse.csr_matrix:
+        return sparse.vstack([self._read(*span) for span in sample_rows(self.shape[0])], format="csr")
+
+    def _read(self, start: int, stop: int) -> sparse.csr_matrix:
+        """Values of the source rows ``start:stop`` in the kept columns, as they are, float32."""
+        try:
+            with np.errstate(over="ignore"):  # an overflow becomes infinite, which is refused
+                values = sparse.csr_matrix(self._matrix[start:stop], dtype=np.float32)
+            values.check_format()
+        except UNREADABLE as error:
+            raise UserError(
+                f"{self.where}: the rows {start} to {stop - 1} of the matrix cannot be read "
+                f"({clause(error)}); the file is damaged, restore it or write it again."
+            ) from None
+        values.sum_duplicates()
+        return values if len(self.columns) == self.shape[1] else values[:, self.columns]
 
     def gene_names(self) -> tuple[list[str], list[str] | None]:
         """Gene identifiers, and gene symbols if ``var`` has a column of them."""
@@ -212,94 +309,38 @@ class Source:
         result: np.ndarray | None = series.astype(str).to_numpy(dtype=object)
         return result
 
-    def _check(self, values: sparse.csr_matrix, start: int) -> None:
-        """Raise a UserError if the values are not what the spec says they are."""
-        data = values.data
-        bad = ~np.isfinite(data)
-        if bad.any():
-            raise self._wrong(
-                values, start, bad, "is not a finite number", "remove NaN and infinite values from the file"
-            )
-        bad = data < 0
-        if bad.any():
-            raise self._wrong(
-                values,
-                start,
-                bad,
-                "is negative, so these values look scaled",
-                "point 'counts' at the raw counts, for example {layer: counts}",
-            )
-        if self.spec.values == "counts":
-            bad = data != np.rint(data)
-            if bad.any():
-                raise self._wrong(
-                    values,
-                    start,
-                    bad,
-                    "is not a whole number, so these values look normalised or "
-                    "log-transformed where raw counts are expected",
-                    "point 'counts' at the raw counts, for example {layer: counts}, or say 'values: log1p'",
-                )
-            bad = data >= LARGEST + 1  # LARGEST itself is not a float32; LARGEST + 1 is
-            if bad.any():
-                raise self._wrong(
-                    values,
-                    start,
-                    bad,
-                    f"is more than {LARGEST:,}, too large for a count of molecules",
-                    "fix the counts",
-                )
-        elif data.size and (data.max() > 30 or (data == np.rint(data)).all()):
-            bad = data == data.max()
-            raise self._wrong(
-                values,
-                start,
-                bad,
-                "looks like a raw count where log1p values are expected",
-                "say 'values: counts' in the spec",
-            )
 
-    def _wrong(
-        self, values: sparse.csr_matrix, start: int, bad: np.ndarray, what: str, fix: str
-    ) -> UserError:
-        at = int(np.flatnonzero(bad)[0])
-        row = int(np.searchsorted(values.indptr, at, side="right")) - 1
-        cell = self.obs.index[start + row]
-        gene = self.var.index[values.indices[at]]
-        return UserError(
-            f"{self.where}: the value {values.data[at]:g} of gene '{gene}' in cell '{cell}' {what}; {fix}."
-        )
+def _matrix(node: Any) -> Any:
+    """A matrix of an open file whose rows can be read one part at a time."""
+    return sparse_dataset(node) if isinstance(node, h5py.Group | zarr.Group) else node
+
+
+def _require_parts(spec: DatasetSpec, file: Any, where: str) -> None:
+    """Raise a UserError if a table or the matrix is absent or lies elsewhere; nothing was read before."""
+    layer = spec.counts.layer
+    parts = ["obs", "var", "X" if layer is None else f"layers/{layer}"]
+    if layer == "raw":
+        parts += ["raw/X", "raw/var", "raw.X", "raw.var"]
+    require_own_data(file, spec.path, parts, where)
+    present = set(file)
+    absent = [key for key in ("obs", "var", *(["X"] if layer is None else [])) if key not in present]
+    if absent:
+        kind = "HDF5 but not an .h5ad" if isinstance(file, h5py.File) else "zarr, but not an AnnData"
+        raise UserError(f"{where} is {kind}: it has no {', '.join(absent)}; give a file written by anndata.")
+    if isinstance(file["obs"], h5py.Dataset):  # anndata before 0.7: the categories are in uns
+        require_own_data(file, spec.path, ["uns"], where)
 
 
 @contextmanager
 def open_source(spec: DatasetSpec) -> Iterator[Source]:
-    """Open the ``.h5ad`` file of a dataset; a file of another kind is a UserError."""
-    try:
-        file = h5py.File(spec.path, "r")
-    except OSError:
-        raise UserError(
-            f"dataset '{spec.name}': {spec.path} is not an .h5ad (HDF5) file, or is damaged; "
-            "give a file written by anndata."
-        ) from None
-    with file:
-        absent = [key for key in ("X", "obs", "var") if key not in file]
-        if absent:
-            raise UserError(
-                f"dataset '{spec.name}': {spec.path} is HDF5 but not an .h5ad: it has no "
-                f"{', '.join(absent)}; give a file written by anndata."
-            )
+    """Open the file of a dataset; a file of another kind is a UserError."""
+    with open_file(spec.path, f"dataset '{spec.name}': {spec.path}") as file:
         try:
             source = Source(spec, file)
-        except (KeyError, ValueError, TypeError, OSError) as error:
-            reason = _clause(error)
+        except UNREADABLE as error:
+            kind = ".zarr" if os.path.isdir(spec.path) else ".h5ad"
             raise UserError(
-                f"dataset '{spec.name}': {spec.path} cannot be read as .h5ad ({reason}); "
+                f"dataset '{spec.name}': {spec.path} cannot be read as {kind} ({clause(error)}); "
                 "write it again with a current anndata."
             ) from None
         yield source
-
-
-def _clause(error: Exception) -> str:
-    """The message of an error of another library, shortened to fit into a sentence."""
-    text = error.args[0] if isinstance(error, KeyError) and error.args else error
-    return re.sub(r"\s+", " ", str(text)).split(". ")[0].rstrip(".")[:200]

@@ -120,7 +120,9 @@ class CountsSpec(Config):
     """The matrix that holds the values."""
 
     layer: str | None = None
-    """Name of a layer; None: ``X``."""
+    """Name of a layer; ``raw`` is ``.raw`` if there is no layer of this name; None: ``X``."""
+    round: bool = False
+    """Whether to round values to whole numbers; use it for estimated counts (SoupX, alevin, RSEM)."""
 
 
 class DatasetGenesSpec(Config):
@@ -132,15 +134,22 @@ class DatasetGenesSpec(Config):
     """Column of symbols in addition to Ensembl ids; None: symbol, gene_symbols or gene_name, if it exists."""
     length: str | None = None
     """Column of transcript lengths in bases; needed for TPM."""
+    features: Literal["genes", "all"] = "genes"
+    """Columns of the matrix that are converted.
+
+    - ``genes``: leave out columns whose ``feature_types`` is not ``Gene Expression`` (antibodies, guides),
+      and columns named after nucleases and guides; neither the panel nor library sizes contain them.
+    - ``all``: every column is a gene; use it if genes of yours are taken for something else.
+    """
 
 
 class DatasetSpec(Config):
-    """One ``.h5ad`` file and what its columns mean."""
+    """One ``.h5ad`` file or ``.zarr`` folder, and what its columns mean."""
 
     name: str
     """Name of the dataset: letters, digits, ``_``, ``-`` and ``.``; unique in the spec."""
     path: str
-    """Path of the ``.h5ad`` file, relative to the folder of the spec."""
+    """Path of the ``.h5ad`` file or ``.zarr`` folder, relative to the folder of the spec."""
     perturbation: PerturbationSpec | None = None
     """How ``obs`` names perturbations; None: an atlas without perturbations, all cells are controls."""
     context: ContextSpec = ContextSpec(value="unspecified")
@@ -152,7 +161,7 @@ class DatasetSpec(Config):
     batch: ColumnSpec | None = None
     """Column of ``obs`` with the batch of each cell; None: no batches."""
     counts: CountsSpec = CountsSpec()
-    """Matrix of the values: ``X`` or the name of a layer."""
+    """Matrix of the values: ``X``, ``raw``, or the name of a layer."""
     total_counts: str | None = None
     """Column with the true library size of each cell; None: the sum over the measured genes."""
     kind: Literal["cells", "profiles"] = "cells"
@@ -196,7 +205,11 @@ class DatasetSpec(Config):
         return {"layer": value} if isinstance(value, str) else value
 
     @model_validator(mode="after")
-    def _cells_are_counted(self) -> Self:
+    def _consistent(self) -> Self:
+        if self.counts.round and self.values == "log1p":
+            raise ValueError(
+                "'counts.round' is for counts, and 'values: log1p' says there are none; drop one"
+            )
         if isinstance(self.modality, dict) and "default" not in self.modality:
             raise ValueError("a modality by target needs a 'default'")
         return self
@@ -257,6 +270,11 @@ class StoreSpec(Config):
         return self
 
 
+def is_zarr(path: Path) -> bool:
+    """Whether the path is the folder of a zarr store."""
+    return any((path / name).is_file() for name in (".zgroup", "zarr.json", ".zmetadata", ".zattrs"))
+
+
 def load_spec(path: str | Path) -> StoreSpec:
     """Read ``SPEC.yaml``; its paths are relative to the folder of the file."""
     spec = StoreSpec.parse(read_yaml(path), str(path))
@@ -264,8 +282,11 @@ def load_spec(path: str | Path) -> StoreSpec:
     datasets = []
     for dataset in spec.datasets:
         source = folder / Path(dataset.path).expanduser()
-        if not source.is_file():
-            raise UserError(f"{path}: dataset '{dataset.name}': no file at {source}; correct its 'path'.")
+        if not source.is_file() and not is_zarr(source):
+            raise UserError(
+                f"{path}: dataset '{dataset.name}': no file at {source}, and no .zarr folder; "
+                "correct its 'path'."
+            )
         datasets.append(dataset.model_copy(update={"path": str(source)}))
     genes = spec.genes
     if genes.reference not in ("human", "none"):

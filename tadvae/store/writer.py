@@ -42,7 +42,8 @@ class DatasetPlan:
 
     index: int
     spec: DatasetSpec
-    column_gene: np.ndarray  # (G,) int64: vocabulary index of each source column
+    columns: np.ndarray  # (G,) int64: positions in the source of the columns that are genes
+    column_gene: np.ndarray  # (G,) int64: vocabulary index of each of these columns
     n_vocabulary: int
     labels: CellLabels
     layout: DatasetLayout
@@ -64,6 +65,7 @@ def spill_chunk(plan: DatasetPlan, start: int, stop: int, out: Location) -> None
     The moments (``out``.npz) are written last: a chunk that has them is complete.
     """
     with open_source(plan.spec) as source:
+        source.keep(plan.columns)
         values = source.rows(start, stop)
     first, last = np.searchsorted(plan.labels.source_row, [start, stop])
     kept = slice(int(first), int(last))

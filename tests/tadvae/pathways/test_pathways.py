@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tadvae.base.errors import UserError
-from tadvae.pathways.gmt import read_gmt, write_gmt
+from tadvae.pathways.gmt import _lacks_descriptions, read_gmt, write_gmt
 from tadvae.pathways.membership import Membership, membership
 from tadvae.pathways.read import read_pathways
 from tadvae.pathways.sets import PathwaySets
@@ -39,9 +39,20 @@ def check_sentence(error, *parts):
     return text
 
 
+def reads_as_genes(sets):
+    """Names that are genes of the sets would be taken for genes."""
+    return _lacks_descriptions(
+        [[key, name, *genes] for key, name, genes in zip(sets.ids, sets.names, sets.genes, strict=True)]
+    )
+
+
 @given(pathway_sets(), st.sampled_from(["sets.gmt", "sets.gmt.gz"]))
 def test_gmt_round_trip(tmp_path_factory, sets, name):
     path = tmp_path_factory.mktemp("gmt") / name
+    if reads_as_genes(sets):
+        with pytest.raises(UserError, match="which would be read back as genes"):
+            write_gmt(sets, path)
+        return
     write_gmt(sets, path)
     read = read_pathways(path)
     assert read == sets
@@ -62,6 +73,44 @@ def test_gmt_as_spreadsheets_save_it(tmp_path):
     path = tmp_path / "sets.gmt"
     path.write_bytes(b"\xef\xbb\xbfP1\tname one\tA\tB\t\t\r\n\r\nP2\t\tB\tA\tB\r\n")
     assert read_gmt(path) == PathwaySets(["P1", "P2"], ["name one", "P2"], [["A", "B"], ["B", "A"]])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "P1\tTP53\tMYC\nP2\tKLF1\n",  # known genes
+        "P1\tx1\tx2\tx3\nP2\tx2\tx1\n",  # genes of other lines
+        "P1\tTrp53\tMyc\tx1\nP2\tx1\tTrp53\nP3\tMyc\tTrp53\n",
+        "HALLMARK_A\tENSG00000141510\tENSG00000136997\nHALLMARK_B\tENSG00000136997\n",
+    ],
+)
+def test_gmt_without_descriptions(tmp_path, text, capsys):
+    path = tmp_path / "sets.gmt"
+    path.write_text(text)
+    rows = [line.split("\t") for line in text.splitlines()]
+    ids = [row[0] for row in rows]
+    assert read_gmt(path) == PathwaySets(ids, [""] * len(rows), [row[1:] for row in rows])
+    assert capsys.readouterr().err.count("without descriptions") == 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "P1\tna\tTP53\tMYC\nP2\tna\tMYC\n",
+        "P1\tTF\tTP53\tMYC\nP2\tTF\tTF\n",  # the same everywhere, also a gene
+        "P1\t\tTP53\tMYC\nP2\t\tMYC\n",
+        "STAT1_targets\tSTAT1\tMYC\tMAX\nMYC(D)\tMYC\tSTAT1\n",  # a regulator with its targets
+        "P1\tthe first\tMYC\nP2\tMYC\tMAX\n",
+        "P1\thttp://a/b\tMYC\tMAX\nP2\thttp://a/c\tMYC\n",
+    ],
+)
+def test_descriptions_stay_descriptions(tmp_path, text, capsys):
+    path = tmp_path / "sets.gmt"
+    path.write_text(text)
+    rows = [line.split("\t") for line in text.splitlines()]
+    assert read_gmt(path).genes == [row[2:] for row in rows]
+    assert read_gmt(path).names == [row[1] or row[0] for row in rows]
+    assert "without descriptions" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -137,6 +186,10 @@ def test_write_gmt_to_an_absent_folder(tmp_path):
         ("t.csv", 'Gene,x,Term\nA,1,P1\n"C",2,P1\nB,,P2\n', ["P1", "P2"]),
         ("t.tsv", "gene_set\tterm\tsymbol\nP1\tfirst\tA\nP2\tsecond\tB\nP1\tfirst\tC\n", ["first", "second"]),
         ("t.tsv", "go_id\tsymbol\tensembl\nP1\tA\tE1\nP1\t\tC\nP2\tB\tE2\n", ["P1", "P2"]),
+        ("t.csv", ",source,target,weight\n0,P1,A,1.0\n1,P1,C,-0.5\n2,P2,B,1\n", ["P1", "P2"]),  # decoupler
+        ("t.tsv", "source\tconfidence\ttarget\nP1\tA\tA\nP2\tB\tB\nP1\tA\tC\n", ["P1", "P2"]),
+        ("t.csv", "genesymbol,collection,geneset\nA,h,P1\nC,h,P1\nB,h,P2\n", ["P1", "P2"]),
+        ("t.csv", "pathway,source,target,gene\nP1,x,y,A\nP1,x,y,C\nP2,x,y,B\n", ["P1", "P2"]),
     ],
 )
 @pytest.mark.parametrize("zipped", [False, True])
