@@ -3,7 +3,6 @@
 from typing import Any
 
 import numpy as np
-from rich.markup import escape
 from rich.table import Table
 
 from tadvae.genes.features import listed
@@ -99,7 +98,7 @@ def as_tables(about: dict[str, Any]) -> list[Table]:
         )
     left_out = [f"{d['name']}: {listed(d['left_out'])}" for d in about["datasets"] if d["left_out"]]
     if left_out:
-        top.caption = escape(f"columns that are not genes were left out: {'; '.join(left_out)}")
+        top.caption = f"columns that are not genes were left out: {'; '.join(left_out)}"
         top.caption_justify = "left"
     tables = [top]
     names = [d["name"] for d in about["datasets"]]

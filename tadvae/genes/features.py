@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Mapping, Sequence
 
-from tadvae.genes.harmonise import _BLANK
+from tadvae.base.labels import BLANK
 from tadvae.genes.reference import GeneReference, _text
 
 FEATURE_TYPES = "feature_types"
@@ -52,7 +52,7 @@ def other_features(
     texts = [_text(name) for name in names]
     panel = {text.upper() for text in texts}
     kinds = [""] * len(texts) if types is None else [_text(kind) for kind in types]
-    said = {kind.lower() for kind in kinds if kind not in _BLANK}
+    said = {kind.lower() for kind in kinds if kind not in BLANK}
     left_out = said - _GENE_TYPES if said & _GENE_TYPES else said & _OTHER_TYPES
 
     def is_target(name: str) -> bool:
