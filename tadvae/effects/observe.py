@@ -11,7 +11,9 @@ from tadvae.data.group_means import group_means
 from tadvae.data.reader import CellReader, Mapper, loop
 from tadvae.data.vocabulary import Vocabulary
 from tadvae.effects.conditions import Conditions
+from tadvae.effects.memory import require_memory
 from tadvae.effects.model import EffectModel, EffectsConfig, Observed
+from tadvae.store.manifest import GROUP_KEYS
 
 
 def fit_effects(
@@ -34,8 +36,11 @@ def fit_effects(
         Control cells by index of the context in the vocabulary; they give the variance of genes.
     """
     store, rows = reader.store, context_rows(reader.store, vocabulary)
-    means = group_means(reader, bags, mapper)
     pairs = interventions(store, vocabulary)
+    sizes = np.array([len({target for target, _ in item}) for item in pairs])
+    asked = sizes[bags[GROUP_KEYS].drop_duplicates()["perturbation"]]
+    require_memory(int((asked == 1).sum()), int((asked > 1).sum()))
+    means = group_means(reader, bags, mapper)
     known = {
         row: (means.mean[d, c, store.control], means.n_cells[d, c, store.control])
         for (d, c), row in rows.items()

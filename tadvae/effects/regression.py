@@ -102,8 +102,7 @@ class Regression:
 
     def covariance(self, terms: Sequence[Floats]) -> Floats:
         """Covariance ``Σ_k v_k T_k + T_last diag(e)`` of q conditions with the n of training, (q, n)."""
-        result: Floats = np.tensordot(self.variances, np.stack(terms), axes=1) + terms[-1] * self.own
-        return result
+        return _weighted_sum(self.variances, terms) + terms[-1] * self.own
 
 
 def fit_regression(terms: Sequence[Floats], noise: Floats, blocks: Sequence[Block]) -> Regression:
@@ -126,7 +125,7 @@ def fit_regression(terms: Sequence[Floats], noise: Floats, blocks: Sequence[Bloc
     unknown = noise <= 0.0
     for last in (False, True):
         variances, learned = _maximise(terms, noise + own, unit, blocks)
-        total = np.tensordot(variances, np.stack(terms), axes=1)
+        total = _weighted_sum(variances, terms)
         # 1e-6 of the mean squared effect on the diagonal keeps the matrix invertible with equal conditions.
         total[np.diag_indices(n)] += np.where(unknown, learned, noise) + 1e-6 * unit
         if last or unknown.any():  # with unknown noise, e_i cannot be distinguished from it
@@ -144,6 +143,15 @@ def fit_regression(terms: Sequence[Floats], noise: Floats, blocks: Sequence[Bloc
             for inverse, block in zip(inverses, blocks, strict=True)
         ],
     )
+
+
+def _weighted_sum(variances: Floats, terms: Sequence[Floats]) -> Floats:
+    """``Σ_k v_k T_k``, without a second copy of the terms, which are the largest arrays of all."""
+    total = np.zeros_like(terms[0])
+    for variance, term in zip(variances, terms, strict=True):
+        if variance:
+            total += variance * term
+    return total
 
 
 def _maximise(
