@@ -17,6 +17,7 @@ from ray.train.v2.api.exceptions import TrainingFailedError
 
 from pipelines.cluster.connection import ray_map, ray_session
 from pipelines.cluster.ray_log import say
+from pipelines.train.checkpoints import require_own_checkpoints
 from pipelines.train.phases import phases
 from pipelines.train.step_log import StepLog
 from pipelines.train.trackers import check_trackers, trackers
@@ -79,6 +80,7 @@ def train(
         if run.is_finished:
             print(f"{run}: this run is finished, nothing is left to do", flush=True)
             return run
+        require_own_checkpoints(run)
     config = config or ExperimentConfig()
     if progress:
         check_trackers(run, config)
@@ -144,7 +146,7 @@ def _keep_weights(run: RunFolder, config: ExperimentConfig, result: ray.train.Re
     with checkpoint.as_directory() as folder:
         averaged_weights = Path(folder) / AVERAGE
         weights = averaged_weights if averaged_weights.exists() else Path(folder) / WEIGHTS
-        (run.model / WEIGHTS).write_bytes(weights.read_bytes())
+        run.finish(weights.read_bytes())
 
 
 def _begin(

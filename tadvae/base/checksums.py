@@ -109,3 +109,12 @@ class CheckedFolder:
                 f"{self.place / name} does not belong to this {self._what} ({reason} in {SUMS}); {self._fix}, "
                 f"or delete {SUMS} if the change is yours."
             )
+
+    def write(self, files: Mapping[str, bytes]) -> None:
+        """Write files in their order, and before the last one the checksums of all, old and new."""
+        *first, last = files
+        for name in first:
+            (self.place / name).write_bytes(files[name])
+        new = {name: sha256(data) for name, data in files.items()}
+        write_sums(self.place, {**(self.sums or {}), **new})
+        (self.place / last).write_bytes(files[last])

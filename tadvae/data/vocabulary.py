@@ -3,7 +3,6 @@
 It is saved with the weights, so that a model can be used without its store and its screens.
 """
 
-import io
 import json
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -16,11 +15,24 @@ import pyarrow.parquet as pq
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+from tadvae.base.checksums import CheckedFolder
 from tadvae.base.errors import UserError
 from tadvae.base.filesystem import Location
+from tadvae.cells.normalize import SCALE
 from tadvae.genes.reference import GeneReference
 from tadvae.pathways.membership import Membership
 from tadvae.store.manifest import vocabulary_hash
+
+TEXT, GENES, PATHWAYS, PROFILES = "vocabulary.json", "genes.parquet", "pathways.parquet", "profiles.safetensors"
+VOCABULARY_FILES = (TEXT, GENES, PATHWAYS, PROFILES)
+REPAIR = "copy it again from its run"
+REFERENCES = ("human", "none", "own")
+"""Gene references that a model can name; never a file, which a model from elsewhere could choose."""
+
+
+def model_files(folder: Location) -> CheckedFolder:
+    """The files of a model folder."""
+    return CheckedFolder(folder, "model", REPAIR)
 
 
 @dataclass(frozen=True)
@@ -174,15 +186,15 @@ class Vocabulary:
 
     def save(self, folder: Location) -> None:
         """Write genes.parquet, pathways.parquet, vocabulary.json and profiles.safetensors."""
-        _write_table(self.genes, folder / "genes.parquet")
+        _write_table(self.genes, folder / GENES)
         edges = pd.DataFrame({"pathway": self.membership.pathway, "gene": self.membership.gene})
-        _write_table(edges, folder / "pathways.parquet")
+        _write_table(edges, folder / PATHWAYS)
         arrays = {}
         for i, dataset in enumerate(self.datasets):
             arrays[f"dataset.{i}"] = dataset.genes.astype(np.int64)
         for i, context in enumerate(self.contexts):
             arrays[f"context.{i}"] = context.profile.astype(np.float32)
-        (folder / "profiles.safetensors").write_bytes(save(arrays))
+        (folder / PROFILES).write_bytes(save(arrays))
         text: dict[str, Any] = {
             "hash": self.hash,
             "min_measured": self.min_measured,
@@ -197,21 +209,21 @@ class Vocabulary:
             "signs": self.signs,
             "reference": self.reference,
         }
-        (folder / "vocabulary.json").write_text(json.dumps(text, indent=1))
+        (folder / TEXT).write_text(json.dumps(text, indent=1))
 
     @classmethod
     def load(cls, folder: Location) -> "Vocabulary":
         """Read what :meth:`save` wrote; a folder that is no model is a UserError."""
-        if not (folder / "vocabulary.json").exists():
+        if not (folder / TEXT).exists():
             raise UserError(
                 f"{folder}: not a model folder (it has no vocabulary.json); give the folder of a "
                 "finished run or of save_pretrained."
             )
+        files = model_files(folder)
         try:
-            text = json.loads((folder / "vocabulary.json").read_text())
-            genes = pq.read_table(io.BytesIO((folder / "genes.parquet").read_bytes())).to_pandas()
-            edges = pq.read_table(io.BytesIO((folder / "pathways.parquet").read_bytes())).to_pandas()
-            arrays = load((folder / "profiles.safetensors").read_bytes())
+            text = json.loads((folder / TEXT).read_text())
+            genes, edges = (files.table(name).to_pandas() for name in (GENES, PATHWAYS))
+            arrays = load(files.read(PROFILES))
             membership = Membership(
                 pathway_ids=[p["id"] for p in text["pathways"]],
                 names=[p["name"] for p in text["pathways"]],
@@ -237,7 +249,7 @@ class Vocabulary:
                 signs=text["signs"],
                 reference=text["reference"],
             )
-            result._check_shapes()
+            result._check()
             found, expected = result.hash, text["hash"]
         except (
             LookupError,
@@ -245,28 +257,72 @@ class Vocabulary:
             ValueError,
             AttributeError,
             OSError,
+            OverflowError,
+            RecursionError,
             pa.ArrowException,
             SafetensorError,
         ) as error:
             raise UserError(
                 f"{folder}: damaged model folder ({type(error).__name__}: {str(error)[:120]}); "
-                "copy it again from its run."
+                f"{REPAIR}."
             ) from None
         if found != expected:
             raise UserError(
                 f"{folder}: genes.parquet does not belong to this model (vocabulary {found}, "
                 f"expected {expected}); copy the folder again from its run."
             )
+        files.compare(TEXT, (folder / TEXT).read_bytes())
         return result
 
-    def _check_shapes(self) -> None:
-        """Raise a ValueError if the arrays of a folder do not fit together."""
+    def _check(self) -> None:
+        """Raise a ValueError if what was read does not fit together."""
+        _require(self.reference in REFERENCES, f"unknown gene reference {self.reference!r:.60}")
+        _require(self.genes["gene"].notna().all() and self.genes["gene"].is_unique, "repeated genes")
+        _require({"ensembl_id", "symbol"} <= set(self.genes.columns), "a column of the genes is missing")
+        texts = [*self.modalities, *self.membership.pathway_ids, *self.membership.names]
+        texts += [entry.name for entry in (*self.datasets, *self.contexts, *self.targets)]
+        _require(all(isinstance(text, str) for text in texts), "a name is no text")
+        _require(_is_index(self.min_measured), "min_measured is no whole number")
+        signs = all(_is_index(sign, 2, least=-1) for sign in self.signs)
+        _require(signs and len(self.signs) == len(self.modalities), "modalities without their signs")
+        for target in self.targets:
+            _require(_is_index(target.gene, self.n_genes, least=-1), f"target '{target.name}' has no gene")
+            _require(isinstance(target.seen, bool), f"target '{target.name}' is neither seen nor unseen")
         for dataset in self.datasets:
-            if dataset.genes.size and not 0 <= dataset.genes.min() <= dataset.genes.max() < self.n_genes:
-                raise ValueError(f"dataset '{dataset.name}' has genes outside the vocabulary")
+            self._check_dataset(dataset)
         for context in self.contexts:
-            if context.profile.shape != self.datasets[context.dataset].genes.shape:
-                raise ValueError(f"the profile of context '{context.name}' is not over its dataset's genes")
+            _require(_is_index(context.dataset, len(self.datasets)), f"context '{context.name}' has no dataset")
+            _require(_is_index(context.n_controls), f"context '{context.name}' has no number of controls")
+            profile, genes = context.profile, self.datasets[context.dataset].genes
+            fits = profile.shape == genes.shape and profile.dtype == np.float32 and np.isfinite(profile).all()
+            _require(fits, f"the profile of context '{context.name}' is not over its dataset's genes")
+
+    def _check_dataset(self, dataset: DatasetEntry) -> None:
+        genes, name = dataset.genes, dataset.name
+        sorted_genes = genes.dtype == np.int64 and genes.ndim == 1 and (np.diff(genes) > 0).all()
+        _require(sorted_genes, f"the genes of dataset '{name}' are not sorted")
+        inside = not genes.size or (genes[0] >= 0 and genes[-1] < self.n_genes)
+        _require(inside, f"dataset '{name}' has genes outside the vocabulary")
+        _require(dataset.method in (*SCALE, "none"), f"dataset '{name}' has an unknown normalisation")
+        _require(dataset.kind in ("cells", "profiles"), f"dataset '{name}' is neither cells nor profiles")
+        by_target = dataset.target_modality
+        known = all(
+            _is_index(t, len(self.targets)) and _is_index(m, len(self.modalities)) for t, m in by_target.items()
+        )
+        _require(known, f"dataset '{name}' names targets or modalities that do not exist")
+        fits = _is_index(dataset.modality, max(len(self.modalities), 1))
+        _require(fits, f"dataset '{name}' names a modality that does not exist")
+
+
+def _is_index(value: object, limit: int | None = None, least: int = 0) -> bool:
+    """Whether a value from a file is a whole number from ``least`` to below the limit."""
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    return whole and least <= value and (limit is None or value < limit)
+
+
+def _require(fits: bool | np.bool_, reason: str) -> None:
+    if not fits:
+        raise ValueError(reason)
 
 
 def _without(entry: dict[str, Any], key: str) -> dict[str, Any]:

@@ -1,15 +1,24 @@
 """Control cells that are kept with a run, so that it can predict cells by itself."""
 
-import io
+from collections.abc import Mapping
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tadvae.base.errors import UserError
 from tadvae.cells.ragged import Cells
+from tadvae.data.vocabulary import Vocabulary
+from tadvae.store.tokens import one_array
 
 KEPT_CONTROLS = 128
 """Control cells of each context kept with a run."""
+_TYPES = {
+    "context": pa.int32(),
+    "total_counts": pa.float64(),
+    "gene_ids": pa.list_(pa.int32()),
+    "values": pa.list_(pa.float32()),
+}
 
 
 def pack_controls(controls: dict[int, Cells]) -> bytes:
@@ -34,18 +43,55 @@ def pack_controls(controls: dict[int, Cells]) -> bytes:
     return data
 
 
-def unpack_controls(data: bytes) -> dict[int, Cells]:
-    """Inverse of :func:`pack_controls`."""
-    table = pq.read_table(io.BytesIO(data)).combine_chunks()
-    context = table["context"].to_numpy()
-    ids, values = table["gene_ids"].combine_chunks(), table["values"].combine_chunks()
+def unpack_controls(table: pa.Table) -> dict[int, Cells]:
+    """Inverse of :func:`pack_controls`; a table that is damaged is a ValueError."""
+    columns = {}
+    for name, kind in _TYPES.items():
+        if name not in table.column_names or table.schema.field(name).type != kind:
+            raise ValueError(f"no column {name} of {kind}")
+        columns[name] = one_array(table[name])
+        if columns[name].null_count:
+            raise ValueError(f"{name} has missing values")
+    ids, values = columns["gene_ids"], columns["values"]
+    sizes = ids.value_lengths().to_numpy()
+    if not np.array_equal(sizes, values.value_lengths().to_numpy()):
+        raise ValueError("cells with more genes than values, or fewer")
     cells = Cells(
-        ids.flatten().to_numpy().astype(np.int64),
-        values.flatten().to_numpy(),
-        np.concatenate([[0], np.cumsum(ids.value_lengths().to_numpy(), dtype=np.int64)]),
-        table["total_counts"].to_numpy(),
+        _flat(ids).astype(np.int64),
+        _flat(values),
+        np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)]),
+        columns["total_counts"].to_numpy(),
     )
+    if not (np.isfinite(cells.values).all() and (np.isfinite(cells.total_counts) & (cells.total_counts >= 0)).all()):
+        raise ValueError("values or total counts are not finite numbers")
+    context = columns["context"].to_numpy()
     return {int(row): cells.take(np.flatnonzero(context == row)) for row in np.unique(context)}
+
+
+def check_controls(controls: Mapping[int, Cells], vocabulary: Vocabulary, source: object) -> None:
+    """Raise a UserError for control cells of other contexts or genes than those of a model.
+
+    Parameters
+    ----------
+    source
+        Where they are from, for the message.
+    """
+    for row, cells in controls.items():
+        known = 0 <= row < len(vocabulary.contexts)
+        genes = vocabulary.datasets[vocabulary.contexts[row].dataset].genes if known else np.empty(0, np.int64)
+        if not known or not np.isin(cells.gene_ids, genes).all():
+            raise UserError(
+                f"{source}: the control cells of context {row} do not belong to this model; copy the run again, "
+                "or give control cells with --controls."
+            )
+
+
+def _flat(lists: pa.ListArray) -> np.ndarray:
+    result = lists.flatten()
+    if result.null_count:
+        raise ValueError("a cell has missing values")
+    array: np.ndarray = result.to_numpy()
+    return array
 
 
 def profile_cell(profile: np.ndarray, genes: np.ndarray) -> Cells:

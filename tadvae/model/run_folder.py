@@ -24,29 +24,33 @@ An ensemble::
 import io
 import json
 import os
+import re
 import uuid
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+from tadvae.base.checksums import SUMS, CheckedFolder, sums_of, write_sums
 from tadvae.base.errors import UserError
 from tadvae.base.filesystem import Location
 from tadvae.cells.ragged import Cells
 from tadvae.model.conformal import Calibration
 from tadvae.model.controls import pack_controls, unpack_controls
-from tadvae.model.weights import WEIGHTS
+from tadvae.model.weights import CONFIG, WEIGHTS, finish_model
 from tadvae.settings.experiment import ExperimentConfig
 
-CONFIG = "config.yaml"
 CHECKPOINTS = "checkpoints"
 _ABOUT, _SPLIT, _CONTROLS, _MODEL, _LOG = "run.json", "split.parquet", "controls.parquet", "model", "log"
 _ENSEMBLE, _CALIBRATION, _SCALES = "ensemble.json", "calibration.json", "calibration.safetensors"
 _EVALUATION = "evaluation"
-_BEFORE_ABOUT = {_MODEL, _LOG, CONFIG, _SPLIT, _CONTROLS}
+_BEFORE_ABOUT = {_MODEL, _LOG, CONFIG, _SPLIT, _CONTROLS, SUMS}
 """What a run's folder may hold before ``run.json``, which is written last, makes it a run."""
+_CHECKPOINT, _MEMBER = r"step-\d+", r"members/seed--?\d+"
+_PIECE = re.compile(r"(steps|bags)-(\d+)(-\d+)?\.jsonl")
 
 
 class RunFolder:
@@ -108,28 +112,45 @@ class RunFolder:
             Plain values: store, version, workers, number of bags.
         """
         (self.place / _LOG).make_folder()
-        (self.place / _CONTROLS).write_bytes(pack_controls(controls))
-        (self.place / CONFIG).write_text(config.to_yaml())
-        (self.place / _SPLIT).write_bytes(_parquet(split))
-        (self.place / _ABOUT).write_text(json.dumps(about, indent=1))
+        self._files.write(
+            {
+                _CONTROLS: pack_controls(controls),
+                CONFIG: config.to_yaml().encode(),
+                _SPLIT: _parquet(split),
+                _ABOUT: json.dumps(about, indent=1).encode(),
+            }
+        )
 
     def about(self) -> dict[str, Any]:
         """What ``run.json`` says; a UserError where it is damaged or this is no run."""
-        return self._json(_ABOUT)
+        found, data = self._json(_ABOUT)
+        for name, kind in (("store", str), ("vocabulary_hash", str), ("bags", int)):
+            if not isinstance(found.get(name, kind()), kind):
+                raise self._damaged(_ABOUT, f"{name} is {found[name]!r:.60}")
+        self._files.compare(_ABOUT, data)
+        return found
 
     def config(self) -> ExperimentConfig:
         """The resolved settings."""
         place = self.place / CONFIG
-        return ExperimentConfig.load_text(place.read_text(), str(place))
+        try:
+            text = self._files.read(CONFIG).decode("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise self._damaged(CONFIG, type(error).__name__) from None
+        return ExperimentConfig.load_text(text, str(place))
 
     def split(self) -> pd.DataFrame:
         """The groups of the store with the part and the category that the split gave them."""
-        return pd.read_parquet(io.BytesIO((self.place / _SPLIT).read_bytes()))
+        return self._table(_SPLIT)
 
     def controls(self) -> dict[int, Cells]:
         """Control cells by row of the vocabulary's contexts; none where the run keeps none."""
-        place = self.place / _CONTROLS
-        return unpack_controls(place.read_bytes()) if place.exists() else {}
+        if not (self.place / _CONTROLS).exists():
+            return {}
+        try:
+            return unpack_controls(self._files.table(_CONTROLS))
+        except (ValueError, TypeError, pa.ArrowException) as error:
+            raise self._damaged(_CONTROLS, str(error)[:120]) from None
 
     def require_run(self, command: str) -> None:
         """Raise a UserError where a model lies without its run.
@@ -169,6 +190,14 @@ class RunFolder:
             )
         return self.config()
 
+    def finish(self, weights: bytes) -> None:
+        """Write the final weights: the run is finished then, and its log has checksums too."""
+        sums = self._files.sums
+        if sums is not None:
+            names = [f"{_LOG}/{name}" for name in (self.place / _LOG).names()]
+            write_sums(self.place, {**sums, **sums_of(self.place, names)})
+        finish_model(self.model, weights)
+
     # -- a run's log --------------------------------------------------------------------------------
 
     def write_steps(self, records: list[dict[str, Any]]) -> None:
@@ -187,11 +216,13 @@ class RunFolder:
     def log_pieces(self) -> dict[str, int | None]:
         """Names of the pieces with steps, in their order, and when each was written, in nanoseconds."""
         infos = sorted((self.place / _LOG).listing(), key=lambda info: info.base_name)
-        return {info.base_name: info.mtime_ns for info in infos if _is_piece(info.base_name, "steps-")}
+        return {info.base_name: info.mtime_ns for info in infos if _is_piece(info.base_name, "steps")}
 
     def log_piece(self, name: str) -> list[dict[str, Any]]:
         """Records of one piece."""
-        return [json.loads(line) for line in (self.place / _LOG / name).read_text().splitlines()]
+        data = (self.place / _LOG / name).read_bytes()
+        self._files.compare(f"{_LOG}/{name}", data, required=False)  # a run that goes on has none of its log
+        return self._lines(f"{_LOG}/{name}", data)
 
     def steps(self) -> list[dict[str, Any]]:
         """Records of all steps, in their order."""
@@ -204,17 +235,18 @@ class RunFolder:
         -------
         How many steps were deleted; None where there is no log at all yet.
         """
-        names = [name for name in (self.place / _LOG).names() if _is_piece(name, "steps-", "bags-")]
+        names = [name for name in (self.place / _LOG).names() if _is_piece(name, "steps", "bags")]
         deleted = 0
         for name in names:
-            if int(name.removesuffix(".jsonl").split("-")[1]) >= step:
+            if int(name.split("-")[1].removesuffix(".jsonl")) >= step:
                 deleted += len(self.log_piece(name)) if name.startswith("steps-") else 0
                 (self.place / _LOG / name).delete()
         return deleted if names else None
 
     def delete_checkpoint(self, name: str) -> None:
         """Delete one checkpoint, half of which may be written."""
-        (self.place / CHECKPOINTS / name).delete()
+        folder = self.place / CHECKPOINTS
+        folder.inside(name, CHECKPOINT, folder).delete()
 
     def tracker_folder(self, name: str) -> Location:
         """Where a tracker keeps its files."""
@@ -224,14 +256,19 @@ class RunFolder:
 
     def write_scores(self, name: str, table: pd.DataFrame, summary: dict[str, Any]) -> None:
         """Keep the scores of an evaluation: one row per (group, method, metric), and their summary."""
-        (self.place / _EVALUATION).make_folder()
-        (self.place / f"{_EVALUATION}/{name}.parquet").write_bytes(_parquet(table))
-        (self.place / f"{_EVALUATION}/{name}.json").write_text(json.dumps(summary, indent=1))
+        folder = self.place / _EVALUATION
+        folder.make_folder()
+        files = {f"{name}.parquet": _parquet(table), f"{name}.json": json.dumps(summary, indent=1).encode()}
+        for each in files:  # a category is a name in the run's split
+            folder.inside(each, r"\w+\.(parquet|json)", self.place / _SPLIT)
+        _evaluation(folder).write(files)
 
     def scores(self, name: str = "all") -> pd.DataFrame | None:
         """What :meth:`write_scores` wrote; None where this was not evaluated."""
-        place = self.place / f"{_EVALUATION}/{name}.parquet"
-        return pd.read_parquet(io.BytesIO(place.read_bytes())) if place.exists() else None
+        folder = self.place / _EVALUATION
+        if not (folder / f"{name}.parquet").exists():
+            return None
+        return _evaluation(folder).table(f"{name}.parquet").to_pandas()
 
     def scores_place(self, name: str) -> str:
         """Where the scores of an evaluation are, for a message."""
@@ -242,15 +279,20 @@ class RunFolder:
     def begin_ensemble(self, config: ExperimentConfig, about: dict[str, Any]) -> None:
         """Write the settings of an ensemble's members, and ``ensemble.json``."""
         self.place.make_folder()
-        (self.place / CONFIG).write_text(config.to_yaml())
-        (self.place / _ENSEMBLE).write_text(json.dumps(about, indent=1))
+        self._files.write({CONFIG: config.to_yaml().encode(), _ENSEMBLE: json.dumps(about, indent=1).encode()})
 
     def ensemble(self) -> dict[str, Any]:
         """What ``ensemble.json`` says; a UserError where it is damaged."""
-        about = self._json(_ENSEMBLE)
+        about, data = self._json(_ENSEMBLE)
         members = about.get("members")
         if not isinstance(members, list) or not members or not all(isinstance(m, str) for m in members):
             raise self._damaged(_ENSEMBLE, "no members")
+        for member in members:
+            self.place.inside(member, _MEMBER, self.place / _ENSEMBLE)
+        for name, kind in (("vocabulary_hash", str), ("calibration_folds", int), ("seeds_per_fold", int)):
+            if not isinstance(about.get(name, kind()), kind):
+                raise self._damaged(_ENSEMBLE, f"{name} is {about[name]!r:.60}")
+        self._files.compare(_ENSEMBLE, data)
         return about
 
     def members(self) -> dict[str, "RunFolder"]:
@@ -278,11 +320,10 @@ class RunFolder:
     def write_calibration(self, calibration: Calibration) -> None:
         """Keep a calibration with its ensemble."""
         arrays = {name: np.asarray(scale) for name, scale in calibration.scale.items()}
-        (self.place / _SCALES).write_bytes(save(arrays))
         factor = calibration.factor if np.isfinite(calibration.factor) else None
         about = {"level": calibration.level, "factor": factor, "n": calibration.n, "kind": calibration.kind}
         about["with_spread"] = calibration.with_spread
-        (self.place / _CALIBRATION).write_text(json.dumps(about, indent=1))
+        self._files.write({_SCALES: save(arrays), _CALIBRATION: json.dumps(about, indent=1).encode()})
 
     def calibration(self) -> Calibration | None:
         """Inverse of :meth:`write_calibration`; None where there is none."""
@@ -290,38 +331,71 @@ class RunFolder:
             return None
         try:
             about = json.loads((self.place / _CALIBRATION).read_text())
-            return Calibration(
+            scale = load(self._files.read(_SCALES))
+            result = Calibration(
                 float(about["level"]),
                 float("inf") if about["factor"] is None else float(about["factor"]),
-                load((self.place / _SCALES).read_bytes()),
+                scale,
                 int(about["n"]),
                 str(about["kind"]),
                 bool(about["with_spread"]),
             )
-        except (ValueError, LookupError, TypeError, OSError, SafetensorError) as error:
+            if not 0 < result.level < 1 or not result.factor >= 0:
+                raise ValueError("no level or no factor")
+            if not all(np.isfinite(each).all() and (each >= 0).all() for each in scale.values()):
+                raise ValueError("errors that are negative or not finite")
+        except (ValueError, LookupError, TypeError, OSError, RecursionError, SafetensorError) as error:
             raise self._damaged(_CALIBRATION, type(error).__name__) from None
+        self._files.compare(_CALIBRATION, (self.place / _CALIBRATION).read_bytes())
+        return result
 
     # -- files --------------------------------------------------------------------------------------
 
-    def _json(self, name: str) -> dict[str, Any]:
+    @property
+    def _files(self) -> CheckedFolder:
+        """Files of the folder as they are now; they change while a run goes on."""
+        return CheckedFolder(self.place, "run", "copy it again, or train it again")
+
+    def _json(self, name: str) -> tuple[dict[str, Any], bytes]:
         try:
-            found = json.loads((self.place / name).read_text())
+            data = (self.place / name).read_bytes()
+            found = json.loads(data)
             if not isinstance(found, dict):
                 raise ValueError("no mapping")
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, RecursionError) as error:
             raise self._damaged(name, type(error).__name__) from None
-        return found
+        return found, data
+
+    def _lines(self, name: str, data: bytes) -> list[dict[str, Any]]:
+        try:
+            records = [json.loads(line) for line in data.decode("utf-8").splitlines()]
+            if not all(isinstance(record, dict) and isinstance(record.get("step"), int) for record in records):
+                raise ValueError("a line without a step")
+        except (ValueError, RecursionError) as error:
+            raise self._damaged(name, type(error).__name__) from None
+        return records
+
+    def _table(self, name: str) -> pd.DataFrame:
+        try:
+            return self._files.table(name).to_pandas()
+        except (ValueError, pa.ArrowException) as error:
+            raise self._damaged(name, str(error)[:120]) from None
 
     def _damaged(self, name: str, reason: str) -> UserError:
-        what = "run" if name == _ABOUT else "ensemble"
+        what = "ensemble" if name in (_ENSEMBLE, _CALIBRATION) else "run"
         return UserError(f"{self}: damaged {what} ({name}: {reason}); copy it again, or train it again.")
 
     def _write_lines(self, name: str, records: list[dict[str, Any]]) -> None:
         (self.place / _LOG / name).write_text("".join(json.dumps(record) + "\n" for record in records))
 
 
-def _is_piece(name: str, *starts: str) -> bool:
-    return name.startswith(starts) and name.endswith(".jsonl")
+def _evaluation(folder: Location) -> CheckedFolder:
+    return CheckedFolder(folder, "evaluation", "run `tadvae evaluate` again")
+
+
+def _is_piece(name: str, *kinds: str) -> bool:
+    found = _PIECE.fullmatch(name)
+    return found is not None and found[1] in kinds
 
 
 def _parquet(table: pd.DataFrame) -> bytes:

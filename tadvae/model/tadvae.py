@@ -13,25 +13,25 @@ from typing import Any, Literal, Self
 import anndata as ad
 import numpy as np
 import pandas as pd
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from tadvae.base.errors import UserError
 from tadvae.base.filesystem import Location
 from tadvae.cells.ragged import Cells
 from tadvae.data.build_vocabulary import mean_profile
-from tadvae.data.vocabulary import Vocabulary
+from tadvae.data.vocabulary import REPAIR, Vocabulary, model_files
 from tadvae.effects.file import load_effects, save_effects
 from tadvae.effects.model import EffectModel, EffectsConfig
 from tadvae.model.card import write_card
 from tadvae.model.causal_graph import CausalGraph, pathway_effects, read_graph
-from tadvae.model.controls import profile_cell
+from tadvae.model.controls import check_controls, profile_cell
 from tadvae.model.encode import contributions, encode
 from tadvae.model.hub import HUB, download, upload
 from tadvae.model.new_cells import cells_of, unique_names
 from tadvae.model.predictor import Predictor
-from tadvae.model.run_folder import CONFIG, RunFolder
+from tadvae.model.run_folder import RunFolder
 from tadvae.model.targets import dataset_like, find_target
-from tadvae.model.weights import WEIGHTS, load_weights, state_tensors
+from tadvae.model.weights import CONFIG, WEIGHTS, build_with_weights, finish_model, state_tensors
 from tadvae.nn.network import TADVAEModule
 from tadvae.settings.experiment import ExperimentConfig
 
@@ -86,17 +86,25 @@ class TADVAE:
                 f"{folder}: no {WEIGHTS}: the run has not finished; go on with it by "
                 "`tadvae train … --resume`."
             )
+        files = model_files(folder)
         try:
-            config = ExperimentConfig.load_text((folder / CONFIG).read_text(), str(folder / CONFIG))
-        except (OSError, UnicodeDecodeError):
+            config = ExperimentConfig.load_text(files.read(CONFIG).decode("utf-8"), str(folder / CONFIG))
+            weights = files.read(WEIGHTS)
+        except (OSError, UnicodeDecodeError) as error:
             raise UserError(
-                f"{folder}: damaged model folder ({CONFIG} cannot be read); copy it again from its run."
+                f"{folder}: damaged model folder ({CONFIG} or {WEIGHTS} cannot be read: {type(error).__name__}); "
+                f"{REPAIR}."
             ) from None
-        module = TADVAEModule(config.model, config.loss, vocabulary, files=False)
-        load_weights((folder / WEIGHTS), module)
+
+        def build() -> TADVAEModule:
+            return TADVAEModule(config.model, config.loss, vocabulary, files=False)
+
+        module = build_with_weights(folder / WEIGHTS, build, weights)
         genes = {i: dataset.genes for i, dataset in enumerate(vocabulary.datasets)}
         effects = load_effects(folder, genes) if config.effects.weight else None
-        return cls(module, vocabulary, config, run.controls() if run.has_model else None, effects)
+        controls = run.controls() if run.has_model else {}
+        check_controls(controls, vocabulary, run)
+        return cls(module, vocabulary, config, controls, effects)
 
     def save_pretrained(self, place: str | os.PathLike[str]) -> None:
         """Write weights, config, vocabulary, mean effects and a model card (``README.md``).
@@ -113,8 +121,7 @@ class TADVAE:
             config = config.model_copy(update={"effects": EffectsConfig(weight=0.0)})
         (folder / CONFIG).write_text(config.to_yaml())
         write_card(folder, self.vocabulary, config)
-        with (folder / WEIGHTS).replacing() as partial:
-            save_file(state_tensors(self.module), partial.path)
+        finish_model(folder, save(state_tensors(self.module)))
 
     def push_to_hub(
         self,

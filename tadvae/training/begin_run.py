@@ -5,7 +5,8 @@ from tadvae.data.plan import rank_bags, steps_per_epoch
 from tadvae.data.reader import training_bags
 from tadvae.effects.file import save_effects
 from tadvae.model.card import write_card
-from tadvae.model.run_folder import CONFIG, RunFolder
+from tadvae.model.run_folder import RunFolder
+from tadvae.model.weights import CONFIG
 from tadvae.settings.experiment import ExperimentConfig
 from tadvae.store.reader import Store
 from tadvae.training.prepare import Preparation

@@ -10,15 +10,18 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load, save_file
+from safetensors.torch import load, save
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from tadvae.base.checksums import CheckedFolder
 from tadvae.base.errors import UserError
+from tadvae.base.filesystem import Location
 from tadvae.model.weights import WEIGHTS, load_weights, state_tensors
 
 AVERAGE = "average.safetensors"
 OPTIMIZER, POSITION = "optimizer.safetensors", "position.json"
+_COUNTS = ("epoch", "step", "global_step", "cells_seen")
 
 
 Earlier = tuple[tuple[int, int], ...]
@@ -64,16 +67,17 @@ def save_checkpoint(
     average: AveragedModel | None = None,
 ) -> None:
     """Write weights, their average, optimizer state and position into an existing empty folder."""
-    save_file(state_tensors(module), folder / WEIGHTS)
+    files = {WEIGHTS: save(state_tensors(module))}
     if average is not None:
-        save_file(state_tensors(average.module), folder / AVERAGE)
+        files[AVERAGE] = save(state_tensors(average.module))
     state = {
         f"{i}.{name}": value.contiguous() if isinstance(value, Tensor) else torch.tensor(value)
         for i, entry in optimizer.state_dict()["state"].items()
         for name, value in entry.items()
     }
-    save_file(state, folder / OPTIMIZER)
-    (folder / POSITION).write_text(json.dumps(asdict(position), indent=1))
+    files[OPTIMIZER] = save(state)
+    files[POSITION] = json.dumps(asdict(position), indent=1).encode()
+    _files(folder).write(files)
 
 
 def load_checkpoint(
@@ -84,42 +88,64 @@ def load_checkpoint(
     average: AveragedModel | None = None,
 ) -> Position:
     """Restore what :func:`save_checkpoint` wrote; a damaged one, or of another vocabulary, is a UserError."""
-    position = _read_position(folder / POSITION)
+    position = _read_position(folder)
     if position.vocabulary != vocabulary:
         raise UserError(
             f"{folder}: a checkpoint of another gene vocabulary ({position.vocabulary}, this store has "
             f"{vocabulary}); resume with the store that the run began with."
         )
-    load_weights(folder / WEIGHTS, module)
+    _load(folder, WEIGHTS, module)
     if average is not None:
-        load_weights(folder / AVERAGE, average.module)
+        _load(folder, AVERAGE, average.module)
         average.n_averaged.fill_(position.global_step)
-    state = _read_optimizer(folder / OPTIMIZER, optimizer)
+    state = _read_optimizer(folder, optimizer)
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     return position
 
 
-def _read_position(path: Path) -> Position:
+def _files(folder: Path) -> CheckedFolder:
+    return CheckedFolder(Location.of(folder), "checkpoint", "restore it, or train again into another folder")
+
+
+def _load(folder: Path, name: str, module: nn.Module) -> None:
     try:
-        text = json.loads(path.read_text(encoding="utf-8"))
+        data = _files(folder).read(name)
+    except OSError as error:
+        raise _damaged(folder / name, error) from None
+    load_weights(folder / name, module, data)
+
+
+def _read_position(folder: Path) -> Position:
+    path = folder / POSITION
+    try:
+        data = Location.of(path).read_bytes()
+        text = json.loads(data)
         text["earlier"] = tuple((int(world_size), int(each)) for world_size, each in text["earlier"])
         for field in fields(Position):
             if type(text[field.name]) is not type(field.default):
                 raise ValueError(f"{field.name} is {text[field.name]!r}")
-        return Position(**text)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        position = Position(**text)
+        numbers = [*(getattr(position, name) for name in _COUNTS), *(n for pair in position.earlier for n in pair)]
+        if min(numbers) < 0 or min(position.world_size, position.bags_per_batch) < 1:
+            raise ValueError("a negative number")
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise _damaged(path, error) from None
+    _files(folder).compare(POSITION, data)
+    return position
 
 
-def _read_optimizer(path: Path, optimizer: torch.optim.Optimizer) -> dict[int, dict[str, Tensor]]:
+def _read_optimizer(folder: Path, optimizer: torch.optim.Optimizer) -> dict[int, dict[str, Tensor]]:
     """State by parameter number; scalars such as Adam's step count apart, it has the parameter's shape."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
+    path = folder / OPTIMIZER
     try:
-        for key, value in load(path.read_bytes()).items():
+        for key, value in load(_files(folder).read(OPTIMIZER)).items():
             i, _, name = key.partition(".")
             if value.dim() and value.shape != parameters[int(i)].shape:
                 raise ValueError(f"{key} has another shape than its parameter")
+            if not torch.isfinite(value).all():
+                raise ValueError(f"{key} is not finite")
             state.setdefault(int(i), {})[name] = value
         if len({frozenset(entry) for entry in state.values()}) > 1:
             raise ValueError("parameters differ in what is kept of them")

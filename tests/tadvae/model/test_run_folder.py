@@ -7,8 +7,10 @@ import pandas as pd
 import pytest
 import yaml
 
+from tadvae.base.checksums import SUMS
 from tadvae.cells.ragged import Cells
-from tadvae.model.run_folder import CONFIG, RunFolder
+from tadvae.model.run_folder import RunFolder
+from tadvae.model.weights import CONFIG
 from tadvae.settings.experiment import ExperimentConfig
 
 ABOUT = {"store": "/store", "vocabulary_hash": "abc", "workers": 2, "bags": 7}
@@ -64,6 +66,7 @@ def test_a_run_of_an_earlier_version_goes_on(run, tmp_path):
     saved = yaml.safe_load(place.read_text())
     saved["stream"]["decode"] = "worker"
     place.write_text(yaml.safe_dump(saved))
+    (run.place / SUMS).delete()  # earlier versions had none
     assert run.config_to_resume("abc") == ExperimentConfig(seed=3)
     assert run.is_begun_with(ExperimentConfig(seed=3), "abc")
 
