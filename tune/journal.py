@@ -1,5 +1,6 @@
 """Callback of Ray Tune: writes the records of the trials, and prints one line per event."""
 
+import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -89,9 +90,9 @@ def _error_text(trial: Any) -> str:
 
 def reason_of(text: str) -> str:
     """Shorten a traceback to one line: the sentence of a UserError, else the last line."""
-    _, marker, sentence = text.rpartition("UserError: ")
-    if marker:
-        return sentence.splitlines()[0]
+    found = re.findall(r"(?:UserError|StorageError): (.+)", text)
+    if found:
+        return str(found[-1])
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[-1][:300] if lines else "it ended without an error message"
 

@@ -15,7 +15,7 @@ from pipelines.cluster.connection import ray_map, ray_session, require_cleaning
 from tadvae import __version__
 from tadvae.base.errors import UserError
 from tadvae.base.filesystem import Location, absolute
-from tadvae.data.reader import training_bags
+from tadvae.data.reader import training_bags, verify_shards
 from tadvae.store.reader import Store
 from tadvae.training.prepare import prepare_training
 from tune.config import SweepConfig
@@ -68,6 +68,7 @@ def run_sweep(
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     with ray_session(config.workers * (config.max_concurrent or 1) + 2):
         require_cleaning()
+        verify_shards(store, store.bags, ray_map)
         prepared = prepare_training(store, config.experiment, ray_map)
         split = config.experiment.split
         bags = training_bags(store, prepared.groups, split, config.experiment.stream.control_bags)

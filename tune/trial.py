@@ -58,6 +58,7 @@ def run_trial(config: dict[str, Any], store: str, folder: str, metric: str, work
             resume=begun,
             callbacks=[ReportValidations(metric)],
             progress=False,
+            verify=False,  # the sweep has done so
         )
 
 

@@ -13,6 +13,7 @@ from pipelines.cluster.connection import ray_map, ray_session
 from pipelines.cluster.tasks import run_tasks
 from tadvae.base.errors import UserError
 from tadvae.base.filesystem import Location, absolute
+from tadvae.data.reader import verify_shards
 from tadvae.data.splits import split_groups
 from tadvae.model.run_folder import RunFolder
 from tadvae.model.tadvae import TADVAE
@@ -84,6 +85,7 @@ def train_ensemble(
     of_fold = [] if plan is None else fold_runs(config, plan, seeds_of_fold)
     runs |= {name: each for fold in of_fold for name, each in fold.items()}
     with ray_session():
+        verify_shards(store, store.bags, ray_map)
         if not resume:
             prepare_training(store, config, ray_map)  # what cannot be trained fails here, before all writing
             folder.begin_ensemble(config, about)

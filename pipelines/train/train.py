@@ -3,11 +3,13 @@
 The files of a run: :mod:`tadvae.model.run_folder`.
 """
 
+import re
 import sys
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import ray
@@ -22,8 +24,9 @@ from pipelines.train.phases import phases
 from pipelines.train.step_log import StepLog
 from pipelines.train.trackers import check_trackers, trackers
 from pipelines.train.worker import train_worker
-from tadvae.base.errors import UserError
+from tadvae.base.errors import StorageError, UserError
 from tadvae.base.filesystem import absolute
+from tadvae.data.reader import verify_shards
 from tadvae.data.splits import TRAIN, VALIDATION
 from tadvae.evaluation.metrics import HIGHER_IS_BETTER
 from tadvae.model.run_folder import CHECKPOINTS, RunFolder
@@ -34,6 +37,8 @@ from tadvae.training.begin_run import begin_run
 from tadvae.training.checkpoint import AVERAGE
 from tadvae.training.prepare import prepare_training
 from tadvae.training.validation import Patience
+
+_SENTENCE = re.compile(r"tadvae\.base\.errors\.(UserError|StorageError): (.+)")
 
 
 def train(
@@ -46,6 +51,7 @@ def train(
     resume: bool = False,
     callbacks: Sequence[ray.train.UserCallback] = (),
     progress: bool = True,
+    verify: bool = True,
 ) -> RunFolder:
     """Train one model on a whole store; returns the run's folder.
 
@@ -62,6 +68,8 @@ def train(
         Called on Ray Train's controller, for whoever wants to follow the run's reports.
     progress
         Show the steps on standard error.
+    verify
+        Compare the store's shards with their checksums first.
 
     Raises
     ------
@@ -86,6 +94,8 @@ def train(
         check_trackers(run, config)
     fewest = workers[0] if isinstance(workers, tuple) else workers
     with ray_session(min_cpus=fewest, gpus=fewest if gpu else 0):
+        if verify:
+            verify_shards(store, store.bags, ray_map)
         if not resume:
             _begin(run, store, store_path, config, workers, gpu)
         trainer = _trainer(run, {"run": out, "store": store_path}, config, workers, gpu, callbacks)
@@ -129,7 +139,7 @@ def _trainer(
             logging_config=ray.train.LoggingConfig("WARNING"),
             failure_config=ray.train.FailureConfig(max_failures=config.train.max_failures),
             checkpoint_config=_what_to_keep(config),
-            callbacks=list(callbacks),
+            callbacks=[StopAtUserError(), *callbacks],
         ),
     )
 
@@ -180,7 +190,25 @@ def _what_to_keep(config: ExperimentConfig) -> ray.train.CheckpointConfig:
     )
 
 
+class StopAtUserError(ray.train.UserCallback):
+    """Ends a run at a worker's UserError: a file that is damaged stays so, however often workers restart.
+
+    Storage that does not answer is a :class:`~tadvae.base.errors.StorageError`, after which they do restart.
+    """
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        """Called on Ray Train's controller, where an error ends the run."""
+        for exception in worker_exceptions.values():
+            found = _user_error_in(exception)
+            if found is not None and not isinstance(found, StorageError):
+                raise found
+
+
 def _user_error_in(error: BaseException) -> UserError | None:
-    """The sentence of a worker's UserError; Ray Train hands over only its text."""
-    _, marker, sentence = str(error).rpartition("tadvae.base.errors.UserError: ")
-    return UserError(sentence.splitlines()[0]) if marker else None
+    """The UserError of a worker, of which Ray Train hands over only the text, or of the controller."""
+    if isinstance(cause := getattr(error, "controller_failure", None), UserError):
+        return cause
+    found = list(_SENTENCE.finditer(str(error)))
+    if not found:
+        return None
+    return (StorageError if found[-1][1] == StorageError.__name__ else UserError)(found[-1][2])

@@ -106,8 +106,8 @@ class CheckedFolder:
         if name not in self.sums or sha256(data) != self.sums[name]:
             reason = "its checksum is not that" if name in self.sums else "it has no checksum"
             raise UserError(
-                f"{self.place / name} does not belong to this {self._what} ({reason} in {SUMS}); {self._fix}, "
-                f"or delete {SUMS} if the change is yours."
+                f"{self.place / name} does not belong to this {self._what} ({reason} in {SUMS}); "
+                f"{self._fix}, or delete {SUMS} if the change is yours."
             )
 
     def write(self, files: Mapping[str, bytes]) -> None:

@@ -87,6 +87,18 @@ class CellReader:
         return result
 
 
+def verify_shards(store: Store, bags: pd.DataFrame, mapper: Mapper = loop) -> None:
+    """Compare the shards of some bags with their checksums and labels; call it once before training.
+
+    Raises
+    ------
+    UserError
+        If a shard is damaged, or holds other cells than ``bags.parquet`` says.
+    """
+    _ = store.bags, store.perturbations  # read once, before the store goes to other processes
+    mapper(Store.verify, [(store, shard) for shard in np.unique(bags["shard"]).tolist()])
+
+
 def training_bags(
     store: Store, groups: pd.DataFrame, split: SplitConfig, control_bags: bool = True
 ) -> pd.DataFrame:

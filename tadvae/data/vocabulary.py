@@ -23,7 +23,12 @@ from tadvae.genes.reference import GeneReference
 from tadvae.pathways.membership import Membership
 from tadvae.store.manifest import vocabulary_hash
 
-TEXT, GENES, PATHWAYS, PROFILES = "vocabulary.json", "genes.parquet", "pathways.parquet", "profiles.safetensors"
+TEXT, GENES, PATHWAYS, PROFILES = (
+    "vocabulary.json",
+    "genes.parquet",
+    "pathways.parquet",
+    "profiles.safetensors",
+)
 VOCABULARY_FILES = (TEXT, GENES, PATHWAYS, PROFILES)
 REPAIR = "copy it again from its run"
 REFERENCES = ("human", "none", "own")
@@ -263,8 +268,7 @@ class Vocabulary:
             SafetensorError,
         ) as error:
             raise UserError(
-                f"{folder}: damaged model folder ({type(error).__name__}: {str(error)[:120]}); "
-                f"{REPAIR}."
+                f"{folder}: damaged model folder ({type(error).__name__}: {str(error)[:120]}); {REPAIR}."
             ) from None
         if found != expected:
             raise UserError(
@@ -280,7 +284,8 @@ class Vocabulary:
         _require(self.genes["gene"].notna().all() and self.genes["gene"].is_unique, "repeated genes")
         _require({"ensembl_id", "symbol"} <= set(self.genes.columns), "a column of the genes is missing")
         texts = [*self.modalities, *self.membership.pathway_ids, *self.membership.names]
-        texts += [entry.name for entry in (*self.datasets, *self.contexts, *self.targets)]
+        for entries in (self.datasets, self.contexts, self.targets):
+            texts += [entry.name for entry in entries]
         _require(all(isinstance(text, str) for text in texts), "a name is no text")
         _require(_is_index(self.min_measured), "min_measured is no whole number")
         signs = all(_is_index(sign, 2, least=-1) for sign in self.signs)
@@ -291,7 +296,9 @@ class Vocabulary:
         for dataset in self.datasets:
             self._check_dataset(dataset)
         for context in self.contexts:
-            _require(_is_index(context.dataset, len(self.datasets)), f"context '{context.name}' has no dataset")
+            _require(
+                _is_index(context.dataset, len(self.datasets)), f"context '{context.name}' has no dataset"
+            )
             _require(_is_index(context.n_controls), f"context '{context.name}' has no number of controls")
             profile, genes = context.profile, self.datasets[context.dataset].genes
             fits = profile.shape == genes.shape and profile.dtype == np.float32 and np.isfinite(profile).all()
@@ -307,7 +314,8 @@ class Vocabulary:
         _require(dataset.kind in ("cells", "profiles"), f"dataset '{name}' is neither cells nor profiles")
         by_target = dataset.target_modality
         known = all(
-            _is_index(t, len(self.targets)) and _is_index(m, len(self.modalities)) for t, m in by_target.items()
+            _is_index(t, len(self.targets)) and _is_index(m, len(self.modalities))
+            for t, m in by_target.items()
         )
         _require(known, f"dataset '{name}' names targets or modalities that do not exist")
         fits = _is_index(dataset.modality, max(len(self.modalities), 1))
@@ -316,8 +324,9 @@ class Vocabulary:
 
 def _is_index(value: object, limit: int | None = None, least: int = 0) -> bool:
     """Whether a value from a file is a whole number from ``least`` to below the limit."""
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    return whole and least <= value and (limit is None or value < limit)
+    if not isinstance(value, int) or isinstance(value, bool):
+        return False
+    return least <= value and (limit is None or value < limit)
 
 
 def _require(fits: bool | np.bool_, reason: str) -> None:

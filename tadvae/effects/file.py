@@ -131,17 +131,25 @@ def _check_stage(stage: Stage, model: EffectModel) -> None:
     columns = (conditions.dataset, conditions.context, conditions.n_controls)
     _require(all(column.shape == (n,) for column in columns), "conditions of unequal length")
     _require(conditions.targets.shape == (n, model.n_targets), "conditions over other targets")
-    _require(all(each.dtype.kind == "i" for each in (*columns[:2], conditions.targets)), "conditions are no indices")
+    _require(
+        all(each.dtype.kind == "i" for each in (*columns[:2], conditions.targets)),
+        "conditions are no indices",
+    )
     _require(np.isin(conditions.dataset, list(model.genes)).all(), "a condition has no dataset")
     _require((np.abs(conditions.targets) <= 1).all() and (conditions.n_controls >= 1).all(), "no conditions")
     for regression in stage.strata:
-        _require(_finite(regression.variances, regression.own, np.array([regression.noise, regression.scale])), "a variance is not finite")
+        _require(
+            _finite(regression.variances, regression.own, np.array([regression.noise, regression.scale])),
+            "a variance is not finite",
+        )
         for block in regression.blocks:
             genes, rows = block.genes, block.rows
             _require(genes.dtype.kind == rows.dtype.kind == "i", "a block has no indices")
             _require((np.diff(genes) > 0).all() and (genes[:1] >= 0).all(), "genes of a block are not sorted")
             _require(((rows >= 0) & (rows < n)).all(), "rows of a block are out of range")
-            _require(block.weights.shape == (len(rows), len(genes)), "weights of another shape than their block")
+            _require(
+                block.weights.shape == (len(rows), len(genes)), "weights of another shape than their block"
+            )
             _require(_finite(block.weights), "a weight is not finite")
 
 

@@ -62,7 +62,10 @@ def unpack_controls(table: pa.Table) -> dict[int, Cells]:
         np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)]),
         columns["total_counts"].to_numpy(),
     )
-    if not (np.isfinite(cells.values).all() and (np.isfinite(cells.total_counts) & (cells.total_counts >= 0)).all()):
+    if not (
+        np.isfinite(cells.values).all()
+        and (np.isfinite(cells.total_counts) & (cells.total_counts >= 0)).all()
+    ):
         raise ValueError("values or total counts are not finite numbers")
     context = columns["context"].to_numpy()
     return {int(row): cells.take(np.flatnonzero(context == row)) for row in np.unique(context)}
@@ -78,11 +81,13 @@ def check_controls(controls: Mapping[int, Cells], vocabulary: Vocabulary, source
     """
     for row, cells in controls.items():
         known = 0 <= row < len(vocabulary.contexts)
-        genes = vocabulary.datasets[vocabulary.contexts[row].dataset].genes if known else np.empty(0, np.int64)
+        genes = (
+            vocabulary.datasets[vocabulary.contexts[row].dataset].genes if known else np.empty(0, np.int64)
+        )
         if not known or not np.isin(cells.gene_ids, genes).all():
             raise UserError(
-                f"{source}: the control cells of context {row} do not belong to this model; copy the run again, "
-                "or give control cells with --controls."
+                f"{source}: the control cells of context {row} do not belong to this model; copy the run "
+                "again, or give control cells with --controls."
             )
 
 

@@ -49,7 +49,9 @@ _ENSEMBLE, _CALIBRATION, _SCALES = "ensemble.json", "calibration.json", "calibra
 _EVALUATION = "evaluation"
 _BEFORE_ABOUT = {_MODEL, _LOG, CONFIG, _SPLIT, _CONTROLS, SUMS}
 """What a run's folder may hold before ``run.json``, which is written last, makes it a run."""
-_CHECKPOINT, _MEMBER = r"step-\d+", r"members/seed--?\d+"
+CHECKPOINT = r"step-\d+"
+"""Names of checkpoints."""
+_MEMBER = r"members/seed-\d+"
 _PIECE = re.compile(r"(steps|bags)-(\d+)(-\d+)?\.jsonl")
 
 
@@ -279,7 +281,9 @@ class RunFolder:
     def begin_ensemble(self, config: ExperimentConfig, about: dict[str, Any]) -> None:
         """Write the settings of an ensemble's members, and ``ensemble.json``."""
         self.place.make_folder()
-        self._files.write({CONFIG: config.to_yaml().encode(), _ENSEMBLE: json.dumps(about, indent=1).encode()})
+        self._files.write(
+            {CONFIG: config.to_yaml().encode(), _ENSEMBLE: json.dumps(about, indent=1).encode()}
+        )
 
     def ensemble(self) -> dict[str, Any]:
         """What ``ensemble.json`` says; a UserError where it is damaged."""
@@ -369,7 +373,9 @@ class RunFolder:
     def _lines(self, name: str, data: bytes) -> list[dict[str, Any]]:
         try:
             records = [json.loads(line) for line in data.decode("utf-8").splitlines()]
-            if not all(isinstance(record, dict) and isinstance(record.get("step"), int) for record in records):
+            if not all(
+                isinstance(record, dict) and isinstance(record.get("step"), int) for record in records
+            ):
                 raise ValueError("a line without a step")
         except (ValueError, RecursionError) as error:
             raise self._damaged(name, type(error).__name__) from None

@@ -92,8 +92,8 @@ class TADVAE:
             weights = files.read(WEIGHTS)
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(
-                f"{folder}: damaged model folder ({CONFIG} or {WEIGHTS} cannot be read: {type(error).__name__}); "
-                f"{REPAIR}."
+                f"{folder}: damaged model folder ({CONFIG} or {WEIGHTS} cannot be read: "
+                f"{type(error).__name__}); {REPAIR}."
             ) from None
 
         def build() -> TADVAEModule:

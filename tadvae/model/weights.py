@@ -60,8 +60,7 @@ def _read(path: Path | Location, data: bytes | None) -> Mapping[str, Tensor]:
         weights: Mapping[str, Tensor] = load(Location.of(path).read_bytes() if data is None else data)
     except (FileNotFoundError, SafetensorError, OSError) as error:
         raise UserError(
-            f"{path}: cannot be read as safetensors weights ({str(error)[:120]}); "
-            f"{REPAIR}."
+            f"{path}: cannot be read as safetensors weights ({str(error)[:120]}); {REPAIR}."
         ) from None
     for name, value in weights.items():
         if value.is_floating_point() and not torch.isfinite(value).all():

@@ -179,7 +179,8 @@ def member_mean(rows: Tensor, table: EdgeTable, numba: bool = True) -> Tensor:
     if fused is not None:
         total = fused.MemberSum.apply(rows, table)
     else:
-        pathway = torch.repeat_interleave(torch.arange(table.n_pathways, device=rows.device), table.size)
+        n, pathways = len(table.member_gene), torch.arange(table.n_pathways, device=rows.device)
+        pathway = torch.repeat_interleave(pathways, table.size, output_size=n)
         total = rows.new_zeros(table.n_pathways, rows.shape[1])
         total = total.index_add(0, pathway, rows[table.member_gene])
     result: Tensor = total / table.size.clamp(min=1)[:, None]

@@ -135,7 +135,8 @@ class EdgeTable(nn.Module):
 
     def _constant(self, name: str, values: np.ndarray) -> None:
         # computed from the vocabulary, so not saved with the weights
-        self.register_buffer(name, torch.from_numpy(np.ascontiguousarray(values)), persistent=False)
+        # unlike from_numpy, it heeds the device that a module is built on
+        self.register_buffer(name, torch.as_tensor(np.ascontiguousarray(values)), persistent=False)
 
     @property
     def n_edges(self) -> int:
@@ -149,7 +150,8 @@ class EdgeTable(nn.Module):
 
     def n_candidates(self) -> Tensor:
         """Number of candidates of each pathway, (P,) int64."""
-        return torch.bincount(self.pathway, minlength=self.n_pathways) - self.size
+        none = torch.zeros(self.n_pathways, dtype=torch.int64, device=self.pathway.device)
+        return none.index_add(0, self.pathway, torch.ones_like(self.pathway)) - self.size
 
     def active(self, cells: PackedCells, pathway: int | None = None) -> ActiveEdges:
         """Edges of the genes that the cells have tokens of; if ``pathway`` is given, only its edges."""

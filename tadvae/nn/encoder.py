@@ -31,7 +31,7 @@ class EncoderConfig(Config):
       small panels or on a GPU.
     - ``inducing``: attention through a few learned points; time is linear; use it for large panels.
     """
-    n_layers: int = Field(2, ge=1)
+    n_layers: int = Field(2, ge=1, le=1000)
     """Number of layers."""
     n_inducing: int = Field(32, ge=1)
     """Number of learned points per layer; only for ``inducing``."""

@@ -148,7 +148,7 @@ def check_row_group(
 def _whole(table: pd.DataFrame, name: str, limit: int | None = None) -> np.ndarray:
     """A column of whole numbers from 0 and, where there is a limit, below it."""
     _require(name in table and table[name].dtype.kind in "iu", f"{name} does not hold whole numbers")
-    values = table[name].to_numpy(np.int64)
+    values: np.ndarray = table[name].to_numpy(np.int64)
     inside = (values >= 0) if limit is None else (values >= 0) & (values < limit)
     _require(bool(inside.all()), f"{name} is out of range")
     return values

@@ -152,7 +152,9 @@ class Manifest(Config):
             result = cls.model_validate_json(text)
         except ValidationError as error:
             first = error.errors()[0]
-            reason = ".".join(str(part) for part in first["loc"]) or first["msg"].removeprefix("Value error, ")
+            reason = ".".join(str(part) for part in first["loc"]) or first["msg"].removeprefix(
+                "Value error, "
+            )
             raise UserError(f"{place}: damaged manifest ({reason}); {REPAIR}.") from None
         checked(folder).compare(MANIFEST, text)
         return result

@@ -14,7 +14,15 @@ from tadvae.base.errors import StorageError, UserError
 from tadvae.base.filesystem import Location
 from tadvae.genes.reference import GeneReference
 from tadvae.store import checks
-from tadvae.store.manifest import DATASET_NAME, GROUP_KEYS, MANIFEST, REPAIR, Manifest, checked, vocabulary_hash
+from tadvae.store.manifest import (
+    DATASET_NAME,
+    GROUP_KEYS,
+    MANIFEST,
+    REPAIR,
+    Manifest,
+    checked,
+    vocabulary_hash,
+)
 from tadvae.store.spec import StoreSpec
 from tadvae.store.tokens import COLUMNS, unpack_tokens
 
@@ -89,7 +97,9 @@ class Store:
                 table = file.read_row_group(int(group), columns=columns, use_threads=False)
                 checks.check_row_group(table, rows, self.manifest.contexts, names)
                 if tokens:
-                    checks.check_measured(unpack_tokens(table, self.manifest.n_genes)[0], self._measured(entry.dataset))
+                    checks.check_measured(
+                        unpack_tokens(table, self.manifest.n_genes)[0], self._measured(entry.dataset)
+                    )
 
     def verify_tables(self) -> None:
         """Read all tables, and compare them with their checksums and with each other."""
@@ -186,7 +196,9 @@ class Store:
                     row_group, columns=list(columns), use_threads=False
                 )
         chosen = np.sort(bag_ids)
-        columns_of_bags = (self.bags[name].to_numpy()[chosen] for name in ("first_row", "n_cells", "n_tokens"))
+        columns_of_bags = (
+            self.bags[name].to_numpy()[chosen] for name in ("first_row", "n_cells", "n_tokens")
+        )
         first, size, n_tokens = columns_of_bags
         bag_of_row = np.repeat(chosen, size)
         if len(bag_of_row) < table.num_rows:

@@ -50,9 +50,7 @@ def pack_tokens(
     return [*result, _binary(counts.astype("<f4").view(np.uint8), 4 * offsets)]
 
 
-def unpack_tokens(
-    table: pa.Table, n_genes: int = LARGEST + 1
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def unpack_tokens(table: pa.Table, n_genes: int = LARGEST + 1) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Inverse of :func:`pack_tokens`.
 
     Parameters

@@ -125,7 +125,10 @@ def _read_position(folder: Path) -> Position:
             if type(text[field.name]) is not type(field.default):
                 raise ValueError(f"{field.name} is {text[field.name]!r}")
         position = Position(**text)
-        numbers = [*(getattr(position, name) for name in _COUNTS), *(n for pair in position.earlier for n in pair)]
+        numbers = [
+            *(getattr(position, name) for name in _COUNTS),
+            *(n for pair in position.earlier for n in pair),
+        ]
         if min(numbers) < 0 or min(position.world_size, position.bags_per_batch) < 1:
             raise ValueError("a negative number")
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:

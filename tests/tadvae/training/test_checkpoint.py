@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from tadvae.base.checksums import SUMS
 from tadvae.model.weights import WEIGHTS, load_weights, state_tensors
 from tadvae.nn.causal import CausalConfig
 from tadvae.nn.decoder import DecoderConfig
@@ -223,7 +224,7 @@ def test_nothing_is_pickled(small_vocabulary, tmp_path, monkeypatch):
     monkeypatch.setattr(torch, "load", no)
     save_checkpoint(tmp_path, *build(small_vocabulary), Position(vocabulary="abc"))
     load_checkpoint(tmp_path, *build(small_vocabulary), "abc")
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(FILES)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*FILES, SUMS])
     json.loads((tmp_path / POSITION).read_text())
     for name in (WEIGHTS, OPTIMIZER):
         header = (tmp_path / name).read_bytes()
