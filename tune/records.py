@@ -73,8 +73,11 @@ def read_records(sweep: Location) -> list[TrialRecord]:
         if not place.exists():
             continue
         try:
-            found.append(TrialRecord.parse(json.loads(place.read_text()), str(place)))
-        except ValueError as error:
+            record = TrialRecord.parse(json.loads(place.read_text()), str(place))
+            if name != f"{record.number:04d}":  # its run would be looked for in another folder
+                raise ValueError(f"number {record.number}")
+            found.append(record)
+        except (ValueError, RecursionError) as error:
             raise UserError(
                 f"{place}: not the record of a trial ({str(error)[:120]}); delete the trial's folder, and it "
                 "will be run again."

@@ -97,12 +97,18 @@ def _begin(sweep: Location, store: Store, store_path: str, config: SweepConfig) 
 
 def _config_to_resume(sweep: Location, store: Store) -> SweepConfig:
     config = read_sweep(sweep)
-    about = json.loads((sweep / ABOUT).read_text())
-    if about["vocabulary_hash"] != store.manifest.vocabulary_hash:
+    place = sweep / ABOUT
+    try:
+        began = json.loads(place.read_text())["vocabulary_hash"]
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+        raise UserError(
+            f"{place}: damaged, so the sweep cannot go on ({type(error).__name__}); restore the file, or start "
+            "another sweep."
+        ) from None
+    if began != store.manifest.vocabulary_hash:
         raise UserError(
             f"{sweep}: this sweep was started with a store of another gene vocabulary "
-            f"({about['vocabulary_hash']}, this one has {store.manifest.vocabulary_hash}); resume with the "
-            "same store."
+            f"({began}, this one has {store.manifest.vocabulary_hash}); resume with the same store."
         )
     return config
 
