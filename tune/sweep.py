@@ -102,8 +102,8 @@ def _config_to_resume(sweep: Location, store: Store) -> SweepConfig:
         began = json.loads(place.read_text())["vocabulary_hash"]
     except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
         raise UserError(
-            f"{place}: damaged, so the sweep cannot go on ({type(error).__name__}); restore the file, or start "
-            "another sweep."
+            f"{place}: damaged, so the sweep cannot go on ({type(error).__name__}); restore the file, or "
+            "start another sweep."
         ) from None
     if began != store.manifest.vocabulary_hash:
         raise UserError(

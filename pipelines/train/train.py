@@ -15,7 +15,7 @@ import numpy as np
 import ray
 import ray.train
 import ray.train.torch
-from ray.train.v2.api.exceptions import TrainingFailedError
+from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError
 
 from pipelines.cluster.connection import ray_map, ray_session
 from pipelines.cluster.ray_log import say
@@ -38,7 +38,7 @@ from tadvae.training.checkpoint import AVERAGE
 from tadvae.training.prepare import prepare_training
 from tadvae.training.validation import Patience
 
-_SENTENCE = re.compile(r"tadvae\.base\.errors\.(UserError|StorageError): (.+)")
+_SENTENCE = re.compile(r"tadvae\.base\.errors\.(?:UserError|StorageError): (.+)")
 
 
 def train(
@@ -198,17 +198,14 @@ class StopAtUserError(ray.train.UserCallback):
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """Called on Ray Train's controller, where an error ends the run."""
-        for exception in worker_exceptions.values():
-            found = _user_error_in(exception)
-            if found is not None and not isinstance(found, StorageError):
-                raise found
+        for error in worker_exceptions.values():
+            if isinstance(error, UserError) and not isinstance(error, StorageError):
+                raise error
 
 
-def _user_error_in(error: BaseException) -> UserError | None:
-    """The UserError of a worker, of which Ray Train hands over only the text, or of the controller."""
-    if isinstance(cause := getattr(error, "controller_failure", None), UserError):
-        return cause
-    found = list(_SENTENCE.finditer(str(error)))
-    if not found:
-        return None
-    return (StorageError if found[-1][1] == StorageError.__name__ else UserError)(found[-1][2])
+def _user_error_in(error: TrainingFailedError) -> UserError | None:
+    """The UserError that ended a run: of the controller, or of a worker, of which there is only the text."""
+    if isinstance(error, ControllerError) and isinstance(error.controller_failure, UserError):
+        return error.controller_failure
+    sentences = _SENTENCE.findall(str(error))
+    return UserError(sentences[-1]) if sentences else None

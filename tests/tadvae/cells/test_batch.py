@@ -135,3 +135,27 @@ def test_batch_counts():
     assert batch.n_cells == 5
     assert batch.n_tokens == 9
     assert Batch([]).n_cells == Batch([]).n_tokens == 0
+
+
+@pytest.mark.parametrize(
+    ("ids", "values", "offsets", "totals"),
+    [
+        (3, 2, [0, 3], 1),
+        (3, 3, [0, 4], 1),
+        (3, 3, [1, 3], 1),
+        (3, 3, [0, 2], 1),
+        (3, 3, [0, 5, 3], 2),
+        (3, 3, [0, -1, 3], 2),
+        (3, 3, [0, 3], 2),
+    ],
+)
+def test_arrays_that_do_not_fit_together_are_no_cells(ids, values, offsets, totals):
+    with pytest.raises(ValueError, match="do not fit together"):
+        Cells(np.arange(ids), np.ones(values, np.float32), np.array(offsets), np.ones(totals))
+
+
+@pytest.mark.parametrize("rows", [[2], [-1], [0, 10**9]])
+def test_cells_that_are_not_there_are_not_taken(rows):
+    cells = Cells(np.arange(3), np.ones(3, np.float32), np.array([0, 1, 3]), np.ones(2))
+    with pytest.raises(IndexError):
+        cells.take(np.array(rows))

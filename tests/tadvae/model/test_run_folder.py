@@ -131,3 +131,41 @@ def test_an_ensemble_without_members_is_damaged(tmp_path, refused, members):
 
 def test_a_model_without_its_run_is_refused(tmp_path, refused):
     assert "evaluate needs the run's folder" in refused(RunFolder(tmp_path).require_run, "evaluate")
+
+
+@pytest.mark.parametrize(
+    "member", ["../../victim", "/etc", "members/../../victim", "members/seed-0/..", "seed-0"]
+)
+def test_members_lie_in_their_ensemble(tmp_path, refused, member):
+    (tmp_path / "ensemble.json").write_text(json.dumps({"members": ["members/seed-0", member]}))
+    sentence = refused(RunFolder(tmp_path).members)
+    assert "ensemble.json" in sentence
+    assert "which is nothing inside of" in sentence
+
+
+@pytest.mark.parametrize("name", ["../../victim", "..", "all", ""])
+def test_only_a_checkpoint_is_deleted(run, refused, name):
+    victim = run.place / "../victim"
+    victim.make_folder()
+    refused(run.delete_checkpoint, name)
+    assert victim.exists()
+
+
+@pytest.mark.parametrize("category", ["../config", "a/b", "/etc/x"])
+def test_scores_lie_in_their_run(run, refused, category):
+    refused(run.write_scores, category, pd.DataFrame({"value": [1.0]}), {})
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", "{}", '{"step": "1"}', "[" * 50_000])
+def test_a_damaged_log_is_refused(run, refused, text):
+    run.write_steps([{"step": 0}])
+    (run.place / "log/steps-000000000.jsonl").write_text(text + "\n")
+    assert "steps-000000000.jsonl" in refused(run.steps)
+
+
+def test_what_is_no_piece_of_the_log_is_left_alone(run):
+    for name in ("steps-x.jsonl", "steps-.jsonl", "steps-1.txt", "bags-1-2-3.jsonl"):
+        (run.place / f"log/{name}").write_text("mine")
+    assert run.steps() == []
+    assert run.forget_steps_from(0) is None
+    assert len((run.place / "log").names()) == 4

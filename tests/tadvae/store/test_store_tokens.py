@@ -1,6 +1,7 @@
 """Tokens as bytes: every shape comes back, the bytes are LEB128, and damaged bytes are refused."""
 
 import itertools
+from contextlib import suppress
 
 import numpy as np
 import pyarrow as pa
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from leb128 import leb128
 
 from tadvae.base.errors import UserError
+from tadvae.cells.ragged import Cells
 from tadvae.store.tokens import LARGEST, pack_tokens, token_fields, unpack_normalized, unpack_tokens
 
 SEEDED = settings(max_examples=60, deadline=None, derandomize=True)
@@ -115,3 +117,57 @@ def test_damaged_floats_are_refused():
     spoilt = table.set_column(2, table.schema.field("counts"), pa.array([b"12345678"], pa.binary()))
     with pytest.raises(UserError, match="column counts does not hold"):
         unpack_tokens(spoilt)
+
+
+INT32 = st.integers(-(2**31), 2**31 - 1)
+
+
+@SEEDED
+@given(
+    st.lists(
+        st.tuples(
+            st.integers(-(2**31), 2**31 - 1) | st.integers(0, 6),
+            st.binary(max_size=12),
+            st.binary(max_size=24),
+        ),
+        min_size=1,
+        max_size=4,
+    ),
+    st.booleans(),
+)
+def test_any_bytes_are_decoded_or_refused(rows, whole):
+    """Whatever the columns hold, what comes out has the sizes that it says, and nothing beyond is read."""
+    schema = pa.schema([("n_tokens", pa.int32()), *token_fields(whole)])
+    names = [field.name for field in schema]
+    table = pa.Table.from_pylist([dict(zip(names, row, strict=True)) for row in rows], schema=schema)
+    decoders = [lambda: unpack_tokens(table, 1000)]
+    if whole:
+        decoders.append(lambda: unpack_normalized(table, np.ones(len(rows)), np.ones(1000, bool), 1000))
+    for decode in decoders:
+        with suppress(UserError):
+            ids, values, offsets = decode()
+            Cells(ids, values, offsets, np.ones(len(rows)))
+            assert not len(ids) or 0 <= ids.min() <= ids.max() < 1000
+            assert np.isfinite(values).all()
+
+
+def test_a_number_of_36_bits_is_refused():
+    """Five bytes hold 35 bits; a store holds numbers of 31."""
+    table = table_of(np.array([1]), np.array([2]), np.array([0, 1]), whole=True)
+    large = pa.array([b"\xff\xff\xff\xff\x7f"], pa.binary())
+    for column, unpack in (
+        ("gene_ids", unpack_tokens),
+        ("counts", unpack_tokens),
+        ("counts", lambda spoilt: unpack_normalized(spoilt, np.ones(1), np.ones(10, bool))),
+    ):
+        at = table.schema.get_field_index(column)
+        spoilt = table.set_column(at, table.schema.field(column), large)
+        with pytest.raises(UserError, match="does not hold"):
+            unpack(spoilt)
+
+
+@pytest.mark.parametrize("value", [-1.0, np.nan, np.inf])
+def test_values_that_no_logarithm_has(value):
+    table = table_of(np.array([1, 5]), np.array([1.0, value]), np.array([0, 2]), whole=False)
+    with pytest.raises(UserError, match="column counts does not hold"):
+        unpack_tokens(table)
