@@ -91,7 +91,7 @@ class CheckedFolder:
             return pq.read_table(io.BytesIO(self.read(name)))
         except (OSError, pa.ArrowException) as error:
             reason = str(error).splitlines()[0][:160]
-            raise UserError(f"{self.place / name}: cannot be read ({reason}); {self._fix}.") from None
+            raise UserError(f"{self.place / name}: missing or damaged ({reason}); {self._fix}.") from None
 
     def compare(self, name: str, data: bytes, required: bool = True) -> None:
         """Raise a UserError if the content of a file is not what was written.

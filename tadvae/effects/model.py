@@ -217,6 +217,10 @@ class EffectModel:
             result.combinations = Stage.fit(part, terms, result.sums, config)
         return result
 
+    def suits(self, n_targets: int, n_modalities: int) -> bool:
+        """Whether the regression is over the targets and modalities of a vocabulary of these sizes."""
+        return self.n_targets == n_targets and len(self.signs) == n_modalities
+
     def predict(
         self, dataset: int, context: int, perturbations: Sequence[Pairs], genes: np.ndarray
     ) -> Floats:

@@ -8,6 +8,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 
+from tadvae.base.errors import UserError
 from tadvae.cells.ragged import Cells
 from tadvae.data.vocabulary import Vocabulary
 from tadvae.model.conformal import Calibration
@@ -39,7 +40,9 @@ class Ensemble:
         folder = RunFolder(place)
         folder.ensemble()  # an unfinished or damaged one is refused
         members = [TADVAE.from_pretrained(str(member)) for member in folder.members().values()]
-        return cls(members, folder.calibration())
+        calibration = folder.calibration()
+        _require_one_vocabulary(members, calibration, folder)
+        return cls(members, calibration)
 
     @property
     def vocabulary(self) -> Vocabulary:
@@ -169,6 +172,25 @@ def load_model(place: str | os.PathLike[str]) -> Model:
     """Load a run or an ensemble."""
     ensemble = RunFolder(place).is_ensemble
     return Ensemble.from_pretrained(place) if ensemble else TADVAE.from_pretrained(place)
+
+
+def _require_one_vocabulary(
+    members: Sequence[TADVAE], calibration: Calibration | None, folder: RunFolder
+) -> None:
+    """Raise a UserError for members or a calibration of other genes than those of the first member."""
+    genes = [{d.name: d.genes for d in member.vocabulary.datasets} for member in members]
+    same = all(
+        each.keys() == genes[0].keys() and all(np.array_equal(each[name], genes[0][name]) for name in each)
+        for each in genes
+    )
+    scale = {} if calibration is None else calibration.scale
+    if not same or any(
+        values.shape != genes[0].get(name, np.empty(0)).shape for name, values in scale.items()
+    ):
+        raise UserError(
+            f"{folder}: its members or its calibration are of different stores; copy the ensemble again, or "
+            "train it again."
+        )
 
 
 def seed_spread(values: np.ndarray) -> np.ndarray:

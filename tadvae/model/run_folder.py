@@ -38,6 +38,7 @@ from tadvae.base.checksums import SUMS, CheckedFolder, sums_of, write_sums
 from tadvae.base.errors import UserError
 from tadvae.base.filesystem import Location
 from tadvae.cells.ragged import Cells
+from tadvae.data.splits import TEST, TRAIN, VALIDATION
 from tadvae.model.conformal import Calibration
 from tadvae.model.controls import pack_controls, unpack_controls
 from tadvae.model.weights import CONFIG, WEIGHTS, finish_model
@@ -143,7 +144,10 @@ class RunFolder:
 
     def split(self) -> pd.DataFrame:
         """The groups of the store with the part and the category that the split gave them."""
-        return self._table(_SPLIT)
+        split = self._table(_SPLIT)
+        if "part" not in split or not split["part"].isin([TRAIN, VALIDATION, TEST, "both"]).all():
+            raise self._damaged(_SPLIT, "unknown parts")
+        return split
 
     def controls(self) -> dict[int, Cells]:
         """Control cells by row of the vocabulary's contexts; none where the run keeps none."""
@@ -196,7 +200,7 @@ class RunFolder:
         """Write the final weights: the run is finished then, and its log has checksums too."""
         sums = self._files.sums
         if sums is not None:
-            names = [f"{_LOG}/{name}" for name in (self.place / _LOG).names()]
+            names = [f"{_LOG}/{info.base_name}" for info in (self.place / _LOG).listing() if info.is_file]
             write_sums(self.place, {**sums, **sums_of(self.place, names)})
         finish_model(self.model, weights)
 

@@ -102,6 +102,8 @@ class TADVAE:
         module = build_with_weights(folder / WEIGHTS, build, weights)
         genes = {i: dataset.genes for i, dataset in enumerate(vocabulary.datasets)}
         effects = load_effects(folder, genes) if config.effects.weight else None
+        if effects is not None and not effects.suits(len(vocabulary.targets), len(vocabulary.modalities)):
+            raise UserError(f"{folder}: its mean effects belong to another model; {REPAIR}.")
         controls = run.controls() if run.has_model else {}
         check_controls(controls, vocabulary, run)
         return cls(module, vocabulary, config, controls, effects)

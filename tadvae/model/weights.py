@@ -88,6 +88,10 @@ def finish_model(folder: Location, weights: bytes) -> None:
 
     The model card has none: it is there to be edited.
     """
-    sums = sums_of(folder, [CONFIG, EFFECTS, *VOCABULARY_FILES])
-    write_sums(folder, {**sums, WEIGHTS: sha256(weights)})
+    begin_model(folder, {WEIGHTS: sha256(weights)})
     (folder / WEIGHTS).write_bytes(weights)
+
+
+def begin_model(folder: Location, others: Mapping[str, str] | None = None) -> None:
+    """Write the checksums of a model folder that has no weights yet, and those of other files."""
+    write_sums(folder, {**sums_of(folder, [CONFIG, EFFECTS, *VOCABULARY_FILES]), **(others or {})})

@@ -6,7 +6,7 @@ from tadvae.data.reader import training_bags
 from tadvae.effects.file import save_effects
 from tadvae.model.card import write_card
 from tadvae.model.run_folder import RunFolder
-from tadvae.model.weights import CONFIG
+from tadvae.model.weights import CONFIG, begin_model
 from tadvae.settings.experiment import ExperimentConfig
 from tadvae.store.reader import Store
 from tadvae.training.prepare import Preparation
@@ -40,6 +40,7 @@ def begin_run(
         save_effects(prepared.effects, run.model)
     write_card(run.model, vocabulary, config)
     (run.model / CONFIG).write_text(config.to_yaml())
+    begin_model(run.model)
     run.begin(
         config,
         prepared.groups,

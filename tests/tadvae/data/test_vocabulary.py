@@ -115,6 +115,21 @@ def test_damaged_folder(folder, refused, name, damage):
         lambda text: text["contexts"][0].update(dataset=1),  # a profile over another panel
         lambda text: text["contexts"][0].update(dataset=7),
         lambda text: text["targets"].append("G1"),
+        lambda text: text["contexts"][0].update(dataset=-1),
+        lambda text: text["contexts"][0].update(n_controls=-1),
+        lambda text: text["targets"][0].update(gene=12),
+        lambda text: text["targets"][0].update(gene=-2),
+        lambda text: text["targets"][0].update(gene=0.5),
+        lambda text: text["targets"][0].update(name=["G1"]),
+        lambda text: text["datasets"][0].update(modality=3),
+        lambda text: text["datasets"][0].update(method="/etc/passwd"),
+        lambda text: text["datasets"][0].update(kind="images"),
+        lambda text: text["datasets"][0].update(target_modality={"9": 0}),
+        lambda text: text["datasets"][0].update(target_modality={"0": 9}),
+        lambda text: text.update(signs=[1, -1]),
+        lambda text: text.update(signs=[1, -1, 7]),
+        lambda text: text.update(min_measured="5"),
+        lambda text: text.update(reference="/etc/passwd"),
     ],
 )
 def test_damaged_text(folder, refused, change):
@@ -133,6 +148,24 @@ def test_panel_with_genes_that_do_not_exist(folder, refused):
     arrays["dataset.0"] = arrays["dataset.0"] + 100
     save_file(arrays, folder / "profiles.safetensors")
     assert "damaged" in refused(load, folder)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda arrays: arrays.update({"dataset.0": arrays["dataset.0"][::-1].copy()}),
+        lambda arrays: arrays.update({"dataset.0": arrays["dataset.0"].astype(np.float32)}),
+        lambda arrays: arrays["context.0"].__setitem__(0, np.nan),
+        lambda arrays: arrays["context.0"].__setitem__(0, np.inf),
+        lambda arrays: arrays.update({"context.0": arrays["context.0"].astype(np.float64)}),
+    ],
+    ids=["unsorted", "no indices", "NaN", "infinite", "another type"],
+)
+def test_damaged_arrays(folder, refused, change):
+    arrays = load_file(folder / "profiles.safetensors")
+    change(arrays)
+    save_file(arrays, folder / "profiles.safetensors")
+    assert "damaged model folder" in refused(load, folder)
 
 
 def test_genes_of_another_model(small_vocabulary, folder, tmp_path_factory, refused):

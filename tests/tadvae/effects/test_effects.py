@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
 
 import tadvae.effects.model as effects_model
 from tadvae.base.errors import UserError
@@ -303,6 +305,34 @@ def test_round_trip_and_damage(tmp_path, variance):
     (tmp_path / EFFECTS).unlink()
     with pytest.raises(UserError, match="missing or damaged"):
         load_effects(Location.of(tmp_path), genes)
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("singles.0.0.weights", lambda array: array.__setitem__((0, 0), np.nan)),
+        ("singles.0.0.rows", lambda array: array.__setitem__(0, 99)),
+        ("singles.0.0.rows", lambda array: array.__setitem__(0, -1)),
+        ("singles.0.0.genes", lambda array: array.__setitem__(0, 9)),
+        ("singles.0.variances", lambda array: array.__setitem__(0, np.inf)),
+        ("singles.dataset", lambda array: array.__setitem__(0, 7)),
+        ("singles.targets", lambda array: array.__setitem__((0, 0), 5)),
+        ("spread", lambda array: array.__setitem__(0, np.nan)),
+    ],
+)
+def test_arrays_that_do_not_fit_together_are_refused(tmp_path, refused, name, change):
+    """Also those of someone who made the checksums anew."""
+    genes = {0: np.arange(5), 1: np.arange(0)}
+    seen = [[(0, 0)], [(1, 0)], [(2, 0)], *[[(0, 0), (1, 0)]] * 3]
+    model = fit(observe([(0, 0)] * 6, seen, list(np.random.default_rng(1).normal(size=(6, 5))), genes))
+    save_effects(model, Location.of(tmp_path))
+    load_effects(Location.of(tmp_path), genes)
+    arrays = {key: array.copy() for key, array in load_file(tmp_path / EFFECTS).items()}
+    change(arrays[name])
+    with safe_open(tmp_path / EFFECTS, "np") as file:
+        about = file.metadata()
+    save_file(arrays, tmp_path / EFFECTS, metadata=about)
+    assert "missing or damaged" in refused(load_effects, Location.of(tmp_path), genes)
 
 
 def test_nothing_to_learn_is_no_change():
