@@ -87,10 +87,9 @@ class Store:
                 f"{self.folder}: the checksum of shard {entry.path} fails (sha256 {sha256(data)[:12]}…, "
                 f"manifest {entry.sha256[:12]}…); {REPAIR}."
             )
-        self._files.compare(entry.path, data)
         bags, names = self.bags[self.bags["shard"] == shard], self.perturbations["name"].to_numpy()
         columns = [*dict.fromkeys((*checks.SHARD_COLUMNS, *(COLUMNS if tokens else ())))]
-        with self._damaged(entry.path):
+        with self._damaged(f"shard {entry.path}"):
             file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
             checks.check_shard_size(file.metadata.num_rows, file.num_row_groups, entry, bags)
             for group, rows in bags.groupby("row_group"):
@@ -188,7 +187,7 @@ class Store:
         """
         entry = self.manifest.shards[shard]
         place = self.folder / entry.path
-        where = f"{entry.path} at row group {row_group}"
+        where = f"shard {entry.path} at row group {row_group}"
         with self._damaged(where):
             place.require_regular()
             with place.filesystem.open_input_file(place.path) as file:
@@ -231,5 +230,5 @@ class Store:
             lost = isinstance(error, OSError) and (error.errno or not self.folder.is_local)
             reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
             raise (StorageError if lost else UserError)(
-                f"{self.folder}/{name}: cannot be used ({reason}); restore the file or {REPAIR}."
+                f"{self.folder}: {name} cannot be used ({reason}); restore the file or {REPAIR}."
             ) from None
