@@ -5,10 +5,13 @@ import pickle
 import resource
 import socketserver
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pyarrow import fs as pafs
 from ray import cloudpickle
 
@@ -169,3 +172,26 @@ def test_other_errors_are_not_hidden(tmp_path):
         Location.of(tmp_path / "none").read_bytes()
     with pytest.raises(pa.ArrowInvalid), Location.of(tmp_path).reachable():
         raise pa.ArrowInvalid("not of the storage")
+
+
+@settings(max_examples=60)
+@given(
+    st.lists(st.sampled_from(["..", ".", "", "a", "step-1", "link", "~", "\0", "\n"]), max_size=5).map(
+        "/".join
+    )
+)
+def test_what_a_file_names_lies_inside(tmp_path_factory, name):
+    folder = tmp_path_factory.getbasetemp() / "inside"
+    folder.mkdir(exist_ok=True)
+    if not (folder / "link").is_symlink():
+        (folder / "link").symlink_to("..")
+    with suppress(UserError):
+        found = Location.of(folder).inside(name, r"[\w/.~-]+", "a file")
+        assert Path(os.path.realpath(found.path)).is_relative_to(folder.resolve())
+        assert ".." not in found.path.split("/")
+
+
+@pytest.mark.parametrize("name", [None, 3, ["step-1"], "step-1\n", "../step-1", "step-1/..", "x" * 500])
+def test_a_name_of_another_form_is_refused(tmp_path, refused, name):
+    sentence = refused(Location.of(tmp_path).inside, name, r"step-\d+", "list.json")
+    assert sentence.startswith("list.json: names ")
