@@ -21,6 +21,7 @@ from tadvae.cells.moments import Moments
 from tadvae.store.conversion import StorePlan, finish_store, plan_store
 from tadvae.store.manifest import MANIFEST, Manifest
 from tadvae.store.spec import load_spec
+from tadvae.store.values import ValuesError
 from tadvae.store.writer import (
     DatasetPlan,
     read_spilled_moments,
@@ -43,8 +44,14 @@ def convert(spec_path: str, out: str, tasks_at_once: int | None = None) -> Manif
     store = Location.of(out)
     _require_new(store)
     spec = load_spec(spec_path)
-    plan = plan_store(spec)
     partial = store.sibling(".partial") if store.is_local else store
+    try:
+        plan = plan_store(spec)
+    except ValuesError:  # what an interrupted conversion has written of them is of no use
+        with suppress(UserError):
+            _require_own(partial)
+            partial.delete()
+        raise
     _require_own(partial)
     with locked(partial) as lock, ray_session():
         try:

@@ -29,6 +29,10 @@ _CONSTANT, _ALIKE, _APART = 1.005, 1.5, 1e3
 _DECIMALS = (0.1, 0.01, 0.001)
 
 
+class ValuesError(UserError):
+    """Values that are not what they are said to be."""
+
+
 @dataclass(frozen=True)
 class Advice:
     """How the user changes what is said about the values, each a clause of a sentence."""
@@ -159,10 +163,10 @@ class ValueCheck:
         genes: pd.Index,
         what: str,
         fix: str,
-    ) -> UserError:
+    ) -> ValuesError:
         at = int(np.flatnonzero(bad)[0])
         row = int(np.searchsorted(values.indptr, at, side="right")) - 1
-        return UserError(
+        return ValuesError(
             f"{self.where}: the value {values.data[at]:g} of gene '{genes[values.indices[at]]}' in cell "
             f"'{cells[row]}' {what}; {fix}."
         )
