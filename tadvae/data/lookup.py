@@ -2,12 +2,14 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tadvae.base.labels import CONTROL_WORDS, label_text, split_label
 from tadvae.genes.names import GeneNames
 from tadvae.store.labels import longest_names
-from tadvae.store.reader import Store
+
+if TYPE_CHECKING:  # reading a store needs compiled loops, which a network does not
+    from tadvae.store.reader import Store
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ class Lookup:
                     self._elsewhere[label] = None  # datasets mean different perturbations by it
 
     @classmethod
-    def of_store(cls, store: Store) -> "Lookup":
+    def of_store(cls, store: "Store") -> "Lookup":
         """The names of a store."""
         keys = store.genes["gene"].to_numpy()
         targets = {

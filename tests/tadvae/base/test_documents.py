@@ -143,4 +143,4 @@ def test_a_damaged_description_of_a_run(refused, tmp_path, value):
     (tmp_path / "log").mkdir()
     (tmp_path / "log/steps-000000000.jsonl").write_text(f'{{"step": {value}}}\n')
     if value != "[]":
-        assert "damaged log" in refused(RunFolder(tmp_path).steps)
+        assert "damaged run" in refused(RunFolder(tmp_path).steps)

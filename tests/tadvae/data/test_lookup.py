@@ -165,6 +165,7 @@ def test_a_store_of_an_earlier_version(spelt_store, tmp_path):
     """Without the names of the files: today's names are found."""
     shutil.copytree(str(spelt_store.folder), tmp_path / "earlier")
     (tmp_path / "earlier/labels.parquet").unlink()
+    (tmp_path / "earlier/SHA256SUMS").unlink()
     for path in (tmp_path / "earlier/datasets").iterdir():
         pq.write_table(pq.read_table(path).drop_columns(["var_name"]), path)
     store = Store.open(str(tmp_path / "earlier"))
