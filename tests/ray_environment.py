@@ -9,6 +9,9 @@ ENVIRONMENT = LOCAL_ENVIRONMENT | {
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     # One process less for each Ray; the head of the cluster tests has it, for the dashboard.
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
+    # The S3 servers of the tests take any key, but Ray's workers must have one.
+    "AWS_ACCESS_KEY_ID": "none",
+    "AWS_SECRET_ACCESS_KEY": "none",
     # The dashboard's look at the machine, every so many milliseconds.
     "REPORTER_UPDATE_INTERVAL_MS": "15000",
 }

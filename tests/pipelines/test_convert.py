@@ -298,8 +298,6 @@ def test_other_objects_are_not_deleted(write_spec, screen, bucket, tmp_path, ref
 
 def test_unreachable_storage(write_spec, screen, refused, monkeypatch):
     monkeypatch.setattr("tadvae.base.filesystem._S3_ATTEMPTS", 2)  # it waits longer after each
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "none")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "none")
     url = "s3://bucket/store?endpoint_override=127.0.0.1:9&scheme=http&region=none"
     sentence = refused(convert, str(write_spec(screen)), url)
     for word in ("s3://bucket/store", "URL", "credentials", "network"):
@@ -351,7 +349,7 @@ def test_a_ray_failure_is_no_user_error(write_spec, screen, out, partial, monkey
 
 
 @pytest.fixture
-def s3(monkeypatch):
+def s3():
     """An S3 server on this machine: ``s3(path)`` is a URL of its bucket."""
     pytest.importorskip("moto.server", reason="pip install 'moto[server]' to test S3")
     import boto3
@@ -364,12 +362,7 @@ def s3(monkeypatch):
     host, port = server.get_host_and_port()
     client = boto3.client("s3", endpoint_url=f"http://{host}:{port}", region_name="us-east-1")
     client.create_bucket(Bucket="bucket")
-    # The keys in the URL reach Ray's workers, which this process's environment does not.
-    yield (
-        lambda path: (
-            f"s3://none:none@bucket{path}?endpoint_override={host}:{port}&scheme=http&region=us-east-1"
-        )
-    )
+    yield lambda path: f"s3://bucket{path}?endpoint_override={host}:{port}&scheme=http&region=us-east-1"
     client.close()
     server.stop()
 
