@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from local_conversion import convert_locally
+from rich.text import Text
 from small_screens import SCREENS, small_config
 
 from pipelines.cli.main import main
@@ -125,8 +126,7 @@ def test_a_column_has_one_winner_and_it_is_a_method(trained):
     for table in tables(scores):
         names = [str(name) for name in table.columns[0].cells]
         for column in table.columns[1:]:
-            bold = [
-                name for name, cell in zip(names, column.cells, strict=True) if str(cell).startswith("[bold]")
-            ]
+            cells = [Text(cell) if isinstance(cell, str) else cell for cell in column.cells]
+            bold = [name for name, cell in zip(names, cells, strict=True) if cell.style == "bold"]
             assert not {"noise_ceiling", "null_95"} & set(bold)
             assert bold or column.header in ("coverage",)
