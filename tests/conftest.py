@@ -32,8 +32,11 @@ from tadvae.simulation.files import write_simulation
 from tadvae.simulation.simulate import ScreenConfig, Simulation, SimulationConfig, simulate
 from tadvae.store.reader import Store
 
-hypothesis.settings.register_profile("any machine", deadline=None)  # no test is about wall time
-hypothesis.settings.load_profile("any machine")
+# No test is about wall time. By default every run has the same examples; look for others with
+# `pytest --hypothesis-profile search`.
+hypothesis.settings.register_profile("search", deadline=None)
+hypothesis.settings.register_profile("repeat", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("repeat")
 
 USES_RAY = {"ray_cluster", "driver"}
 """Fixtures that start Ray, in this process or in others; all others that do so ask for one of these."""

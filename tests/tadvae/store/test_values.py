@@ -33,7 +33,7 @@ def judge(values):
 
 sizes = st.tuples(st.integers(0, 10_000), st.integers(60, 200), st.sampled_from([0.3, 1.0, 5.0]))
 """Seed, genes, depth; of fewer genes the values are too few to judge, when hardly any count is above 2."""
-judged = settings(max_examples=25, derandomize=True)  # the judgement is statistical
+judged = settings(max_examples=25, derandomize=True)  # the judgement is statistical, also in a search
 
 
 @judged
