@@ -298,6 +298,8 @@ def test_a_range_of_workers_shrinks_and_grows_with_the_nodes(nodes, driver, shar
         wait_for_workers(2)
         nodes.add(1)
         wait_for_workers(3)
+        process.terminate()
+        process.wait(timeout=120)
     finally:
         end(process)
     assert process.returncode == 128 + signal.SIGTERM
