@@ -1,6 +1,5 @@
 """Callback of Ray Tune: writes the records of the trials, and prints one line per event."""
 
-import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 
 from ray.tune import Callback
 
+from tadvae.base.errors import sentence_in
 from tadvae.base.filesystem import Location
 from tadvae.base.terminal import print_text
 from tune.config import SweepConfig
@@ -91,9 +91,8 @@ def _error_text(trial: Any) -> str:
 
 def reason_of(text: str) -> str:
     """Shorten a traceback to one line: the sentence of a UserError, else the last line."""
-    found = re.findall(r"(?:UserError|StorageError): (.+)", text)
-    if found:
-        return str(found[-1])
+    if (sentence := sentence_in(text)) is not None:
+        return sentence
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[-1][:300] if lines else "it ended without an error message"
 

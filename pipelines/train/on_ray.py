@@ -1,6 +1,5 @@
 """Ray Train behind ``tadvae train``: its workers, its checkpoints, and the weights that it ends with."""
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,13 +11,11 @@ from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError
 from pipelines.train.loopback import LoopbackConfig, is_local
 from pipelines.train.rank import keep_weights
 from pipelines.train.worker import train_worker
-from tadvae.base.errors import StorageError, UserError
+from tadvae.base.errors import StorageError, UserError, sentence_in
 from tadvae.evaluation.metrics import HIGHER_IS_BETTER
 from tadvae.model.run_folder import CHECKPOINTS, RunFolder
 from tadvae.settings.experiment import ExperimentConfig
 from tadvae.training.validation import Patience
-
-_SENTENCE = re.compile(r"tadvae\.base\.errors\.(?:UserError|StorageError): (.+)")
 
 
 def train_on_ray(
@@ -123,5 +120,5 @@ def _user_error_in(error: TrainingFailedError) -> UserError | None:
     """The UserError that ended a run: of the controller, or of a worker, of which there is only the text."""
     if isinstance(error, ControllerError) and isinstance(error.controller_failure, UserError):
         return error.controller_failure
-    sentences = _SENTENCE.findall(str(error))
-    return UserError(sentences[-1]) if sentences else None
+    sentence = sentence_in(str(error))
+    return None if sentence is None else UserError(sentence)

@@ -17,7 +17,7 @@ from safetensors.numpy import load, save
 
 from tadvae.base.checksums import CheckedFolder
 from tadvae.base.documents import parse_json
-from tadvae.base.errors import UserError
+from tadvae.base.errors import UserError, require
 from tadvae.base.filesystem import Location
 from tadvae.cells.normalize import SCALE
 from tadvae.data.lookup import Lookup
@@ -337,51 +337,51 @@ class Vocabulary:
 
     def _check(self) -> None:
         """Raise a ValueError if what was read does not fit together."""
-        _require(self.reference in REFERENCES, f"unknown gene reference {self.reference!r:.60}")
-        _require(self.genes["gene"].notna().all() and self.genes["gene"].is_unique, "repeated genes")
-        _require({"ensembl_id", "symbol"} <= set(self.genes.columns), "a column of the genes is missing")
+        require(self.reference in REFERENCES, f"unknown gene reference {self.reference!r:.60}")
+        require(self.genes["gene"].notna().all() and self.genes["gene"].is_unique, "repeated genes")
+        require({"ensembl_id", "symbol"} <= set(self.genes.columns), "a column of the genes is missing")
         texts = [*self.modalities, *self.membership.pathway_ids, *self.membership.names]
         for entries in (self.datasets, self.contexts, self.targets):
             texts += [entry.name for entry in entries]
-        _require(all(isinstance(text, str) for text in texts), "a name is no text")
-        _require(_is_index(self.min_measured), "min_measured is no whole number")
+        require(all(isinstance(text, str) for text in texts), "a name is no text")
+        require(_is_index(self.min_measured), "min_measured is no whole number")
         signs = all(_is_index(sign, 2, least=-1) for sign in self.signs)
-        _require(signs and len(self.signs) == len(self.modalities), "modalities without their signs")
+        require(signs and len(self.signs) == len(self.modalities), "modalities without their signs")
         for target in self.targets:
-            _require(_is_index(target.gene, self.n_genes, least=-1), f"target '{target.name}' has no gene")
-            _require(isinstance(target.seen, bool), f"target '{target.name}' is neither seen nor unseen")
+            require(_is_index(target.gene, self.n_genes, least=-1), f"target '{target.name}' has no gene")
+            require(isinstance(target.seen, bool), f"target '{target.name}' is neither seen nor unseen")
         for dataset in self.datasets:
             self._check_dataset(dataset)
         for context in self.contexts:
-            _require(
+            require(
                 _is_index(context.dataset, len(self.datasets)), f"context '{context.name}' has no dataset"
             )
-            _require(_is_index(context.n_controls), f"context '{context.name}' has no number of controls")
+            require(_is_index(context.n_controls), f"context '{context.name}' has no number of controls")
             profile, genes = context.profile, self.datasets[context.dataset].genes
             fits = profile.shape == genes.shape and profile.dtype == np.float32 and np.isfinite(profile).all()
-            _require(fits, f"the profile of context '{context.name}' is not over its dataset's genes")
+            require(fits, f"the profile of context '{context.name}' is not over its dataset's genes")
 
     def _check_dataset(self, dataset: DatasetEntry) -> None:
         genes, name = dataset.genes, dataset.name
         sorted_genes = genes.dtype == np.int64 and genes.ndim == 1 and (np.diff(genes) > 0).all()
-        _require(sorted_genes, f"the genes of dataset '{name}' are not sorted")
+        require(sorted_genes, f"the genes of dataset '{name}' are not sorted")
         inside = not genes.size or (genes[0] >= 0 and genes[-1] < self.n_genes)
-        _require(inside, f"dataset '{name}' has genes outside the vocabulary")
+        require(inside, f"dataset '{name}' has genes outside the vocabulary")
         named = dataset.names is None or len(dataset.names) == len(genes)
-        _require(named, f"dataset '{name}' has not one name for each gene")
+        require(named, f"dataset '{name}' has not one name for each gene")
         targets = {target for item in dataset.labels.values() for target in item}
         known = all(_is_index(target, len(self.targets)) for target in targets)
-        _require(known, f"dataset '{name}' has labels with unknown targets")
-        _require(dataset.method in (*SCALE, "none"), f"dataset '{name}' has an unknown normalisation")
-        _require(dataset.kind in ("cells", "profiles"), f"dataset '{name}' is neither cells nor profiles")
+        require(known, f"dataset '{name}' has labels with unknown targets")
+        require(dataset.method in (*SCALE, "none"), f"dataset '{name}' has an unknown normalisation")
+        require(dataset.kind in ("cells", "profiles"), f"dataset '{name}' is neither cells nor profiles")
         by_target = dataset.target_modality
         known = all(
             _is_index(t, len(self.targets)) and _is_index(m, len(self.modalities))
             for t, m in by_target.items()
         )
-        _require(known, f"dataset '{name}' names targets or modalities that do not exist")
+        require(known, f"dataset '{name}' names targets or modalities that do not exist")
         fits = _is_index(dataset.modality, max(len(self.modalities), 1))
-        _require(fits, f"dataset '{name}' names a modality that does not exist")
+        require(fits, f"dataset '{name}' names a modality that does not exist")
 
 
 def _is_index(value: object, limit: int | None = None, least: int = 0) -> bool:
@@ -389,11 +389,6 @@ def _is_index(value: object, limit: int | None = None, least: int = 0) -> bool:
     if not isinstance(value, int) or isinstance(value, bool):
         return False
     return least <= value and (limit is None or value < limit)
-
-
-def _require(fits: bool | np.bool_, reason: str) -> None:
-    if not fits:
-        raise ValueError(reason)
 
 
 def _without(entry: dict[str, Any], *keys: str) -> dict[str, Any]:

@@ -8,10 +8,10 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from tadvae.base.checksums import CheckedFolder
 from tadvae.base.documents import parse_json
-from tadvae.base.errors import UserError
+from tadvae.base.errors import UserError, require
 from tadvae.base.filesystem import Location
+from tadvae.data.vocabulary import model_files
 from tadvae.effects.conditions import Conditions
 from tadvae.effects.model import EffectModel, Stage
 from tadvae.effects.regression import Fitted, Regression
@@ -65,7 +65,7 @@ def load_effects(folder: Location, genes: Mapping[int, np.ndarray]) -> EffectMod
     """
     place = folder / EFFECTS
     try:
-        data = CheckedFolder(folder, "model", "copy the model folder again from its run").read(EFFECTS)
+        data = model_files(folder).read(EFFECTS)
         arrays = load(data)
         length = int.from_bytes(data[:8], "little")
         about = parse_json(parse_json(data[8 : 8 + length])["__metadata__"]["effects"])
@@ -81,7 +81,7 @@ def load_effects(folder: Location, genes: Mapping[int, np.ndarray]) -> EffectMod
             if about[name] is not None:
                 setattr(model, name, _stage(arrays, name, about[name]))
         _check(model)
-    except (OSError, SafetensorError, LookupError, TypeError, ValueError, RecursionError) as error:
+    except (OSError, SafetensorError, LookupError, TypeError, ValueError) as error:
         raise UserError(
             f"{place}: missing or damaged ({type(error).__name__}: {str(error)[:120]}); copy the model "
             "folder again from its run."
@@ -111,53 +111,48 @@ def _stage(arrays: Mapping[str, np.ndarray], name: str, n_blocks: list[int]) -> 
 
 def _check(model: EffectModel) -> None:
     """Raise a ValueError if what was read does not fit together."""
-    _require(isinstance(model.n_targets, int) and model.n_targets >= 0, "no number of targets")
-    _require(all(isinstance(sign, int) and abs(sign) <= 1 for sign in model.signs), "a sign is no sign")
-    _require(all(isinstance(n, int) and n >= 0 for n in model.n_controls.values()), "no number of controls")
+    require(isinstance(model.n_targets, int) and model.n_targets >= 0, "no number of targets")
+    require(all(isinstance(sign, int) and abs(sign) <= 1 for sign in model.signs), "a sign is no sign")
+    require(all(isinstance(n, int) and n >= 0 for n in model.n_controls.values()), "no number of controls")
     n_combinations = len(model.combinations.conditions) if model.combinations else 0
-    _require(len(model.sums) == n_combinations, "other sums than combinations")
-    _require(_finite(model.spread, *model.sums), "a sum is not finite")
+    require(len(model.sums) == n_combinations, "other sums than combinations")
+    require(_finite(model.spread, *model.sums), "a sum is not finite")
     for stage in (model.singles, model.combinations):
         if stage is not None:
             _check_stage(stage, model)
     if model.combinations is not None:
         datasets = model.combinations.conditions.dataset.tolist()
         fits = all(len(s) == len(model.genes[d]) for s, d in zip(model.sums, datasets, strict=True))
-        _require(fits, "a sum is not over the genes of its dataset")
+        require(fits, "a sum is not over the genes of its dataset")
 
 
 def _check_stage(stage: Stage, model: EffectModel) -> None:
     conditions = stage.conditions
     n = len(conditions)
     columns = (conditions.dataset, conditions.context, conditions.n_controls)
-    _require(all(column.shape == (n,) for column in columns), "conditions of unequal length")
-    _require(conditions.targets.shape == (n, model.n_targets), "conditions over other targets")
-    _require(
+    require(all(column.shape == (n,) for column in columns), "conditions of unequal length")
+    require(conditions.targets.shape == (n, model.n_targets), "conditions over other targets")
+    require(
         all(each.dtype.kind == "i" for each in (*columns[:2], conditions.targets)),
         "conditions are no indices",
     )
-    _require(np.isin(conditions.dataset, list(model.genes)).all(), "a condition has no dataset")
-    _require((np.abs(conditions.targets) <= 1).all() and (conditions.n_controls >= 1).all(), "no conditions")
+    require(np.isin(conditions.dataset, list(model.genes)).all(), "a condition has no dataset")
+    require((np.abs(conditions.targets) <= 1).all() and (conditions.n_controls >= 1).all(), "no conditions")
     for regression in stage.strata:
-        _require(
+        require(
             _finite(regression.variances, regression.own, np.array([regression.noise, regression.scale])),
             "a variance is not finite",
         )
         for block in regression.blocks:
             genes, rows = block.genes, block.rows
-            _require(genes.dtype.kind == rows.dtype.kind == "i", "a block has no indices")
-            _require((np.diff(genes) > 0).all() and (genes[:1] >= 0).all(), "genes of a block are not sorted")
-            _require(((rows >= 0) & (rows < n)).all(), "rows of a block are out of range")
-            _require(
+            require(genes.dtype.kind == rows.dtype.kind == "i", "a block has no indices")
+            require((np.diff(genes) > 0).all() and (genes[:1] >= 0).all(), "genes of a block are not sorted")
+            require(((rows >= 0) & (rows < n)).all(), "rows of a block are out of range")
+            require(
                 block.weights.shape == (len(rows), len(genes)), "weights of another shape than their block"
             )
-            _require(_finite(block.weights), "a weight is not finite")
+            require(_finite(block.weights), "a weight is not finite")
 
 
 def _finite(*arrays: np.ndarray) -> bool:
     return all(bool(np.isfinite(array).all()) for array in arrays)
-
-
-def _require(fits: bool | np.bool_, reason: str) -> None:
-    if not fits:
-        raise ValueError(reason)
