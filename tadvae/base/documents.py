@@ -6,7 +6,6 @@ a number that takes minutes to read. Every YAML and JSON text of a file or an op
 
 import json
 import re
-from collections.abc import Iterator
 from typing import Any
 
 import yaml
@@ -71,7 +70,8 @@ def parse_json(text: str | bytes) -> Any:
         raise ValueError(f"more than {DEEPEST} levels") from None
     level = [data]
     for _ in range(DEEPEST + 1):
-        level = [child for node in level if isinstance(node, dict | list) for child in _children(node)]
+        inner = [node for node in level if isinstance(node, dict | list)]
+        level = [child for node in inner for child in (node.values() if isinstance(node, dict) else node)]
         if not level:
             break
     else:
@@ -79,10 +79,6 @@ def parse_json(text: str | bytes) -> Any:
     if _SURROGATE.search(text if isinstance(text, str) else text.decode("utf-8", "replace")):
         json.dumps(data, ensure_ascii=False).encode()  # half a character cannot be written again
     return data
-
-
-def _children(node: dict[str, Any] | list[Any]) -> Iterator[Any]:
-    yield from node.values() if isinstance(node, dict) else node
 
 
 def _integer(digits: str) -> int:

@@ -281,7 +281,8 @@ class Vocabulary:
             )
         files = model_files(folder)
         try:
-            text = parse_json((folder / TEXT).read_text())
+            data = (folder / TEXT).read_bytes()
+            text = parse_json(data)
             genes, edges = (files.table(name).to_pandas() for name in (GENES, PATHWAYS))
             arrays = load(files.read(PROFILES))
             membership = Membership(
@@ -320,7 +321,6 @@ class Vocabulary:
             AttributeError,
             OSError,
             OverflowError,
-            RecursionError,
             pa.ArrowException,
             SafetensorError,
         ) as error:
@@ -332,7 +332,7 @@ class Vocabulary:
                 f"{folder}: genes.parquet does not belong to this model (vocabulary {found}, "
                 f"expected {expected}); copy the folder again from its run."
             )
-        files.compare(TEXT, (folder / TEXT).read_bytes())
+        files.compare(TEXT, data)
         return result
 
     def _check(self) -> None:

@@ -104,8 +104,8 @@ def harmonise(
     )
 
 
-def shared_prefix(names: Sequence[str], reference: GeneReference, otherwise: str = "") -> str:
-    """How to strip the prefix that hides the genes of a panel (``GRCh38_``), ``otherwise`` if none does."""
+def shared_prefix(names: Sequence[str], reference: GeneReference) -> str:
+    """How to strip the prefix that hides the genes of a panel (``GRCh38_``), empty if none does."""
     stripped: dict[str, list[str]] = {}
     for name in names:
         if found := _GENOME.match(name):
@@ -117,7 +117,7 @@ def shared_prefix(names: Sequence[str], reference: GeneReference, otherwise: str
         and 3 * sum(reference._find(name) is not None for name in rest) > len(rest)
     ]
     if not genomes:
-        return otherwise
+        return ""
     first = max(genomes, key=lambda prefix: len(stripped[prefix]))
     others = ", ".join(f"'{prefix}'" for prefix in genomes if prefix != first)
     drop = f"; those with {others} are genes of another genome and must be dropped first" if others else ""
@@ -202,7 +202,7 @@ def _check_known(
         )
     unknown = [text for match, text in pairs if match is None]
     if len(unknown) > max_unknown * len(texts):
-        fix = shared_prefix(texts, reference, otherwise=fix.rstrip(".")) + "."
+        fix = (shared_prefix(texts, reference) or fix.rstrip(".")) + "."
         raise UserError(
             f"{where}: {len(unknown) / len(texts):.0%} of {len(texts)} gene names are unknown (for example"
             f" {', '.join(unknown[:3])}), more than {max_unknown:.0%}; {fix}"

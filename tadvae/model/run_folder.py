@@ -127,10 +127,7 @@ class RunFolder:
 
     def about(self) -> dict[str, Any]:
         """What ``run.json`` says; a UserError where it is damaged or this is no run."""
-        found, data = self._json(_ABOUT)
-        for name, kind in (("store", str), ("vocabulary_hash", str), ("bags", int)):
-            if not isinstance(found.get(name, kind()), kind):
-                raise self._damaged(_ABOUT, f"{name} is {found[name]!r:.60}")
+        found, data = self._json(_ABOUT, store=str, vocabulary_hash=str, bags=int)
         self._files.compare(_ABOUT, data)
         return found
 
@@ -227,13 +224,12 @@ class RunFolder:
 
     def log_piece(self, name: str) -> list[dict[str, Any]]:
         """Records of one piece."""
-        data = (self.place / _LOG / name).read_bytes()
-        self._files.compare(f"{_LOG}/{name}", data, required=False)  # a run that goes on has none of its log
-        return self._lines(f"{_LOG}/{name}", data)
+        return self._piece(name, self._files)
 
     def steps(self) -> list[dict[str, Any]]:
         """Records of all steps, in their order."""
-        return [record for name in self.log_pieces() for record in self.log_piece(name)]
+        files = self._files  # the checksums are read once for all pieces
+        return [record for name in self.log_pieces() for record in self._piece(name, files)]
 
     def forget_steps_from(self, step: int) -> int | None:
         """Delete what the log has of a step and those after it: they are about to be made again.
@@ -294,15 +290,13 @@ class RunFolder:
 
     def ensemble(self) -> dict[str, Any]:
         """What ``ensemble.json`` says; a UserError where it is damaged."""
-        about, data = self._json(_ENSEMBLE)
+        kinds = {"vocabulary_hash": str, "calibration_folds": int, "seeds_per_fold": int}
+        about, data = self._json(_ENSEMBLE, **kinds)
         members = about.get("members")
         if not isinstance(members, list) or not members or not all(isinstance(m, str) for m in members):
             raise self._damaged(_ENSEMBLE, "no members")
         for member in members:
             self.place.inside(member, _MEMBER, self.place / _ENSEMBLE)
-        for name, kind in (("vocabulary_hash", str), ("calibration_folds", int), ("seeds_per_fold", int)):
-            if not isinstance(about.get(name, kind()), kind):
-                raise self._damaged(_ENSEMBLE, f"{name} is {about[name]!r:.60}")
         self._files.compare(_ENSEMBLE, data)
         return about
 
@@ -341,7 +335,8 @@ class RunFolder:
         if not self.is_calibrated:
             return None
         try:
-            about = parse_json((self.place / _CALIBRATION).read_text())
+            data = (self.place / _CALIBRATION).read_bytes()
+            about = parse_json(data)
             scale = load(self._files.read(_SCALES))
             result = Calibration(
                 float(about["level"]),
@@ -355,9 +350,9 @@ class RunFolder:
                 raise ValueError("no level or no factor")
             if not all(np.isfinite(each).all() and (each >= 0).all() for each in scale.values()):
                 raise ValueError("errors that are negative or not finite")
-        except (ValueError, LookupError, TypeError, OSError, RecursionError, SafetensorError) as error:
+        except (ValueError, LookupError, TypeError, OSError, SafetensorError) as error:
             raise self._damaged(_CALIBRATION, type(error).__name__) from None
-        self._files.compare(_CALIBRATION, (self.place / _CALIBRATION).read_bytes())
+        self._files.compare(_CALIBRATION, data)
         return result
 
     # -- files --------------------------------------------------------------------------------------
@@ -367,15 +362,25 @@ class RunFolder:
         """Files of the folder as they are now; they change while a run goes on."""
         return CheckedFolder(self.place, "run", "copy it again, or train it again")
 
-    def _json(self, name: str) -> tuple[dict[str, Any], bytes]:
+    def _json(self, file: str, **kinds: type) -> tuple[dict[str, Any], bytes]:
+        """A mapping, whose fields have these types where it has them, and the bytes of its file."""
         try:
-            data = (self.place / name).read_bytes()
+            data = (self.place / file).read_bytes()
             found = parse_json(data)
             if not isinstance(found, dict):
                 raise ValueError("no mapping")
-        except (ValueError, OSError, RecursionError) as error:
-            raise self._damaged(name, type(error).__name__) from None
+        except (ValueError, OSError) as error:
+            raise self._damaged(file, type(error).__name__) from None
+        for name, kind in kinds.items():
+            if not isinstance(found.get(name, kind()), kind):
+                raise self._damaged(file, f"{name} is {found[name]!r:.60}")
         return found, data
+
+    def _piece(self, piece: str, files: CheckedFolder) -> list[dict[str, Any]]:
+        name = f"{_LOG}/{piece}"
+        data = (self.place / name).read_bytes()
+        files.compare(name, data, required=False)  # a run that goes on has none of its log
+        return self._lines(name, data)
 
     def _lines(self, name: str, data: bytes) -> list[dict[str, Any]]:
         try:
@@ -384,7 +389,7 @@ class RunFolder:
                 isinstance(record, dict) and isinstance(record.get("step"), int) for record in records
             ):
                 raise ValueError("a line without a step")
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             raise self._damaged(name, type(error).__name__) from None
         return records
 

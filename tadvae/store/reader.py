@@ -99,7 +99,7 @@ class Store:
                 checks.check_row_group(table, rows, self.manifest.contexts, names)
                 if tokens:
                     checks.check_measured(
-                        unpack_tokens(table, self.manifest.n_genes)[0], self._measured(entry.dataset)
+                        unpack_tokens(table, self.manifest.n_genes)[0], self._measured[entry.dataset]
                     )
 
     def verify_tables(self) -> None:
@@ -244,11 +244,12 @@ class Store:
                 checks.check_tokens_of_bags(table, size, n_tokens)
         return table, bag_of_row
 
-    def _measured(self, dataset: int) -> np.ndarray:
-        """Whether each gene is measured in a dataset, bool, by vocabulary index."""
-        result = np.zeros(self.manifest.n_genes, bool)
-        result[self.panel(dataset)["gene_index"].to_numpy()] = True
-        return result
+    @cached_property
+    def _measured(self) -> list[np.ndarray]:
+        """For each dataset, whether a gene is measured in it, bool, by vocabulary index."""
+        genes = np.arange(self.manifest.n_genes)
+        panels = [self.panel(i) for i in range(len(self.manifest.datasets))]
+        return [np.isin(genes, panel["gene_index"].to_numpy()) for panel in panels]
 
     def _table(self, name: str) -> pd.DataFrame:
         table = self._files.table(name)

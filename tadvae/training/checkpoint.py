@@ -132,7 +132,7 @@ def _read_position(folder: Path) -> Position:
         ]
         if min(numbers) < 0 or min(position.world_size, position.bags_per_batch) < 1:
             raise ValueError("a negative number")
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise _damaged(path, error) from None
     _files(folder).compare(POSITION, data)
     return position
