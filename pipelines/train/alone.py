@@ -34,10 +34,11 @@ def train_alone(run: RunFolder, store: Store, report: Callable[[dict[str, Any]],
     import torch
 
     torch.set_num_threads(1)  # as Ray's workers have: other numbers of threads round differently
-    config = run.config()
-    train_rank(run, store, _OnlyRank(run, config, report))
+    rank = _OnlyRank(run, run.config(), report)
+    train_rank(run, store, rank)
     names = run.checkpoints.names()
-    with run.checkpoints.folder_of(_best(run, config, names) or names[-1]) as folder:
+    best = rank.best()
+    with run.checkpoints.folder_of(best if best in names else names[-1]) as folder:
         keep_weights(run, folder)
 
 
@@ -48,6 +49,9 @@ class _OnlyRank(Rank):
         self, run: RunFolder, config: ExperimentConfig, report: Callable[[dict[str, Any]], None] | None
     ) -> None:
         self._run, self._config, self._report = run, config, report
+        self._key = Patience(config.validation).key
+        self._validated: list[dict[str, Any]] | None = None
+        """Records of the steps with a validation; the log is read once, when it first has them all."""
 
     def checkpoint(self) -> AbstractContextManager[str] | None:
         return self._run.checkpoints.last()
@@ -61,22 +65,23 @@ class _OnlyRank(Rank):
         assert folder is not None  # of rank 0
         run = self._run
         run.checkpoints.write(name, folder)
+        if self._validated is not None and self._key in metrics:
+            self._validated.append(metrics)
         names = run.checkpoints.names()
-        best = _best(run, self._config, names)
-        run.checkpoints.keep_only([*names[-self._config.train.keep_checkpoints :], best or name])
+        kept = names[-self._config.train.keep_checkpoints :]
+        run.checkpoints.keep_only([*kept, self.best() or name])
         if self._report is not None:
             self._report(metrics)
 
-
-def _best(run: RunFolder, config: ExperimentConfig, names: list[str]) -> str | None:
-    """The checkpoint of the best validation where that decides, else None."""
-    if config.validation.patience is None:
-        return None
-    patience = Patience(config.validation)
-    validated = [record for record in run.steps() if patience.key in record]
-    for record in validated:
-        patience.add(record)
-    if not validated:
-        return None
-    best = checkpoint_name(validated[int(np.argmax(patience.scores))]["step"] + 1)
-    return best if best in names else None
+    def best(self) -> str | None:
+        """The checkpoint of the best validation where that decides, else None."""
+        if self._config.validation.patience is None:
+            return None
+        if self._validated is None:
+            self._validated = [record for record in self._run.steps() if self._key in record]
+        if not self._validated:
+            return None
+        patience = Patience(self._config.validation)
+        for record in self._validated:
+            patience.add(record)
+        return checkpoint_name(self._validated[int(np.argmax(patience.scores))]["step"] + 1)

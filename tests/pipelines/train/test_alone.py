@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from safetensors.numpy import load_file
+from small_training import SMALL
 
 from pipelines.train.alone import train_alone
 from pipelines.train.train import train
@@ -12,14 +13,7 @@ from tadvae.model.run_folder import RunFolder
 from tadvae.settings.experiment import ExperimentConfig
 from tadvae.store.reader import Store
 
-SETTINGS = [
-    "stream.bags_per_batch=3",
-    "stream.shuffle_window=3",
-    "model.pathway={d_embed: 16, n_heads: 2}",
-    "model.causal={n_factors: 4, hidden: 16}",
-    "model.decoder={d_gene: 16, hidden: 16}",
-    "train={epochs: 4, checkpoint_every: 2, learning_rate: 0.01}",
-]
+SETTINGS = [*SMALL, "train={epochs: 4, checkpoint_every: 2, learning_rate: 0.01}"]
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ import pandas as pd
 import psutil
 import pytest
 from safetensors.numpy import load_file
+from small_training import SMALL
 
 from pipelines.cli.main import main
 from pipelines.train.phases import phases
@@ -24,14 +25,7 @@ from tadvae.report.gather import TERMS, Run, gather
 from tadvae.settings.experiment import ExperimentConfig
 from tadvae.training.validation import Validator
 
-SETTINGS = [
-    "stream.bags_per_batch=3",
-    "stream.shuffle_window=3",
-    "model.pathway={d_embed: 16, n_heads: 2}",
-    "model.causal={n_factors: 4, hidden: 16}",
-    "model.decoder={d_gene: 16, hidden: 16}",
-    "train={epochs: 12, checkpoint_every: 2, learning_rate: 0.01, max_failures: 2}",
-]
+SETTINGS = [*SMALL, "train={epochs: 12, checkpoint_every: 2, learning_rate: 0.01, max_failures: 2}"]
 
 
 def config(simulated, *more):
