@@ -59,16 +59,22 @@ class KillWorker(threading.Thread):
     def __init__(self, run: Path, pieces: int) -> None:
         super().__init__(daemon=True)
         self.run_folder, self.pieces, self.killed = run, pieces, None
+        self.addresses: set[str] = set()
+        """Where the workers listened."""
 
     def run(self) -> None:
         deadline = time.monotonic() + 500
         while time.monotonic() < deadline:
             if len(list((self.run_folder / "log").glob("steps-*.jsonl"))) >= self.pieces:
-                for process in psutil.Process().children(recursive=True):
-                    if process.name().startswith("ray::RayTrainWo"):
-                        os.kill(process.pid, signal.SIGKILL)
-                        self.killed = process.pid
-                        return
+                family = psutil.Process().children(recursive=True)
+                workers = [process for process in family if process.name().startswith("ray::RayTrainWo")]
+                if len(workers) == 2:
+                    for worker in workers:
+                        found = worker.net_connections("inet")
+                        self.addresses |= {c.laddr.ip for c in found if c.status == "LISTEN"}
+                    os.kill(workers[0].pid, signal.SIGKILL)
+                    self.killed = workers[0].pid
+                    return
             time.sleep(0.02)
 
 
@@ -129,6 +135,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one(store, simulated, tmp_path, 
     with pytest.raises(Exception, match="worker"):
         train(str(store.folder), str(run), config(simulated, "train.max_failures=0"), workers=2)
     assert killer.killed is not None
+    assert {address.removeprefix("::ffff:") for address in killer.addresses} == {"127.0.0.1"}
     assert not (run / "model" / "model.safetensors").exists()
     with pytest.raises(UserError, match="not finished"):
         TADVAE.from_pretrained(run)
