@@ -42,7 +42,7 @@ def write_screen(folder: Path, n: int) -> None:
     obs = pd.DataFrame({"condition": labels}, index=[f"c{i}" for i in range(cells)])
     names = [f"G{i}" for i in range(GENES)]
     ad.AnnData(counts, obs=obs, var=pd.DataFrame(index=names)).write_h5ad(folder / "screen.h5ad")
-    dataset = {"name": "s", "path": "screen.h5ad", "modality": "drug"}
+    dataset: dict[str, object] = {"name": "s", "path": "screen.h5ad", "modality": "drug"}
     dataset["perturbation"] = {"column": "condition", "control": "control"}
     genes = {"reference": "none", "max_unknown": 1.0}
     (folder / "spec.yaml").write_text(yaml.safe_dump({"datasets": [dataset], "genes": genes}))
