@@ -22,6 +22,7 @@ import yaml
 from pipelines.train.train import train
 from tadvae.base.errors import UserError
 from tadvae.base.filesystem import LOCK, Location
+from tadvae.model.card import escape_markdown
 from tadvae.model.tadvae import TADVAE
 from tadvae.settings.experiment import ExperimentConfig
 from tadvae.training.validation import Validator
@@ -372,7 +373,7 @@ def test_trials_of_two_workers_finish_stop_and_fail(ray_cluster, store, space_fi
     capsys.readouterr()
     main_exits(["tune", "table", str(tmp_path / "sweep"), "--out", str(tmp_path / "report")])
     assert "failed" in capsys.readouterr().out
-    assert records[2].reason in (tmp_path / "report/trials.md").read_text()
+    assert escape_markdown(records[2].reason) in (tmp_path / "report/trials.md").read_text()
     assert len(read_records(Location.of(tmp_path / "sweep"))) == 3
 
 
