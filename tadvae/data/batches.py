@@ -12,9 +12,10 @@ from tadvae.data.plan import Window
 
 @dataclass(frozen=True)
 class Bag:
-    """Cells of one (dataset, context, perturbation), with an equal number of matched controls.
+    """Cells of one (dataset, context, perturbation), with matched control cells.
 
-    A bag of control cells has no matched controls: it is only encoded and reconstructed.
+    Bags of a batch in the same context share their controls (the same object), so that these are encoded
+    once. A bag of control cells has no matched controls: it is only encoded and reconstructed.
 
     Attributes
     ----------
@@ -43,19 +44,30 @@ class Batch:
     bags: list[Bag]
 
     @property
+    def encoded(self) -> list[Cells]:
+        """The sets of cells that are encoded, each once, by dataset: matched controls, and bags of controls."""
+        bags = sorted(self.bags, key=lambda bag: bag.dataset)
+        sets = [bag.cells if bag.controls is None else bag.controls for bag in bags]
+        return list({id(cells): cells for cells in sets}.values())
+
+    @property
     def n_cells(self) -> int:
         """Number of cells in all bags, controls not counted."""
         return sum(len(bag.cells) for bag in self.bags)
 
     @property
     def n_tokens(self) -> int:
-        """Number of tokens of all cells and controls."""
-        parts = [part for bag in self.bags for part in (bag.cells, bag.controls) if part is not None]
-        return sum(len(part.values) for part in parts)
+        """Number of tokens of all cells, and of the controls that are encoded."""
+        observed = [bag.cells for bag in self.bags if bag.controls is not None]
+        return sum(len(part.values) for part in [*observed, *self.encoded])
 
 
 class BatchAssembler:
-    """Puts bags into their planned order and matches control cells to each.
+    """Puts bags into their planned order and matches control cells to them.
+
+    The perturbed bags of a batch in one context get the same controls, as many as the largest of them has
+    cells: encoding is the expensive part of a step. A bag of controls of that context in the batch serves as
+    their controls if it is large enough; otherwise control cells are drawn.
 
     Attributes
     ----------
@@ -73,7 +85,7 @@ class BatchAssembler:
     bags_per_batch
         Number of bags in a batch.
     seed
-        With the epoch and the id of a bag, it determines the bag's controls, on any rank.
+        With the epoch and the ids of the bags of a batch, it determines their controls, on any rank.
     """
 
     def __init__(
@@ -106,7 +118,7 @@ class BatchAssembler:
             For every read of every window, in order: bag id of each row, and the cells. A bag whose cells
             are all held out does not occur here and is left out.
         """
-        pending: list[Bag] = []
+        pending: list[tuple[int, Cells]] = []
         for window in windows:
             found: dict[int, Cells] = {}
             for _ in window.reads:
@@ -115,25 +127,38 @@ class BatchAssembler:
                     found[int(bag_of_row[a])] = cells[a:b]
             for bag in window.order.tolist():
                 if bag in found:
-                    pending.append(self._bag(bag, found[bag], epoch))
+                    pending.append((bag, found[bag]))
                 else:
                     self.skipped += 1
                 if len(pending) == self._per_batch:
-                    yield self._batch(pending)
+                    yield self._batch(pending, epoch)
                     pending = []
         if pending:
-            yield self._batch(pending)
+            yield self._batch(pending, epoch)
 
-    def _bag(self, bag: int, cells: Cells, epoch: int) -> Bag:
-        dataset, context = int(self._dataset[bag]), int(self._context[bag])
-        perturbation = int(self._perturbation[bag])
-        controls = None
-        if perturbation != self._control:
-            pool = self._controls[dataset, context]
-            rng = np.random.default_rng([self._seed, epoch, 2, bag])
-            controls = pool.take(rng.choice(len(pool), len(cells), replace=len(cells) > len(pool)))
-        return Bag(bag, dataset, context, perturbation, cells, controls)
+    def _batch(self, members: list[tuple[int, Cells]], epoch: int) -> Batch:
+        places: dict[tuple[int, int], list[tuple[int, Cells]]] = {}
+        for bag, cells in sorted(members, key=lambda member: member[0]):
+            places.setdefault((int(self._dataset[bag]), int(self._context[bag])), []).append((bag, cells))
+        bags = []
+        for place, inside in sorted(places.items()):
+            controls = self._matched(place, inside, epoch)
+            for bag, cells in inside:
+                own = int(self._perturbation[bag])
+                bags.append(Bag(bag, *place, own, cells, None if own == self._control else controls))
+        return Batch(bags)
 
-    @staticmethod
-    def _batch(bags: list[Bag]) -> Batch:
-        return Batch(sorted(bags, key=lambda bag: (bag.dataset, bag.context, bag.bag)))
+    def _matched(
+        self, place: tuple[int, int], inside: list[tuple[int, Cells]], epoch: int
+    ) -> Cells | None:
+        """Controls for the perturbed bags of one (dataset, context); None if there are no such bags."""
+        is_control = [self._perturbation[bag] == self._control for bag, _ in inside]
+        sizes = [len(cells) for (_, cells), control in zip(inside, is_control, strict=True) if not control]
+        if not sizes:
+            return None
+        own = [cells for (_, cells), control in zip(inside, is_control, strict=True) if control]
+        if own and len(largest := max(own, key=len)) >= max(sizes):
+            return largest
+        pool, n = self._controls[place], max(sizes)
+        rng = np.random.default_rng([self._seed, epoch, 2, inside[0][0]])
+        return pool.take(rng.choice(len(pool), n, replace=n > len(pool)))

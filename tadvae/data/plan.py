@@ -92,7 +92,9 @@ def epoch_windows(
 ) -> list[Window]:
     """Windows of one rank and epoch, without the first ``skip`` bags.
 
-    Ranks wait for each other at every step, so batches with many tokens are placed at the same steps on all.
+    Batches are filled with bags of one (dataset, context) as far as the bags of a window allow, so that few
+    sets of control cells are encoded per step. Ranks wait for each other at every step, so batches with many
+    tokens are placed at the same steps on all.
 
     Parameters
     ----------
@@ -104,11 +106,14 @@ def epoch_windows(
     reads, _ = rank_bags(bags, seed, epoch, rank, world_size)
     n_steps = steps_per_epoch(len(bags), config, world_size)
     step_key = np.random.default_rng([seed, epoch, 3]).random(n_steps)  # the same on all ranks
+    place = bags[["dataset", "context"]].to_numpy()
     windows, done = [], 0
     for number, start in enumerate(range(0, len(reads), config.shuffle_window)):
         part = reads[start : start + config.shuffle_window]
         order = np.concatenate([ids for _, _, ids in part])
-        order = np.random.default_rng([seed, epoch, 1, rank, number]).permutation(order)
+        rng = np.random.default_rng([seed, epoch, 1, rank, number])
+        order = rng.permutation(order)
+        order = order[_by_context(place[bags.index.get_indexer(order)], done, config.bags_per_batch, rng)]
         if world_size > 1:
             order = _in_step(
                 order, bags.loc[order, "n_tokens"].to_numpy(), done, config.bags_per_batch, step_key
@@ -148,6 +153,31 @@ def bags_left(
 def steps_per_epoch(n_bags: int, config: StreamConfig, world_size: int) -> int:
     """Number of steps of every rank in one epoch."""
     return math.ceil(math.ceil(n_bags / world_size) / config.bags_per_batch)
+
+
+def _by_context(place: np.ndarray, done: int, per_batch: int, rng: np.random.Generator) -> np.ndarray:
+    """Positions of a window's bags in an order whose batches hold one (dataset, context) each where possible.
+
+    Parameters
+    ----------
+    place : (n, 2)
+        Dataset and context of each bag, the bags in a random order.
+    done
+        Number of bags before the window; the first bags of the window may complete a batch of those.
+    """
+    of = np.unique(place, axis=0, return_inverse=True)[1].ravel()
+    full, rest = [], []
+    for group in range(of.max(initial=-1) + 1):
+        inside = np.flatnonzero(of == group)
+        whole = len(inside) // per_batch * per_batch
+        full += np.split(inside[:whole], whole // per_batch) if whole else []
+        rest.append(inside[whole:])
+    left = np.concatenate([np.empty(0, np.int64), *(rest[i] for i in rng.permutation(len(rest)))])
+    batches = [full[i] for i in rng.permutation(len(full))]
+    first = -done % per_batch  # they complete a batch of the window before
+    while len(left) < first and batches:
+        left = np.concatenate([left, batches.pop()])
+    return np.concatenate([left[:first], *batches, left[first:]])
 
 
 def _in_step(

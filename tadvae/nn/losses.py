@@ -4,7 +4,7 @@ Source: Zhang et al. 2023 and its code (loss, biased MMD and their constants); G
 MMD, median heuristic).
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -83,50 +83,110 @@ def published_bandwidths(sigma: float) -> Tensor:
     return sigma / 32.0 * 2.0 ** torch.arange(10)
 
 
-def median_bandwidths(observed: Tensor) -> Tensor:
-    """Bandwidths: median squared distance of observed cells times 1/4, 1/2, 1, 2, 4; (5,), no gradient."""
-    with torch.no_grad():
-        distance = squared_distances(observed, observed)
-        i, j = torch.triu_indices(len(observed), len(observed), offset=1)
-        median = distance[i, j].median() if len(i) else distance.new_tensor(1.0)
-        return median.clamp(min=1e-6) * 2.0 ** torch.arange(-2, 3).to(distance)
-
-
-def squared_distances(x: Tensor, y: Tensor) -> Tensor:
-    """Squared Euclidean distances ‖x_i − y_j‖², shape (n, m)."""
-    # One matrix product needs (n, m) memory; differences of all rows would need (n, m, G). Rounding can make
-    # the distance of equal rows slightly negative, hence the clamp.
-    product = x @ y.T
-    return ((x**2).sum(1)[:, None] + (y**2).sum(1)[None, :] - 2 * product).clamp(min=0)
-
-
-def mmd(x: Tensor, y: Tensor, bandwidths: Tensor, *, unbiased: bool) -> Tensor:
-    """Squared maximum mean discrepancy with the kernel ``Σ_b exp(−d²/b)``.
+def median_bandwidths(distance: Tensor, real: Tensor | None = None) -> Tensor:
+    """Bandwidths: median squared distance of observed cells times 1/4, 1/2, 1, 2, 4; (…, 5).
 
     Parameters
     ----------
-    x : (n, G)
-        Predicted cells.
-    y : (m, G)
-        Observed cells.
-    bandwidths : (k,)
-        Bandwidths b, in units of squared expression.
-    unbiased
-        True: U-statistic, which can be negative and needs two cells in each set; False: V-statistic, which
-        includes the distance of each cell to itself.
+    distance : (…, m, m)
+        Squared distances of the observed cells of each set.
+    real : (…, m) bool or None
+        Whether a row is a cell, not padding; None: all are.
     """
+    m = distance.shape[-1]
+    i, j = torch.triu_indices(m, m, offset=1, device=distance.device)
+    pairs = distance[..., i, j]  # (…, m (m − 1) / 2)
+    if real is not None:
+        pairs = torch.where(real[..., i] & real[..., j], pairs, torch.nan)
+    if m < 2:
+        median = distance.new_ones(distance.shape[:-2])
+    else:
+        median = pairs.nanmedian(dim=-1).values.nan_to_num(1.0)
+    return median.clamp(min=1e-6)[..., None] * 2.0 ** torch.arange(-2, 3).to(distance)
 
-    def kernel(a: Tensor, b: Tensor) -> Tensor:
-        distance = squared_distances(a, b)
-        return torch.exp(-distance[None] / bandwidths[:, None, None]).sum(0)
 
-    kxx, kyy, kxy = kernel(x, x), kernel(y, y), kernel(x, y)
+def squared_distances(x: Tensor, y: Tensor) -> Tensor:
+    """Squared Euclidean distances ‖x_i − y_j‖², shape (…, n, m), from (…, n, G) and (…, m, G)."""
+    # One matrix product needs (n, m) memory; differences of all rows would need (n, m, G). Rounding can make
+    # the distance of equal rows slightly negative, hence the clamp.
+    product = x @ y.transpose(-1, -2)
+    return ((x**2).sum(-1)[..., :, None] + (y**2).sum(-1)[..., None, :] - 2 * product).clamp(min=0)
+
+
+class _Kernel(torch.autograd.Function):
+    """``Σ_b exp(−d²/b)`` for bandwidths that double from one to the next."""
+
+    @staticmethod
+    def forward(ctx: Any, distance: Tensor, bandwidths: Tensor) -> Tensor:
+        # exp(−d²/b) is the square of exp(−d²/2b): one exponential, for the widest, serves all bandwidths.
+        width = bandwidths[..., -1, None, None]
+        each = torch.exp(-distance / width)
+        total, slope = each.clone(), each / width
+        for i in range(2, bandwidths.shape[-1] + 1):
+            each = each * each
+            total += each
+            slope += each / bandwidths[..., -i, None, None]
+        ctx.save_for_backward(slope)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return -grads[0] * ctx.saved_tensors[0], None
+
+
+def mmd(
+    x: Tensor,
+    y: Tensor,
+    bandwidths: Tensor | None,
+    *,
+    unbiased: bool,
+    real_x: Tensor | None = None,
+    real_y: Tensor | None = None,
+) -> Tensor:
+    """Squared maximum mean discrepancy of sets of cells with the kernel ``Σ_b exp(−d²/b)``, shape (…).
+
+    Parameters
+    ----------
+    x : (…, n, G)
+        Predicted cells.
+    y : (…, m, G)
+        Observed cells; they get no gradient.
+    bandwidths : (…, k) or None
+        Bandwidths b, in units of squared expression, each twice the one before; None:
+        :func:`median_bandwidths`.
+    unbiased
+        True: U-statistic, which can be negative and needs two cells in each set, and is not a number or zero
+        where there are fewer; False: V-statistic, which includes the distance of each cell to itself.
+    real_x, real_y : (…, n) and (…, m) bool, or None
+        Whether a row is a cell, not padding; None: all are.
+    """
+    with torch.no_grad():
+        observed = squared_distances(y, y)
+        if bandwidths is None:
+            bandwidths = median_bandwidths(observed, real_y)
+        kyy = _Kernel.apply(observed, bandwidths)
+    kxx = _Kernel.apply(squared_distances(x, x), bandwidths)
+    kxy = _Kernel.apply(squared_distances(x, y), bandwidths)
+    weight_x, weight_y = _weights(x, real_x), _weights(y, real_y)
+    across = (weight_x[..., None, :] @ kxy @ weight_y[..., None]).squeeze(-1).squeeze(-1)
+    return _mean_within(kxx, weight_x, unbiased) + _mean_within(kyy, weight_y, unbiased) - 2 * across
+
+
+def _weights(rows: Tensor, real: Tensor | None) -> Tensor:
+    """1/n for each of the n cells of a set, and zero for padding."""
+    if real is None:
+        return rows.new_full(rows.shape[:-1], 1 / max(rows.shape[-2], 1))
+    return real.to(rows) / real.sum(-1, keepdim=True).clamp(min=1)
+
+
+def _mean_within(kernel: Tensor, weight: Tensor, unbiased: bool) -> Tensor:
+    """Mean of a kernel (…, n, n) over pairs of cells; if ``unbiased``, of two different cells."""
+    mean = (weight[..., None, :] @ kernel @ weight[..., None]).squeeze(-1).squeeze(-1)
     if not unbiased:
-        return kxx.mean() + kyy.mean() - 2 * kxy.mean()
-    n, m = len(x), len(y)
-    xx = (kxx.sum() - kxx.diagonal().sum()) / (n * (n - 1))
-    yy = (kyy.sum() - kyy.diagonal().sum()) / (m * (m - 1))
-    return xx + yy - 2 * kxy.mean()
+        return mean
+    same = (weight**2 * kernel.diagonal(dim1=-2, dim2=-1)).sum(-1)
+    # Σ_i w_i² is 1/n: of the n² pairs, n² − n are of two different cells.
+    return (mean - same) / (1 - (weight**2).sum(-1)).clamp(min=1e-12)
 
 
 def kl_divergence(mean: Tensor, log_variance: Tensor | None, reduction: str = "sum") -> Tensor:
@@ -143,7 +203,7 @@ def l1_norm(adjacency: Tensor, reduction: str = "sum") -> Tensor:
 
 
 def negative_binomial(counts: Tensor, mean: Tensor, log_dispersion: Tensor) -> Tensor:
-    """Negative log likelihood of counts, mean over all of them.
+    """Negative log likelihood of each count, shape (n, G).
 
     ``NB(x; m, r)`` with mean m and variance ``m + m²/r``.
 
@@ -164,7 +224,7 @@ def negative_binomial(counts: Tensor, mean: Tensor, log_dispersion: Tensor) -> T
         + r * (log_dispersion - log_total)
         + counts * (mean.log() - log_total)
     )
-    return -likelihood.mean()
+    return -likelihood
 
 
 def expected_counts(values: Tensor, per_unit: Tensor) -> Tensor:

@@ -21,12 +21,11 @@ from tadvae.nn.losses import (
     expected_counts,
     kl_divergence,
     l1_norm,
-    median_bandwidths,
     mmd,
     negative_binomial,
     published_bandwidths,
 )
-from tadvae.nn.packed import ModelBatch, PackedCells, PackedTokens
+from tadvae.nn.packed import ModelBatch, PackedCells, PackedTokens, Perturbed
 from tadvae.nn.strategies.base import STRATEGIES, PathwayConfig, PathwayLayer, pathway_layer
 from tadvae.nn.vectors import given_vectors
 
@@ -114,8 +113,9 @@ class TADVAEModule(nn.Module):
             column[dataset.genes] = np.arange(len(dataset.genes))
             self.register_buffer(f"genes_{i}", torch.from_numpy(dataset.genes), persistent=False)
             self.register_buffer(f"column_{i}", torch.from_numpy(column), persistent=False)
-        for i, context in enumerate(vocabulary.contexts):
-            self.register_buffer(f"profile_{i}", torch.from_numpy(context.profile), persistent=False)
+            profiles = [context.profile for context in vocabulary.contexts if context.dataset == i]
+            stacked = np.stack(profiles) if profiles else np.empty((0, len(dataset.genes)), np.float32)
+            self.register_buffer(f"profiles_{i}", torch.from_numpy(stacked), persistent=False)
 
     def encode(self, cells: PackedCells, available: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Activities (B, P), latent means and log variances (B, K) or None; ``available``: (B, P) bool."""
@@ -123,7 +123,7 @@ class TADVAEModule(nn.Module):
         return activity, *self.factors(activity, available)
 
     def decode(self, hidden: Tensor, genes: Tensor, profile: Tensor) -> Tensor:
-        """Values on a gene list from h(u), shape (B, G); ``profile`` is the control profile (G,)."""
+        """Values on a gene list from h(u), shape (…, G); ``profile`` is the control profile (…, G)."""
         values = self.decoder(hidden, genes)
         result: Tensor = values + profile if self.config.decoder.decode == "residual" else values
         return result
@@ -131,7 +131,7 @@ class TADVAEModule(nn.Module):
     def counterfactual(
         self, before: Tensor, after: Tensor, cells: Tensor, genes: Tensor, profile: Tensor
     ) -> Tensor:
-        """Values of cells under a perturbation, shape (n, G), from h(u) before and after it."""
+        """Values of cells under a perturbation, shape (…, n, G), from h(u) before and after it."""
         if self.config.decoder.counterfactual == "abduction":
             return cells + self.decoder.change(after - before, genes)
         return self.decode(after, genes, profile)
@@ -150,30 +150,52 @@ class TADVAEModule(nn.Module):
         generator
             Source of the reparameterisation noise.
         """
-        loss = self.loss_config
         _, mean, log_variance = self.encode(batch.cells, self.available[batch.dataset])
+        # All that follows is about small differences of large numbers (after − before, distances of cells),
+        # which half precision loses: autocast ends here.
+        with torch.autocast(mean.device.type, enabled=False):
+            return self._loss(batch, _single(mean), _single_or_none(log_variance), epoch, generator)
+
+    def _loss(
+        self,
+        batch: ModelBatch,
+        mean: Tensor,
+        log_variance: Tensor | None,
+        epoch: float,
+        generator: torch.Generator | None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss from the latent variables (B, K) of the encoded cells; see :meth:`forward`."""
+        loss = self.loss_config
         z = sample(mean, log_variance, generator)  # (B, K)
         shifts = self.causal.shifts(batch.intervention, self.decoder.gene, loss.temperature.at(epoch))
         zero = z.new_zeros(())
         reconstruction, discrepancy, matching, n_mmd, n_match = zero, zero, zero, 0, 0
-        for i, bag in enumerate(batch.bags):
-            genes, profile = getattr(self, f"genes_{bag.dataset}"), getattr(self, f"profile_{bag.context}")
-            encoded = self.dense(batch.tokens, bag.rows, bag.dataset)  # (n, G)
-            before = self.decoder.hidden(self.causal(z[bag.rows]))  # (n, d)
-            decoded = self.decode(before, genes, profile)  # (n, G)
-            reconstruction = reconstruction + self._reconstruction(decoded, encoded, bag.per_unit, genes)
-            if bag.observed is None:
+        for part in batch.datasets:
+            genes, profiles = getattr(self, f"genes_{part.dataset}"), getattr(self, f"profiles_{part.dataset}")
+            encoded = self.dense(batch.tokens, part.dataset, part.cells)  # (N, G)
+            own = z[part.cells]  # (N, K)
+            before = self.decoder.hidden(self.causal(own))  # (N, d)
+            decoded = self.decode(before, genes, profiles[part.context])  # (N, G)
+            errors = self._errors(decoded, encoded, part.per_unit, genes).mean(1)  # (N,)
+            reconstruction = reconstruction + part.weight.to(errors.dtype) @ errors
+            bags = part.perturbed
+            if bags is None:
                 continue
-            after = self.decoder.hidden(self.causal(z[bag.rows] + shifts[i]))  # (n, d)
-            predicted = self.counterfactual(before, after, encoded, genes, profile)  # (n, G)
-            observed = self.dense(batch.tokens, bag.observed, bag.dataset)  # (m, G)
-            matching = matching + ((predicted.mean(0) - observed.mean(0)) ** 2).mean()
-            n_match += 1
-            if min(len(predicted), len(observed)) > 1:
-                discrepancy = discrepancy + self._mmd(predicted, observed)
-                n_mmd += 1
+            shifted = own[bags.start] + shifts[bags.bag][:, None]  # (b, n, K)
+            after = self.decoder.hidden(self.causal(shifted.flatten(0, 1))).unflatten(0, bags.start.shape)
+            predicted = self.counterfactual(
+                before[bags.start], after, encoded[bags.start], genes, profiles[bags.context][:, None]
+            )  # (b, n, G)
+            observed = self.dense(batch.tokens, part.dataset, bags.cells, bags.row, bags.is_observed.numel())
+            observed = observed.unflatten(0, bags.is_observed.shape)  # (b, m, G)
+            gap = _mean_of(predicted, bags.is_start) - _mean_of(observed, bags.is_observed)  # (b, G)
+            matching = matching + (gap**2).mean(1).sum()
+            n_match += len(bags.bag)
+            if bags.n_mmd:
+                discrepancy = discrepancy + self._mmd(predicted, observed, bags)
+                n_mmd += bags.n_mmd
         terms = {
-            "reconstruction": reconstruction / len(batch.bags),
+            "reconstruction": reconstruction,
             "mmd": discrepancy / max(n_mmd, 1),
             "mean_match": matching / max(n_match, 1),
             "kl": kl_divergence(mean, log_variance, loss.kl),
@@ -190,23 +212,51 @@ class TADVAEModule(nn.Module):
         total = total + 0.0 * shifts.sum()
         return total, {"loss": total, **terms}
 
-    def dense(self, tokens: PackedTokens, rows: slice, dataset: int) -> Tensor:
-        """Values of some cells on the genes of their dataset, shape (n, G)."""
+    def dense(
+        self,
+        tokens: PackedTokens,
+        dataset: int,
+        cells: slice,
+        row: Tensor | None = None,
+        n_rows: int | None = None,
+    ) -> Tensor:
+        """Values of some cells on the genes of their dataset, shape (n, G); see :meth:`PackedTokens.dense`."""
         genes, column = getattr(self, f"genes_{dataset}"), getattr(self, f"column_{dataset}")
-        return tokens.dense(rows, column, len(genes))
+        return tokens.dense(cells, column, len(genes), row, n_rows)
 
-    def _reconstruction(self, decoded: Tensor, encoded: Tensor, per_unit: Tensor, genes: Tensor) -> Tensor:
+    def _errors(self, decoded: Tensor, encoded: Tensor, per_unit: Tensor, genes: Tensor) -> Tensor:
+        """Reconstruction error of every value, shape (N, G)."""
         if self.loss_config.likelihood == "gaussian":
-            return ((decoded - encoded) ** 2).mean()
+            return (decoded - encoded) ** 2
         counts = torch.expm1(encoded) * per_unit[:, None]
         expected = expected_counts(decoded, per_unit)
         return negative_binomial(counts, expected, self.log_dispersion[genes])
 
-    def _mmd(self, predicted: Tensor, observed: Tensor) -> Tensor:
-        if self.loss_config.mmd == "biased":
-            bandwidths = published_bandwidths(self.loss_config.sigma).to(observed.device)
-            return mmd(predicted, observed, bandwidths, unbiased=False)
-        return mmd(predicted, observed, median_bandwidths(observed), unbiased=True)
+    def _mmd(self, predicted: Tensor, observed: Tensor, bags: Perturbed) -> Tensor:
+        """Sum of the MMD over the bags with at least two cells on both sides."""
+        unbiased = self.loss_config.mmd == "unbiased"
+        bandwidths = None
+        if not unbiased:
+            bandwidths = published_bandwidths(self.loss_config.sigma).to(observed)
+        each = mmd(
+            predicted, observed, bandwidths, unbiased=unbiased, real_x=bags.is_start, real_y=bags.is_observed
+        )
+        counts = (bags.is_start.sum(1) > 1) & (bags.is_observed.sum(1) > 1)
+        return (each * counts).sum()
+
+
+def _single(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
+
+
+def _single_or_none(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else _single(tensor)
+
+
+def _mean_of(rows: Tensor, real: Tensor) -> Tensor:
+    """Mean over the cells (b, n, G) of each bag, without padding, shape (b, G)."""
+    weight = real.to(rows) / real.sum(1, keepdim=True)  # (b, n)
+    return (weight[:, None] @ rows).squeeze(1)
 
 
 def start_normal(*parts: nn.Module, deviation: float = 0.02) -> None:

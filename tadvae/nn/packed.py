@@ -1,6 +1,6 @@
 """Sparse cells as tensors without padding, and a batch of bags as input of the network."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Self
@@ -122,8 +122,10 @@ class PackedTokens:
         number = torch.arange(len(n_tokens), device=self.values.device)
         return number.repeat_interleave(n_tokens, output_size=len(self.values))
 
-    def dense(self, rows: slice, column: Tensor, n_genes: int) -> Tensor:
-        """Values of the cells ``rows`` on a gene list, shape (n, G).
+    def dense(
+        self, cells: slice, column: Tensor, n_genes: int, row: Tensor | None = None, n_rows: int | None = None
+    ) -> Tensor:
+        """Values of the cells ``cells`` on a gene list, shape (n, G).
 
         Parameters
         ----------
@@ -131,34 +133,79 @@ class PackedTokens:
             Column of each gene in the list, which must contain all genes of the cells.
         n_genes
             Number G of genes in the list.
+        row, n_rows
+            Row of each cell in the result, and the number of rows; rows without a cell are zero. Without
+            them there is one row per cell.
         """
-        tokens = slice(*self.offsets[[rows.start, rows.stop]].tolist())
-        place = (self.cell[tokens] - rows.start) * n_genes + column[self.gene_ids[tokens].long()]
-        result = self.values.new_zeros((rows.stop - rows.start) * n_genes)
-        return result.scatter_(0, place, self.values[tokens]).view(-1, n_genes)
+        tokens = slice(*self.offsets[[cells.start, cells.stop]].tolist())
+        at = self.cell[tokens] - cells.start
+        n_rows = cells.stop - cells.start if n_rows is None else n_rows
+        place = (at if row is None else row[at]) * n_genes + column[self.gene_ids[tokens].long()]
+        return self.values.new_zeros(n_rows * n_genes).scatter_(0, place, self.values[tokens]).view(-1, n_genes)
 
 
 @dataclass(frozen=True)
-class ModelBag:
-    """One bag of a training step, as input of the network.
+class Perturbed:
+    """The b perturbed bags of one dataset in a batch, padded to the largest, so that one product serves all.
 
     Attributes
     ----------
-    dataset, context
-        Indices in the model; ``context`` is also the row of the control profile.
-    rows
-        Range of the encoded cells: matched controls, or the cells of a control bag.
-    observed
-        Range of the perturbed cells; None for a bag of controls.
-    per_unit : (n,)
+    bag : (b,) int64
+        Index of each bag among all bags of the batch, which is its row of shifts.
+    context : (b,) int64
+        Row of each bag's control profile among those of the dataset.
+    start : (b, n) int64
+        The encoded cells that each bag starts from, as rows of :attr:`DatasetBags.cells`; padding repeats
+        the first.
+    is_start : (b, n) bool
+        Whether an entry of ``start`` is a cell, not padding.
+    cells
+        Range of the observed cells in the batch's tokens.
+    row : (n_observed,) int64
+        Row of each observed cell in a (b · m, G) array.
+    is_observed : (b, m) bool
+        Whether a row of that array is a cell, not padding.
+    n_mmd
+        Number of bags with at least two cells on both sides, which an MMD needs.
+    """
+
+    bag: Tensor
+    context: Tensor
+    start: Tensor
+    is_start: Tensor
+    cells: slice
+    row: Tensor
+    is_observed: Tensor
+    n_mmd: int
+
+
+@dataclass(frozen=True)
+class DatasetBags:
+    """The bags of one dataset in a batch.
+
+    Attributes
+    ----------
+    dataset
+        Index in the model.
+    cells
+        Range of the N encoded cells: sets of matched controls, and bags of controls.
+    context : (N,) int64
+        Row of each encoded cell's control profile among those of the dataset.
+    weight : (N,) float64
+        Weight of each encoded cell in the reconstruction, which is the mean over the batch's bags of the
+        mean over the cells that a bag encodes. Over all datasets the weights sum to one.
+    per_unit : (N,)
         Counts of each encoded cell per normalised unit; NaN if there are no counts.
+    perturbed
+        The perturbed bags; None if there are none.
     """
 
     dataset: int
-    context: int
-    rows: slice
-    observed: slice | None
+    cells: slice
+    context: Tensor
+    weight: Tensor
     per_unit: Tensor
+    perturbed: Perturbed | None
 
 
 @dataclass(frozen=True)
@@ -173,8 +220,10 @@ class ModelBatch:
         Index of each encoded cell's dataset.
     panels, panel
         As in :class:`PackedCells`, for the encoded cells.
-    bags
-        The bags; their ranges are ranges of cells in ``tokens``.
+    datasets
+        The bags, by dataset; their ranges are ranges of cells in ``tokens``.
+    n_bags
+        Number of bags.
     intervention
         Targets of the bags.
     """
@@ -183,7 +232,8 @@ class ModelBatch:
     dataset: Tensor
     panels: tuple[Tensor, ...]
     panel: Tensor
-    bags: list[ModelBag]
+    datasets: list[DatasetBags]
+    n_bags: int
     intervention: Intervention
 
     @cached_property
@@ -217,43 +267,98 @@ def pack(
     interventions
         For each perturbation of the store its (target, modality) pairs, as indices of the model.
     """
-    parts: list[Cells] = []
-    bags, dataset = [], []
-    target, modality, of_dataset, of_bag = [], [], [], []
-    start, seen = 0, sum(len(bag.cells if bag.controls is None else bag.controls) for bag in batch.bags)
-    for i, bag in enumerate(batch.bags):
-        encoded = bag.cells if bag.controls is None else bag.controls
-        rows = slice(start, start + len(encoded))
-        start = rows.stop
-        observed = None
-        if bag.controls is not None:
-            observed = slice(seen, seen + len(bag.cells))
-            seen = observed.stop
-        parts.append(encoded)
-        dataset.append(np.full(len(encoded), bag.dataset))
-        per_unit = encoded.total_counts / SCALE.get(vocabulary.datasets[bag.dataset].method, np.nan)
-        counts = torch.from_numpy(np.asarray(per_unit, np.float32)).to(device)
-        row = context_row[bag.dataset, bag.context]
-        bags.append(ModelBag(bag.dataset, row, rows, observed, counts))
-        for t, m in interventions[bag.perturbation]:
-            target.append(t)
-            modality.append(m)
-            of_dataset.append(bag.dataset)
-            of_bag.append(i)
-    parts += [bag.cells for bag in batch.bags if bag.controls is not None]
+    encoded = batch.encoded
+    number = {id(cells): i for i, cells in enumerate(encoded)}
+    set_of_bag = [number[id(bag.cells if bag.controls is None else bag.controls)] for bag in batch.bags]
+    sizes = np.array([len(cells) for cells in encoded])
+    first = np.concatenate([[0], np.cumsum(sizes)])  # row of each set's first cell, among all sets
+    local = _place_in_dataset(vocabulary)
 
-    def index(values: list[int]) -> Tensor:
-        return torch.tensor(values, dtype=torch.int64, device=device)
+    def move(values: np.ndarray) -> Tensor:
+        return torch.from_numpy(values).to(device)
 
-    of_cell = np.concatenate(dataset)  # (B,)
+    datasets: list[DatasetBags] = []
+    observed: list[Cells] = []
+    at = int(first[-1])
+    for d in sorted({bag.dataset for bag in batch.bags}):
+        bags = [i for i, bag in enumerate(batch.bags) if bag.dataset == d]
+        sets = sorted({set_of_bag[i] for i in bags})
+        rows = slice(int(first[sets[0]]), int(first[sets[-1] + 1]))
+        scale = SCALE.get(vocabulary.datasets[d].method, np.nan)
+        counts = np.concatenate([encoded[s].total_counts for s in sets]) / scale
+        context = {i: local[context_row[d, batch.bags[i].context]] for i in bags}
+        of_set = {set_of_bag[i]: context[i] for i in bags}
+        uses = np.bincount([set_of_bag[i] for i in bags], minlength=len(encoded))[sets]
+        perturbed = [i for i in bags if batch.bags[i].controls is not None]
+        cells = [batch.bags[i].cells for i in perturbed]
+        stop = at + sum(map(len, cells))
+        datasets.append(
+            DatasetBags(
+                dataset=d,
+                cells=rows,
+                context=move(np.repeat([of_set[s] for s in sets], sizes[sets])),
+                weight=move(np.repeat(uses / sizes[sets] / len(batch.bags), sizes[sets])),
+                per_unit=move(np.asarray(counts, np.float32)),
+                perturbed=None
+                if not perturbed
+                else _perturbed(
+                    np.array(perturbed),
+                    np.array([context[i] for i in perturbed]),
+                    np.array([first[set_of_bag[i]] - rows.start for i in perturbed]),
+                    np.array([sizes[set_of_bag[i]] for i in perturbed]),
+                    np.array([len(part) for part in cells]),
+                    slice(at, stop),
+                    move,
+                ),
+            )
+        )
+        observed += cells
+        at = stop
+    pairs = [(*pair, bag.dataset, i) for i, bag in enumerate(batch.bags) for pair in interventions[bag.perturbation]]
+    ends = np.array(pairs, np.int64).reshape(-1, 4).T.copy()
+    of_cell = np.repeat([part.dataset for part in datasets], [part.cells.stop - part.cells.start for part in datasets])
     used, panel = np.unique(of_cell, return_inverse=True)
     return ModelBatch(
-        tokens=PackedTokens.of(parts, device),
-        dataset=torch.from_numpy(of_cell).to(device),
-        panels=tuple(torch.from_numpy(vocabulary.datasets[d].genes).to(device) for d in used),
-        panel=torch.from_numpy(panel).to(device),
-        bags=bags,
-        intervention=Intervention(
-            index(target), index(modality), index(of_dataset), index(of_bag), n_bags=len(bags)
-        ),
+        tokens=PackedTokens.of([*encoded, *observed], device),
+        dataset=move(of_cell),
+        panels=tuple(move(vocabulary.datasets[d].genes) for d in used),
+        panel=move(panel),
+        datasets=datasets,
+        n_bags=len(batch.bags),
+        intervention=Intervention(*(move(values) for values in ends), n_bags=len(batch.bags)),
     )
+
+
+def _perturbed(
+    bag: np.ndarray,
+    context: np.ndarray,
+    first: np.ndarray,
+    n_start: np.ndarray,
+    n_observed: np.ndarray,
+    cells: slice,
+    move: Callable[[np.ndarray], Tensor],
+) -> Perturbed:
+    """Pad bags of ``n_start`` encoded cells, from row ``first`` on, and ``n_observed`` observed ones."""
+    column = np.arange(n_start.max())
+    is_start = column < n_start[:, None]  # (b, n)
+    is_observed = np.arange(n_observed.max()) < n_observed[:, None]  # (b, m)
+    return Perturbed(
+        bag=move(bag),
+        context=move(context),
+        start=move(first[:, None] + column * is_start),
+        is_start=move(is_start),
+        cells=cells,
+        row=move(np.flatnonzero(is_observed)),
+        is_observed=move(is_observed),
+        n_mmd=int(((n_start > 1) & (n_observed > 1)).sum()),
+    )
+
+
+def _place_in_dataset(vocabulary: Vocabulary) -> list[int]:
+    """Row of each context among the contexts of its dataset."""
+    seen: dict[int, int] = {}
+    places = []
+    for context in vocabulary.contexts:
+        places.append(seen.get(context.dataset, 0))
+        seen[context.dataset] = places[-1] + 1
+    return places

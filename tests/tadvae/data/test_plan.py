@@ -266,35 +266,71 @@ def test_batches_hold_the_planned_bags(table, world, seed, per_batch):
 
 def test_controls_are_of_the_same_dataset_and_context():
     for batch in assemble(BIG, plan(BIG, StreamConfig(), 0, 0, 0, 1), 4):
-        for bag in batch.bags:
-            if bag.controls is not None:
-                assert set(bag.controls.gene_ids) == {1000 + 10 * bag.dataset + bag.context}
-                assert len(bag.controls) == len(bag.cells)
-                if len(bag.cells) <= 3:  # no control cell twice, while there are enough of them
-                    assert len(set(bag.controls.values)) == len(bag.cells)
+        for place in {(bag.dataset, bag.context) for bag in batch.bags}:
+            inside = [bag for bag in batch.bags if (bag.dataset, bag.context) == place]
+            perturbed = [bag for bag in inside if bag.controls is not None]
+            largest = max((len(bag.cells) for bag in perturbed), default=0)
+            own = [bag.cells for bag in inside if bag.controls is None]
+            for bag in perturbed:
+                assert bag.controls is perturbed[0].controls  # encoded once
+                assert len(bag.controls) >= largest
+            if not perturbed:
+                continue
+            controls = perturbed[0].controls
+            if any(len(cells) >= largest for cells in own):  # a bag of controls serves
+                assert any(controls is cells for cells in own)
+            else:
+                assert set(controls.gene_ids) == {1000 + 10 * place[0] + place[1]}
+                assert len(controls) == largest
+                if largest <= 3:  # no control cell twice, while there are enough of them
+                    assert len(set(controls.values)) == largest
+            assert sum(cells is controls for cells in batch.encoded) == 1
 
 
-def test_bags_draw_their_controls_apart():
+def test_batches_draw_their_controls_apart():
     table = bag_table([[6] * 4]).assign(dataset=0, context=0, perturbation=1, n_cells=4)
     batches = assemble(
-        table, plan(table, StreamConfig(), 0, 0, 0, 1), 24, controls={(0, 0): pool(0, 0, 1000)}
+        table, plan(table, StreamConfig(), 0, 0, 0, 1), 3, controls={(0, 0): pool(0, 0, 1000)}
     )
     drawn = {tuple(bag.controls.values) for batch in batches for bag in batch.bags}
-    assert len(drawn) == len(table)
+    assert len(drawn) == len(batches) == 8
+
+
+@SEEDED
+@given(tables(), worlds, seeds, st.integers(1, 5))
+def test_batches_are_filled_context_by_context(table, world, seed, per_batch):
+    """In every window at most one batch per context is not of one context alone, and those at the seams."""
+    config = StreamConfig(shuffle_window=3, bags_per_batch=per_batch)
+    for rank in range(world):
+        order, n_windows = [], 0
+        for window in plan(table, config, seed, 0, rank, world):
+            order += window.order.tolist()
+            n_windows += 1
+        place = list(zip(table.loc[order, "dataset"], table.loc[order, "context"], strict=True))
+        mixed = [i for i in range(0, len(order), per_batch) if len(set(place[i : i + per_batch])) > 1]
+        n_places = len(set(place))
+        assert len(mixed) <= n_windows * (n_places + 1)
+
+
+def test_one_context_a_batch_where_there_are_enough_bags():
+    table = bag_table([[16] * 4]).assign(n_cells=4, perturbation=1, dataset=0)
+    table["context"] = np.arange(len(table)) % 2
+    config = StreamConfig(bags_per_batch=8)
+    for batch in assemble(table, plan(table, config, 3, 0, 0, 1), 8):
+        assert len({bag.context for bag in batch.bags}) == 1
+        assert len(batch.encoded) == 1
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 5])
-def test_controls_of_a_bag_do_not_depend_on_the_rank(world):
-    alone = {
-        bag.bag: content(bag)
-        for batch in assemble(BIG, plan(BIG, StreamConfig(), 0, 0, 0, 1), 4)
-        for bag in batch.bags
-    }
-    for rank in range(world):
-        windows = plan(BIG, StreamConfig(shuffle_window=3), 0, 0, rank, world)
-        for batch in assemble(BIG, windows, 3):
-            for bag in batch.bags:
-                assert content(bag) == alone[bag.bag]
+def test_controls_of_a_batch_depend_on_its_bags_alone(world):
+    """The same bags in a batch of another rank have the same controls."""
+    by_bags = {}
+    for size in (1, world):
+        for rank in range(size):
+            for batch in assemble(BIG, plan(BIG, StreamConfig(shuffle_window=3), 0, 0, rank, size), 1):
+                (bag,) = batch.bags
+                assert by_bags.setdefault(bag.bag, content(bag)) == content(bag)
+    assert set(by_bags) == set(BIG.index)
 
 
 def test_controls_change_with_epoch_and_seed():

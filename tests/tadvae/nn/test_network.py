@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from tadvae.cells.ragged import Cells
 from tadvae.data.batches import Batch
 from tadvae.nn.causal import CausalConfig, Intervention
 from tadvae.nn.decoder import DecoderConfig
@@ -184,23 +185,64 @@ def test_pack(small_vocabulary, small_batch, pack_small):
     packed, module = pack_small(small_batch), build(small_vocabulary)
     assert packed.cells.n_cells == sum(len(bag.controls or bag.cells) for bag in small_batch.bags)
     assert packed.dataset.tolist() == [0] * 10 + [1] * 3
-    assert [bag.context for bag in packed.bags] == [0, 0, 1, 1, 2, 2, 2]
-    assert [(bag.rows.start, bag.rows.stop) for bag in packed.bags] == [
-        (0, 4), (4, 7), (7, 9), (9, 10), (10, 11), (11, 12), (12, 13),
-    ]  # fmt: skip
+    screen, means = packed.datasets
+    assert (screen.dataset, screen.cells, means.dataset, means.cells) == (0, slice(0, 10), 1, slice(10, 13))
+    assert screen.context.tolist() == [0] * 7 + [1] * 3
+    assert screen.perturbed.bag.tolist() == [0, 2, 3]
+    assert screen.perturbed.context.tolist() == [0, 1, 1]
+    assert screen.perturbed.start.tolist() == [[0, 1, 2, 3], [7, 8, 7, 7], [9, 9, 9, 9]]
+    assert screen.perturbed.is_start.sum(1).tolist() == [4, 2, 1]
+    assert screen.perturbed.n_mmd == 2
+    assert means.perturbed.start.tolist() == [[0], [1]]
+    assert means.perturbed.n_mmd == 0
+    weights = torch.cat([part.weight for part in packed.datasets])
+    expected = [1 / 4] * 4 + [1 / 3] * 3 + [1 / 2] * 2 + [1] * 4  # over cells of a bag, then over bags
+    np.testing.assert_allclose(weights, np.array(expected) / 7, rtol=1e-6)
     assert packed.intervention.target.tolist() == [1, 2, 3, 1, 1, 1, 2]
     assert packed.intervention.modality.tolist() == [1, 1, 2, 0, 0, 1, 1]
     assert packed.intervention.dataset.tolist() == [0, 0, 0, 0, 1, 1, 1]
     assert packed.intervention.bag.tolist() == [0, 0, 2, 3, 4, 5, 5]
-    for bag, packed_bag in zip(small_batch.bags, packed.bags, strict=True):
-        assert (packed_bag.observed is None) == (bag.controls is None)
-        panel = small_vocabulary.datasets[bag.dataset].genes
-        encoded = bag.cells if bag.controls is None else bag.controls
-        dense = module.dense(packed.tokens, packed_bag.rows, bag.dataset)
-        np.testing.assert_array_equal(dense, encoded.dense(panel))
-        if bag.controls is not None:
-            dense = module.dense(packed.tokens, packed_bag.observed, bag.dataset)
-            np.testing.assert_array_equal(dense, bag.cells.dense(panel))
+    for part in packed.datasets:
+        genes = small_vocabulary.datasets[part.dataset].genes
+        bags = [bag for bag in small_batch.bags if bag.dataset == part.dataset]
+        encoded = Cells.concat([bag.controls or bag.cells for bag in bags])
+        np.testing.assert_array_equal(
+            module.dense(packed.tokens, part.dataset, part.cells), encoded.dense(genes)
+        )
+        own = part.perturbed
+        dense = module.dense(packed.tokens, part.dataset, own.cells, own.row, own.is_observed.numel())
+        observed = Cells.concat([bag.cells for bag in bags if bag.controls is not None])
+        np.testing.assert_array_equal(dense[own.is_observed.flatten()], observed.dense(genes))
+        assert not dense[~own.is_observed.flatten()].any()
+
+
+@pytest.mark.parametrize("likelihood", ["gaussian", "negative_binomial"])
+def test_shared_controls_are_encoded_once(small_vocabulary, small_batch, pack_small, likelihood):
+    """Bags that share controls have the loss of bags with copies of them, but for the mean of the KL."""
+    settings = LossConfig(**{**LOSS.model_dump(), "likelihood": likelihood})
+    module = build(small_vocabulary, loss=settings)
+    first, *rest = [bag for bag in small_batch.bags if bag.dataset == 0]
+    own = [bag for bag in rest if bag.context == first.context and bag.controls is None]
+    more = replace(first, bag=4, perturbation=1, cells=first.cells[1:3])
+    shared = pack_small(Batch([first, more, *own]))
+    copied = pack_small(Batch([first, replace(more, controls=first.controls[:]), *own]))
+    assert copied.cells.n_cells - shared.cells.n_cells == len(first.controls)
+    _, found = module(shared, 1.5, None)
+    _, expected = module(copied, 1.5, None)
+    for name in ("reconstruction", "mmd", "mean_match", "sparsity"):
+        torch.testing.assert_close(found[name], expected[name], msg=name)
+    assert found["mmd"].item() != 0.0
+
+
+def test_half_precision_ends_before_the_differences(small_vocabulary, small_batch, pack_small):
+    """Under autocast the MMD of a planted shift is that of single precision within 1 percent."""
+    module = build(small_vocabulary, seed=3).float()
+    batch = pack_small(small_batch, torch.float32)
+    _, expected = module(batch, 9.0, None)
+    with torch.autocast("cpu", torch.bfloat16):
+        _, found = module(batch, 9.0, None)
+    assert found["mmd"].dtype == torch.float32
+    assert found["mmd"].item() == pytest.approx(expected["mmd"].item(), rel=0.01)
 
 
 @pytest.mark.parametrize("pathway", [HARD, LINEAR, LEAKING], ids=["hard", "linear", "leaking"])
