@@ -45,7 +45,7 @@ class Batch:
 
     @property
     def encoded(self) -> list[Cells]:
-        """The sets of cells that are encoded, each once, by dataset: matched controls, and bags of controls."""
+        """The sets of cells that are encoded, each once, by dataset: matched controls, bags of controls."""
         bags = sorted(self.bags, key=lambda bag: bag.dataset)
         sets = [bag.cells if bag.controls is None else bag.controls for bag in bags]
         return list({id(cells): cells for cells in sets}.values())
@@ -148,9 +148,7 @@ class BatchAssembler:
                 bags.append(Bag(bag, *place, own, cells, None if own == self._control else controls))
         return Batch(bags)
 
-    def _matched(
-        self, place: tuple[int, int], inside: list[tuple[int, Cells]], epoch: int
-    ) -> Cells | None:
+    def _matched(self, place: tuple[int, int], inside: list[tuple[int, Cells]], epoch: int) -> Cells | None:
         """Controls for the perturbed bags of one (dataset, context); None if there are no such bags."""
         is_control = [self._perturbation[bag] == self._control for bag, _ in inside]
         sizes = [len(cells) for (_, cells), control in zip(inside, is_control, strict=True) if not control]

@@ -183,6 +183,20 @@ def _check(pathway: np.ndarray, gene: np.ndarray, n_pathways: int, n_genes: int)
             raise ValueError(f"candidates: expected a {name} in [0, {limit})")
 
 
+def every_pair(genes: Tensor, token_gene: Tensor, n_pathways: int) -> ActiveEdges:
+    """Edges of every gene (G,) to every one of some pathways; they belong to no edge table."""
+    gene, pathway = (torch.arange(n, device=genes.device) for n in (len(genes), n_pathways))
+    return ActiveEdges(
+        genes=genes,
+        starts=torch.arange(len(genes) + 1, device=genes.device) * n_pathways,
+        edge=torch.arange(len(genes) * n_pathways, device=genes.device),
+        gene=gene.repeat_interleave(n_pathways),
+        pathway=pathway.repeat(len(genes)),
+        token_gene=token_gene,
+        n_pathways=n_pathways,
+    )
+
+
 def sum_by_slot(values: Tensor, edges: CellEdges) -> Tensor:
     """Sum (N, …) values into (n_slots, …)."""
     result = values.new_zeros(edges.n_slots, *values.shape[1:])

@@ -171,7 +171,10 @@ class TADVAEModule(nn.Module):
         zero = z.new_zeros(())
         reconstruction, discrepancy, matching, n_mmd, n_match = zero, zero, zero, 0, 0
         for part in batch.datasets:
-            genes, profiles = getattr(self, f"genes_{part.dataset}"), getattr(self, f"profiles_{part.dataset}")
+            genes, profiles = (
+                getattr(self, f"genes_{part.dataset}"),
+                getattr(self, f"profiles_{part.dataset}"),
+            )
             encoded = self.dense(batch.tokens, part.dataset, part.cells)  # (N, G)
             own = z[part.cells]  # (N, K)
             before = self.decoder.hidden(self.causal(own))  # (N, d)
@@ -220,7 +223,7 @@ class TADVAEModule(nn.Module):
         row: Tensor | None = None,
         n_rows: int | None = None,
     ) -> Tensor:
-        """Values of some cells on the genes of their dataset, shape (n, G); see :meth:`PackedTokens.dense`."""
+        """Values of cells on the genes of their dataset, shape (n, G); see :meth:`PackedTokens.dense`."""
         genes, column = getattr(self, f"genes_{dataset}"), getattr(self, f"column_{dataset}")
         return tokens.dense(cells, column, len(genes), row, n_rows)
 

@@ -141,7 +141,9 @@ class PackedTokens:
         at = self.cell[tokens] - cells.start
         n_rows = cells.stop - cells.start if n_rows is None else n_rows
         place = (at if row is None else row[at]) * n_genes + column[self.gene_ids[tokens].long()]
-        return self.values.new_zeros(n_rows * n_genes).scatter_(0, place, self.values[tokens]).view(-1, n_genes)
+        return (
+            self.values.new_zeros(n_rows * n_genes).scatter_(0, place, self.values[tokens]).view(-1, n_genes)
+        )
 
 
 @dataclass(frozen=True)
@@ -314,9 +316,15 @@ def pack(
         )
         observed += cells
         at = stop
-    pairs = [(*pair, bag.dataset, i) for i, bag in enumerate(batch.bags) for pair in interventions[bag.perturbation]]
-    ends = np.array(pairs, np.int64).reshape(-1, 4).T.copy()
-    of_cell = np.repeat([part.dataset for part in datasets], [part.cells.stop - part.cells.start for part in datasets])
+    pairs = [
+        (*pair, bag.dataset, i)
+        for i, bag in enumerate(batch.bags)
+        for pair in interventions[bag.perturbation]
+    ]
+    target, modality, of_dataset, of_bag = map(move, np.array(pairs, np.int64).reshape(-1, 4).T.copy())
+    of_cell = np.repeat(
+        [part.dataset for part in datasets], [part.cells.stop - part.cells.start for part in datasets]
+    )
     used, panel = np.unique(of_cell, return_inverse=True)
     return ModelBatch(
         tokens=PackedTokens.of([*encoded, *observed], device),
@@ -325,7 +333,7 @@ def pack(
         panel=move(panel),
         datasets=datasets,
         n_bags=len(batch.bags),
-        intervention=Intervention(*(move(values) for values in ends), n_bags=len(batch.bags)),
+        intervention=Intervention(target, modality, of_dataset, of_bag, n_bags=len(batch.bags)),
     )
 
 

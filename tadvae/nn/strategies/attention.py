@@ -1,6 +1,6 @@
 """Base class of the attention strategies: embeddings, queries, keys, values, and the sum over edges."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -132,12 +132,14 @@ class AttentionLayer(PathwayLayer):
             return logit, shift, load
         return None, logit if shift is None else logit + shift, load
 
-    def keys_and_values(self, cells: PackedCells, embedding: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys K and values V of every token, (T, h, d_head) each."""
+    def keys_and_values(
+        self, cells: PackedCells, embedding: Tensor, read: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Keys K and values V of the tokens at sorted positions ``read``, (T', h, d_head) each; None: all."""
         rows, x = embedding[cells.gene_ids], cells.values  # (T, d)
         tokens = self.values(rows, x)
         if self.encoder is not None:
-            tokens = self.encoder(tokens, cells.offsets)
+            tokens = self.encoder(tokens, cells.offsets, read)
             return self._heads(self.w_key(tokens)), self._heads(self.w_value(tokens))
         # without an encoder, the keys of film and bins do not depend on expression
         keys = self.w_key(tokens if self.values.plain else rows)
@@ -157,22 +159,32 @@ class AttentionLayer(PathwayLayer):
             return edge_attention(cells, edges, basis, *self.edge_scalars(edges), self.numba)
         embedding = self.embedding()
         query, readout = self.queries(embedding), self._heads(self.readout)
-        projected = self.keys_and_values(cells, embedding)
-        return token_attention(cells, edges, query, readout, *projected, *self.gates(edges), self.numba)
+        read, cells_read, edges = self.read(cells, edges)
+        projected = self.keys_and_values(cells, embedding, read)
+        return token_attention(cells_read, edges, query, readout, *projected, *self.gates(edges), self.numba)
+
+    @staticmethod
+    def read(cells: PackedCells, edges: ActiveEdges) -> tuple[Tensor, PackedCells, ActiveEdges]:
+        """The tokens with an edge: their positions (T',), the cells and the edges of them alone."""
+        read = torch.nonzero(edges.token_gene >= 0)[:, 0]
+        kept = replace(cells, gene_ids=cells.gene_ids[read], values=cells.values[read], cell=cells.cell[read])
+        return read, kept, replace(edges, token_gene=edges.token_gene[read])
 
     def pairs(self, cells: PackedCells, pathway: int | None = None) -> Pairs:
         """Attention weights and values of every pair, for one pathway or for all; in plain torch."""
         cells = self.tokens_of(cells)
         edges = self.edges.active(cells, pathway)
-        pairs = edges.expand(cells)
         if self.encoder is None:
+            pairs = edges.expand(cells)
             match, shift, load = self.edge_scalars(edges)
             logits = edge_logits(cells.values, match, shift, pairs, like=load)
             value = edge_values(self.expression.of(cells.values), load, pairs)
         else:
             embedding = self.embedding()
             query, readout = self.queries(embedding), self._heads(self.readout)
-            projected = self.keys_and_values(cells, embedding)
+            read, kept, edges = self.read(cells, edges)
+            projected = self.keys_and_values(cells, embedding, read)
+            cells, pairs = kept, edges.expand(kept)
             logits, value = token_pairs(edges, pairs, query, readout, *projected, *self.gates(edges))
         return Pairs(
             cell=cells.cell[pairs.token],

@@ -2,33 +2,55 @@
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
 
+from tadvae.nn.attention import edge_attention, kernels
+from tadvae.nn.cell_attention import Lengths, attention_by_cell
+from tadvae.nn.edges import every_pair
 from tadvae.nn.packed import PackedCells
 from tadvae.nn.strategies.attention import AttentionLayer, Pairs
+
+PAIRS = 2**22
+"""Most (gene, pathway) pairs whose logits and values are held at once."""
 
 
 class NoMasking(AttentionLayer, name="none"):
     """``softmax(QKᵀ/√d_head) V`` over all tokens of the cell.
 
-    It runs cell by cell through scaled_dot_product_attention, which does not store the weights.
+    Without an encoder, logits and values depend on gene, pathway and expression alone: on the CPU they are
+    computed once per step for every pair of a gene and a pathway, for some pathways at a time, and go through
+    the kernel of the masked strategies. Otherwise it is attention within cells.
     """
 
     def sums(self, cells: PackedCells) -> Tensor:
         """Activities without their bias, shape (B, P)."""
         embedding = self.embedding()
-        query = self.queries(embedding).transpose(0, 1)[None]  # (1, h, P, d_head)
-        readout = self._heads(self.readout).transpose(0, 1)[None]
-        n_tokens = torch.diff(cells.offsets).tolist()
-        key, value = (part.transpose(0, 1)[None] for part in self.keys_and_values(cells, embedding))
-        nothing = 0.0 * query
-        if not key.shape[2]:  # DDP waits for a gradient of every parameter
-            nothing = nothing + key.sum() + value.sum()
-        rows = []
-        for k, v in zip(key.split(n_tokens, dim=2), value.split(n_tokens, dim=2), strict=True):
-            seen = scaled_dot_product_attention(query, k, v, scale=1.0) if k.shape[2] else nothing
-            rows.append((seen * readout).sum((0, 1, 3)))  # (P,)
-        return torch.stack(rows) if rows else self.bias.new_zeros(0, len(self.bias))
+        query, readout = self.queries(embedding), self._heads(self.readout)  # (P, h, d_head)
+        if self.encoder is None and self.numba and kernels() is not None and query.device.type == "cpu":
+            return self._sums_of_pairs(cells, embedding, query, readout)
+        B, P = cells.n_cells, self.edges.n_pathways
+        key, value = self.keys_and_values(cells, embedding)
+        lengths = Lengths.of(cells.offsets)
+        seen = attention_by_cell(query.repeat(B, 1, 1), key, value, Lengths.same(P, B), lengths, scale=1.0)
+        nothing = 0.0 * (query.sum() + key.sum() + value.sum())  # DDP waits for a gradient of every parameter
+        result: Tensor = (seen.unflatten(0, (B, P)) * readout).sum((2, 3)) + nothing
+        return result
+
+    def _sums_of_pairs(self, cells: PackedCells, embedding: Tensor, query: Tensor, readout: Tensor) -> Tensor:
+        genes, token_gene = torch.unique(cells.gene_ids, return_inverse=True)
+        rows = embedding[genes]  # (G, d)
+        keys = self._heads(self.w_key(rows))  # (G, h, d_head)
+        values = self._heads(self.w_value(self.values.modulate(rows)))  # (G, n_basis, h, d_head)
+        basis = self.expression.of(cells.values)
+        n = max(1, PAIRS // max(len(genes), 1))
+        parts = []
+        for first in range(0, self.edges.n_pathways, n):
+            some = slice(first, first + n)
+            logit = torch.einsum("phi,ghi->gph", query[some], keys).flatten(0, 1)  # (G p, h)
+            load = torch.einsum("phi,gbhi->bgph", readout[some], values).flatten(1, 2)  # (n_basis, G p, h)
+            edges = every_pair(genes, token_gene, len(query[some]))
+            match, shift = (logit, None) if self.values.plain else (None, logit)
+            parts.append(edge_attention(cells, edges, basis, match, shift, load, self.numba))
+        return torch.cat(parts, dim=1) if parts else query.new_zeros(cells.n_cells, 0)
 
     def pairs(self, cells: PackedCells, pathway: int | None = None) -> Pairs:
         """Attention weights and values of every pair; for all pathways these are ``T · P`` pairs."""

@@ -289,9 +289,7 @@ def test_controls_are_of_the_same_dataset_and_context():
 
 def test_batches_draw_their_controls_apart():
     table = bag_table([[6] * 4]).assign(dataset=0, context=0, perturbation=1, n_cells=4)
-    batches = assemble(
-        table, plan(table, StreamConfig(), 0, 0, 0, 1), 3, controls={(0, 0): pool(0, 0, 1000)}
-    )
+    batches = assemble(table, plan(table, StreamConfig(), 0, 0, 0, 1), 3, controls={(0, 0): pool(0, 0, 1000)})
     drawn = {tuple(bag.controls.values) for batch in batches for bag in batch.bags}
     assert len(drawn) == len(batches) == 8
 

@@ -163,7 +163,7 @@ def shifts_of(module, *bags):
 
 def test_abduction_starts_as_the_control_cell_plus_a_linear_change(small_vocabulary):
     module = build(small_vocabulary)
-    genes, profile = module.genes_0, module.profile_0
+    genes, profile = module.genes_0, module.profiles_0[0]
     cells, z = normal(3, len(genes)).abs(), normal(3, K, seed=1)
     up, down, both, none = shifts_of(module, [(1, 0)], [(2, 1)], [(1, 0), (2, 1)], [])
     before = module.decoder.hidden(module.causal(z))
@@ -184,7 +184,7 @@ def test_abduction_starts_as_the_control_cell_plus_a_linear_change(small_vocabul
 @pytest.mark.parametrize("decode", ["residual", "direct"])
 def test_decode_and_mean_counterfactual(small_vocabulary, decode):
     module = build(small_vocabulary, decode=decode, counterfactual="mean")
-    genes, profile = module.genes_1, module.profile_2
+    genes, profile = module.genes_1, module.profiles_1[0]
     cells, before, after = normal(3, len(genes)), normal(3, 5, seed=1), normal(3, 5, seed=2)
     expected = module.decoder(after, genes) + (profile if decode == "residual" else 0.0)
     assert torch.equal(module.decode(after, genes, profile), expected)

@@ -1,4 +1,6 @@
-"""The token encoder: against loops over cells, whatever the buckets, and linear where it should be."""
+"""The token encoder: against loops over cells, by slices and by buckets, and linear where it should be."""
+
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -9,7 +11,8 @@ from pydantic import ValidationError
 from reference_attention import encode
 
 from tadvae.nn import encoder as encoder_module
-from tadvae.nn.encoder import EncoderConfig, Ragged, TokenEncoder
+from tadvae.nn.cell_attention import SLACK, Lengths, by_buckets, by_slices
+from tadvae.nn.encoder import EncoderConfig, TokenEncoder
 from tadvae.nn.network import ModelConfig
 
 SEEDED = settings(max_examples=15, deadline=None, derandomize=True)
@@ -38,17 +41,18 @@ def by_cells(encoder, tokens, lengths):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("slack", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("path", [by_slices, by_buckets], ids=["CPU", "GPU"])
 @SEEDED
-@given(lengths)
-def test_equation(kind, slack, lengths):
-    """Forward and gradients, with cells of one length together or cells of any lengths padded."""
+@given(lengths, st.integers(0, 9))
+def test_equation(kind, path, lengths, every):
+    """Forward and gradients, for all tokens or for those that are read, on both paths."""
     encoder, tokens = build(kind), tokens_of(lengths)
+    read = torch.arange(0, len(tokens), every) if every else None
     expected = by_cells(encoder, tokens, lengths)
-    found, ragged = tokens, Ragged.of(offsets_of(lengths), slack)
-    if len(tokens):
-        for layer in encoder.layers:
-            found = layer(found, ragged)
+    if read is not None:
+        expected = expected[read]
+    with patch.object(encoder_module, "attention_by_cell", path):
+        found = encoder(tokens, offsets_of(lengths), read)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
     weight = torch.linspace(-1, 1, found.numel(), dtype=torch.float64).view_as(found)
     leaves = [tokens, *encoder.parameters()]
@@ -56,21 +60,48 @@ def test_equation(kind, slack, lengths):
         torch.autograd.grad((each * weight).sum(), leaves, allow_unused=True) for each in (found, expected)
     )
     for a, b in zip(one, two, strict=True):
-        assert a is b is None or torch.allclose(a, b, rtol=0, atol=1e-9)
+        none = torch.zeros(()) if a is None else torch.zeros_like(a)  # a gradient of zero, or none at all
+        a, b = (none if each is None else each for each in (a, b))
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-9)
 
 
 @SEEDED
-@given(lengths, st.sampled_from([0.0, 0.125, 0.5]))
-def test_buckets(lengths, slack):
-    """Every token once, and little padding: never to the longest cell of the batch."""
-    ragged = Ragged.of(offsets_of(lengths), slack)
-    assert ragged.gather[ragged.back].tolist() == list(range(sum(lengths)))
-    assert sum(bucket.n for bucket in ragged.buckets) == sum(n > 0 for n in lengths)
-    for bucket in ragged.buckets:
-        if slack == 0:
-            assert bucket.real is None
-        if bucket.real is not None:
-            assert (bucket.real.sum(1) >= (1 - slack) * bucket.length).all()
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 9)), min_size=1, max_size=6))
+def test_attention_by_cell(sizes):
+    """Against a loop over cells, heads and queries; queries that see no key are zero."""
+    n_queries, n_keys = (Lengths(each) for each in zip(*sizes, strict=True))
+    q, k, v = (
+        tokens_of([sum(n)], seed).detach().view(-1, HEADS, D // HEADS)
+        for seed, n in enumerate((n_queries, n_keys, n_keys))
+    )
+    expected = torch.zeros_like(q)
+    at_q = at_k = 0
+    for n, m in sizes:
+        for i in range(at_q, at_q + n) if m else ():
+            for h in range(HEADS):
+                keys, values = k[at_k : at_k + m, h], v[at_k : at_k + m, h]
+                weight = torch.exp(keys @ q[i, h] * 0.7)
+                expected[i, h] = weight @ values / weight.sum()
+        at_q, at_k = at_q + n, at_k + m
+    for path in (by_slices, by_buckets):
+        found = path(q, k, v, n_queries, n_keys, 0.7)
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+
+
+def test_a_gpu_pads_a_little():
+    """Cells of nearly the same length share a call; no cell is padded to the longest of the batch."""
+    calls = []
+
+    def attend(q, k, v, **options):
+        calls.append(k.shape)
+        return q
+
+    sizes = Lengths([100, 99, 88, 40, 38, 1])
+    rows = torch.zeros(sum(sizes), HEADS, D // HEADS)
+    with patch("tadvae.nn.cell_attention.scaled_dot_product_attention", attend):
+        by_buckets(rows, rows, rows, sizes, sizes, None)
+    assert [(n, length) for n, _, length, _ in calls] == [(3, 100), (2, 40), (1, 1)]
+    assert 0 < SLACK < 0.5
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -96,18 +127,6 @@ def test_tokens_see_their_cell(kind):
     encoder(tokens, offsets_of([5, 5]))[0].sum().backward()
     assert (tokens.grad[:5] != 0).all()
     assert not tokens.grad[5:].any()
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_gpu_would_pad_a_little(kind, monkeypatch):
-    """The padded path gives what the other gives; on a GPU it is the one taken."""
-    assert 0 < encoder_module.GPU_SLACK < 0.5
-    encoder, sizes = build(kind), [10, 9, 9, 3, 0]
-    tokens = tokens_of(sizes).detach()
-    plain = encoder(tokens, offsets_of(sizes))
-    for layer in encoder.layers:
-        tokens = layer(tokens, Ragged.of(offsets_of(sizes), encoder_module.GPU_SLACK))
-    torch.testing.assert_close(tokens, plain, rtol=0, atol=1e-12)
 
 
 def test_inducing_is_linear_in_tokens():
