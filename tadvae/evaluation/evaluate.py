@@ -19,6 +19,7 @@ from tadvae.evaluation.answers import Answer, answer
 from tadvae.evaluation.baselines import fit_all
 from tadvae.evaluation.bootstrap import bootstrap_mean
 from tadvae.evaluation.ceiling import resampled_metrics, split_half_ceiling
+from tadvae.evaluation.context_baselines import CONTEXT_BASELINES
 from tadvae.evaluation.distances import energy_distance, median_bandwidths, mmd_unbiased
 from tadvae.evaluation.latent_additive import LatentAdditive
 from tadvae.evaluation.leaks import check_leaks
@@ -162,7 +163,8 @@ def _score(
 ) -> list[dict[str, Any]]:
     """Rows of all methods for the groups of one question."""
     control, observed = question.control, question.observed
-    baselines = fit_all(question.profiles) | {LatentAdditive.name: LatentAdditive().fit(question.profiles)}
+    more = [each for each in (LatentAdditive, *CONTEXT_BASELINES) if each.applies(question.profiles)]
+    baselines = fit_all(question.profiles) | {each.name: each().fit(question.profiles) for each in more}
     predicted = {name: baseline.predict(question.targets) for name, baseline in baselines.items()}
     predicted |= {name: own.mean for name, own in given.items()}
     scores: dict[tuple[str, str], np.ndarray] = {}

@@ -1,0 +1,169 @@
+"""Effects in a context that is new, from its control profile and the effects in the other contexts.
+
+The contexts of a dataset that tested a perturbation have control profiles C (n, G) and effects Y (n, G). The
+linear kernel ridge regression of Y on C, with unpenalised means, predicts a weighted sum of their effects,
+``p = w·Y``, with weights that sum to 1, and so does the same regression of the new control profile c:
+``r = c − w·C`` is what the other contexts do not explain of it. The prediction is::
+
+    a m + b (p − m) + β r,
+
+m is the mean of p over the perturbations, so that what all perturbations have in common and what is specific
+to one are scaled separately. A gene whose controls are higher than the other contexts tell has less room to
+rise, and their sampling error is in every change from them, therefore β is mostly negative. a, b and β are
+the least-squares ones for the training contexts, each predicted from the others.
+
+Source: Rasmussen & Williams 2006, section 2.7, for the weights.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from tadvae.effects.conditions import Conditions, Floats
+
+PENALTY = 0.3
+"""Ridge penalty in units of the mean diagonal of the kernel; 0.03 to 0.3 are level (docs/experiments.md)."""
+LEAST_CONTEXTS = 3
+"""Datasets with fewer contexts in training keep the regression of all conditions."""
+
+
+def context_weights(controls: Floats, new: Floats) -> Floats:
+    """Weights of n contexts, (n,), with sum 1, for a new one; profiles (n, G) and (G,)."""
+    n = len(controls)
+    centred = controls - controls.mean(axis=0)
+    kernel = centred @ centred.T
+    penalty = PENALTY * float(np.trace(kernel)) / n
+    weights = np.full(n, 1.0 / n)
+    if penalty > 0.0:
+        near = centred @ (new - controls.mean(axis=0))  # (n,)
+        solved = np.linalg.solve(kernel + penalty * np.eye(n), near)
+        weights += solved - solved.mean()
+    return weights
+
+
+@dataclass(frozen=True)
+class ContextEffects:
+    """Control profiles and effects of the contexts of one dataset.
+
+    Attributes
+    ----------
+    controls : (n_contexts, G)
+        Mean control profiles.
+    effects : (n, G)
+        Effects of the n conditions.
+    context : (n,)
+        Row of ``controls`` of each condition.
+    targets : (n, n_targets)
+        Signs of the targets of each condition.
+    scales : (3,)
+        a, b and β.
+    """
+
+    controls: Floats
+    effects: Floats
+    context: np.ndarray
+    targets: np.ndarray
+    scales: Floats = field(default_factory=lambda: np.array([1.0, 1.0, 0.0]))
+
+    @classmethod
+    def fit(cls, controls: Floats, effects: Floats, context: np.ndarray, targets: np.ndarray) -> "ContextEffects":
+        """Learn the scales from the training contexts, each predicted from the others."""
+        inner, right = np.zeros((3, 3)), np.zeros(3)
+        for c in range(len(controls)):
+            others, mine = np.flatnonzero(context != c), np.flatnonzero(context == c)
+            rest = cls(controls, effects[others], context[others], targets[others])
+            known, features = rest._features(controls[c], targets[mine])
+            for row, parts in zip(mine[known].tolist(), features, strict=True):
+                inner += parts @ parts.T
+                right += parts @ effects[row]
+        inner[np.diag_indices(3)] *= 1.0 + 1e-9
+        return cls(controls, effects, context, targets, np.linalg.lstsq(inner, right, rcond=None)[0])
+
+    def predict(self, control: Floats, targets: np.ndarray) -> tuple[np.ndarray, Floats]:
+        """Which of q perturbations (q, n_targets) other contexts tested, bool (q,); their effects (k, G).
+
+        Parameters
+        ----------
+        control : (G,)
+            Control profile of the new context. Where no profile is below zero, no prediction is, either.
+        """
+        known, features = self._features(control, targets)
+        effects = np.einsum("qig,i->qg", features, self.scales)
+        return known, np.maximum(effects, -control) if self._bounded(control) else effects
+
+    def _features(self, control: Floats, targets: np.ndarray) -> tuple[np.ndarray, Floats]:
+        """Which of q perturbations are known, and ``m``, ``p − m`` and ``r`` of those, (k, 3, G)."""
+        rows: dict[bytes, list[int]] = {}
+        for i, row in enumerate(self.targets):
+            rows.setdefault(row.tobytes(), []).append(i)
+        found = [rows.get(row.tobytes(), []) for row in targets]
+        known = np.array([bool(each) for each in found], bool)
+        result = np.zeros((int(known.sum()), 3, len(control)))
+        cache: dict[tuple[int, ...], Floats] = {}
+        for parts, each in zip(result, (each for each in found if each), strict=True):
+            where = self.context[each]
+            key = tuple(where.tolist())
+            if key not in cache:
+                cache[key] = context_weights(self.controls[where], control)
+            parts[1] = cache[key] @ self.effects[each]
+            if self._bounded(control):
+                parts[1] = np.maximum(parts[1], -control)
+            if len(set(key)) > 1:
+                parts[2] = control - cache[key] @ self.controls[where]
+        if len(result):
+            result[:, 0] = self._common(control, cache)
+            result[:, 1] -= result[:, 0]
+        return known, result
+
+    def _common(self, control: Floats, cache: dict[tuple[int, ...], Floats]) -> Floats:
+        """Mean of ``p`` over all perturbations of training, (G,)."""
+        total, rows = np.zeros(len(control)), {}
+        for i, row in enumerate(self.targets):
+            rows.setdefault(row.tobytes(), []).append(i)
+        for each in rows.values():
+            where = self.context[each]
+            key = tuple(where.tolist())
+            if key not in cache:
+                cache[key] = context_weights(self.controls[where], control)
+            part = cache[key] @ self.effects[each]
+            total += np.maximum(part, -control) if self._bounded(control) else part
+        return total / len(rows)
+
+    def _bounded(self, control: Floats) -> bool:
+        """Whether profiles are expression, which is never below zero; not where there are no controls."""
+        return bool(control.any() and control.min() >= 0.0 and self.controls.min() >= 0.0)
+
+
+def fit_new_contexts(
+    conditions: Conditions,
+    effects: Sequence[Floats],
+    controls: Mapping[int, Floats],
+) -> dict[int, ContextEffects]:
+    """Fit the contexts of every dataset with enough of them.
+
+    Parameters
+    ----------
+    conditions
+        The n training conditions.
+    effects
+        Observed effect of each, (G_d,).
+    controls
+        Mean control profile by context, on the genes of its dataset, (G_d,).
+    """
+    result = {}
+    for dataset in np.unique(conditions.dataset).tolist():
+        rows = np.flatnonzero((conditions.dataset == dataset) & np.isin(conditions.context, list(controls)))
+        contexts = np.unique(conditions.context[rows])
+        if len(contexts) < LEAST_CONTEXTS:
+            continue
+        profiles = np.stack([controls[c] for c in contexts.tolist()])
+        if not profiles.any():  # signatures have no controls that could tell contexts apart
+            continue
+        result[dataset] = ContextEffects.fit(
+            profiles,
+            np.stack([effects[i] for i in rows.tolist()]),
+            np.searchsorted(contexts, conditions.context[rows]),
+            conditions.targets[rows],
+        )
+    return result
