@@ -28,7 +28,9 @@ from tadvae.effects.conditions import (
     single_terms,
     squared_distances,
 )
+from tadvae.effects.new_contexts import ContextEffects, fit_new_contexts
 from tadvae.effects.regression import Block, Regression, fit_regression
+from tadvae.effects.targets_elsewhere import Elsewhere, fit_elsewhere
 
 Pairs = Sequence[tuple[int, int]]
 """(target, modality) pairs of a perturbation, as indices of the model."""
@@ -54,6 +56,13 @@ class EffectsConfig(Config):
     """Weight of the regression, from 0 to 1, in the predicted mean of a new perturbation in a context with
     other training perturbations; the network has the remaining weight. In other cases the regression is used
     alone. 0: the network is used alone in all cases."""
+    contexts: bool = True
+    """Whether contexts learn from each other by target and by control profile (docs/model.md).
+
+    - true: a target that only other contexts tested is predicted by regressions on its effects there, and
+      in a new context by the contexts with similar controls.
+    - false: by the covariance terms alone; use it to measure what the contexts part contributes.
+    """
     strata: list[float] = [0.8, 0.98]
     """Quantiles of the signal-to-noise ratio of genes; they divide the genes into strata, each with its own
     variances."""
@@ -75,6 +84,8 @@ class Observed:
         Sorted vocabulary indices of the genes of each dataset.
     variance
         Variance of each gene between control cells, (G_d,) by dataset; None for datasets of profiles.
+    controls
+        Mean control profile by context, on the genes of its dataset, (G_d,).
     """
 
     conditions: Conditions
@@ -82,6 +93,7 @@ class Observed:
     n_cells: np.ndarray
     genes: Mapping[int, np.ndarray]
     variance: Mapping[int, Floats | None]
+    controls: Mapping[int, Floats] = field(default_factory=dict)
 
     def __getitem__(self, rows: np.ndarray) -> Self:
         """The effects of some conditions."""
@@ -91,6 +103,7 @@ class Observed:
             self.n_cells[rows],
             self.genes,
             self.variance,
+            self.controls,
         )
 
     def noise(self) -> list[Floats]:
@@ -137,6 +150,19 @@ class Stage:
             result.strata.append(fit_regression(terms, cell / observed.n_cells, blocks))
         return result
 
+    def left_out(self, observed: Observed) -> list[Floats]:
+        """Prediction of each training effect from all other conditions, (G_d,) each."""
+        result = [effect.copy() for effect in observed.effects]
+        for regression in self.strata:
+            for block in regression.blocks:
+                errors = block.weights / block.precision[:, None]
+                for row, error in zip(block.rows.tolist(), errors, strict=True):
+                    at = np.searchsorted(
+                        observed.genes[int(observed.conditions.dataset[row])], block.genes
+                    )
+                    result[row][at] -= error
+        return result
+
     def predict(self, terms: Sequence[Floats], genes: np.ndarray, prior: Floats | None = None) -> Floats:
         """Mean effects of q new conditions on some genes, (q, G); untrained genes have their prior mean.
 
@@ -176,6 +202,10 @@ class EffectModel:
         Prior means of the training combinations, (G_d,) each.
     spread : (n_combinations,)
         Median squared distance between sums in the context of each training combination.
+    elsewhere
+        Effects of targets in contexts of training that did not test them; None: from the regression.
+    new_contexts
+        Effects in new contexts of a dataset, by dataset.
     """
 
     n_targets: int
@@ -186,6 +216,8 @@ class EffectModel:
     combinations: Stage | None = None
     sums: list[Floats] = field(default_factory=list)
     spread: Floats = field(default_factory=lambda: np.zeros(0))
+    elsewhere: Elsewhere | None = None
+    new_contexts: dict[int, ContextEffects] = field(default_factory=dict)
 
     @classmethod
     def fit(
@@ -203,7 +235,17 @@ class EffectModel:
             part = observed[alone]
             zeros = [np.zeros_like(effect) for effect in part.effects]
             terms = single_terms(part.conditions, part.conditions)
-            result.singles = Stage.fit(part, terms, zeros, config)
+            result.singles = stage = Stage.fit(part, terms, zeros, config)
+            if config.contexts:
+                result.elsewhere = fit_elsewhere(
+                    part.conditions,
+                    part.effects,
+                    stage.left_out(part),
+                    observed.genes,
+                    lambda asked, genes: stage.predict(single_terms(asked, stage.conditions), genes),
+                )
+        if config.contexts:
+            result.new_contexts = fit_new_contexts(conditions, observed.effects, observed.controls)
         several = np.flatnonzero(conditions.size > 1)
         if result.singles is not None and len(several) >= LEAST_COMBINATIONS:
             part = observed[several]
@@ -222,7 +264,12 @@ class EffectModel:
         return self.n_targets == n_targets and len(self.signs) == n_modalities
 
     def predict(
-        self, dataset: int, context: int, perturbations: Sequence[Pairs], genes: np.ndarray
+        self,
+        dataset: int,
+        context: int,
+        perturbations: Sequence[Pairs],
+        genes: np.ndarray,
+        control: np.ndarray | None = None,
     ) -> Floats:
         """Mean effects, (M, G) on sorted vocabulary genes.
 
@@ -230,6 +277,9 @@ class EffectModel:
         ----------
         context
             Index of the context in the vocabulary; −1: a context that is not in training.
+        control : (G,) or None
+            Mean control profile of the context. A context that is not in training is compared by it with
+            those that are.
         """
         places = [(dataset, context)] * len(perturbations)
         asked = Conditions.of(places, perturbations, self.n_targets, self.signs, self.n_controls)
@@ -241,6 +291,7 @@ class EffectModel:
         if len(alone):
             terms = single_terms(asked[alone], self.singles.conditions)
             result[alone] = self.singles.predict(terms, genes)
+            self._from_elsewhere(asked, alone, genes, result)
         if len(several):
             of = asked[several]
             unknown = wanted[several] - of.size
@@ -256,10 +307,41 @@ class EffectModel:
             unsure = self._unsure(of, unknown)[:, None]
             mean = sums / wanted[several][:, None]
             result[several] = np.where(unsure, share * found + (1.0 - share) * mean, found)
+        if control is not None:
+            known = wanted == asked.size  # without targets that are not in training
+            self._in_new_context(asked, np.flatnonzero(known & (wanted > 0)), genes, control, result)
         return result
 
+    def _from_elsewhere(
+        self, asked: Conditions, alone: np.ndarray, genes: np.ndarray, result: Floats
+    ) -> None:
+        """Replace the effects of single targets that only other contexts tested."""
+        if self.elsewhere is None:
+            return
+        panel = self.genes.get(int(asked.dataset[0]), genes)
+        _, ours, theirs = np.intersect1d(genes, panel, assume_unique=True, return_indices=True)
+        for row, found in zip(alone.tolist(), self.elsewhere.rows(asked[alone]).tolist(), strict=True):
+            if found >= 0:
+                result[row, ours] = self.elsewhere.effects[found][theirs]
+
+    def _in_new_context(
+        self, asked: Conditions, rows: np.ndarray, genes: np.ndarray, control: np.ndarray, result: Floats
+    ) -> None:
+        """Replace the effects in a context without training conditions, where its controls tell more."""
+        dataset = int(asked.dataset[0]) if len(asked) else -1
+        contexts = self.new_contexts.get(dataset)
+        stages = [stage for stage in (self.singles, self.combinations) if stage is not None]
+        seen = any(same_place(asked[np.zeros(1, np.int64)], stage.conditions).any() for stage in stages)
+        if contexts is None or seen or not len(rows) or not np.array_equal(genes, self.genes[dataset]):
+            return
+        known, effects = contexts.predict(control.astype(np.float64), asked.targets[rows])
+        result[rows[known]] = effects
+
     def is_between(self, dataset: int, context: int, perturbations: Sequence[Pairs]) -> np.ndarray:
-        """Whether each of M perturbations is new, in a context with training perturbations; bool, (M,)."""
+        """Whether each of M perturbations is new, in a context with training perturbations; bool, (M,).
+
+        False for a target that other contexts tested and that is predicted from its effects there.
+        """
         places = [(dataset, context)] * len(perturbations)
         asked = Conditions.of(places, perturbations, self.n_targets, self.signs, self.n_controls)
         near, seen = np.zeros(len(asked), bool), np.zeros(len(asked), bool)
@@ -268,6 +350,8 @@ class EffectModel:
                 place = same_place(asked, stage.conditions) > 0
                 near |= place.any(axis=1)
                 seen |= (place & (same_targets(asked, stage.conditions) > 0)).any(axis=1)
+        if self.elsewhere is not None:
+            seen |= self.elsewhere.rows(asked) >= 0
         return near & ~seen
 
     def _unsure(self, of: Conditions, unknown: np.ndarray) -> np.ndarray:

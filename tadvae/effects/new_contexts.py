@@ -95,40 +95,26 @@ class ContextEffects:
     def _features(self, control: Floats, targets: np.ndarray) -> tuple[np.ndarray, Floats]:
         """Which of q perturbations are known, and ``m``, ``p − m`` and ``r`` of those, (k, 3, G)."""
         rows: dict[bytes, list[int]] = {}
-        for i, row in enumerate(self.targets):
-            rows.setdefault(row.tobytes(), []).append(i)
-        found = [rows.get(row.tobytes(), []) for row in targets]
-        known = np.array([bool(each) for each in found], bool)
-        result = np.zeros((int(known.sum()), 3, len(control)))
-        cache: dict[tuple[int, ...], Floats] = {}
-        for parts, each in zip(result, (each for each in found if each), strict=True):
-            where = self.context[each]
-            key = tuple(where.tolist())
-            if key not in cache:
-                cache[key] = context_weights(self.controls[where], control)
-            parts[1] = cache[key] @ self.effects[each]
-            if self._bounded(control):
-                parts[1] = np.maximum(parts[1], -control)
-            if len(set(key)) > 1:
-                parts[2] = control - cache[key] @ self.controls[where]
-        if len(result):
-            result[:, 0] = self._common(control, cache)
-            result[:, 1] -= result[:, 0]
-        return known, result
-
-    def _common(self, control: Floats, cache: dict[tuple[int, ...], Floats]) -> Floats:
-        """Mean of ``p`` over all perturbations of training, (G,)."""
-        total, rows = np.zeros(len(control)), {}
-        for i, row in enumerate(self.targets):
-            rows.setdefault(row.tobytes(), []).append(i)
-        for each in rows.values():
-            where = self.context[each]
-            key = tuple(where.tolist())
-            if key not in cache:
-                cache[key] = context_weights(self.controls[where], control)
-            part = cache[key] @ self.effects[each]
-            total += np.maximum(part, -control) if self._bounded(control) else part
-        return total / len(rows)
+        for i, signs in enumerate(self.targets):
+            rows.setdefault(signs.tobytes(), []).append(i)
+        weights: dict[tuple[int, ...], Floats] = {}  # the same for perturbations of the same contexts
+        change, unexplained = np.zeros((2, len(rows), len(control)))
+        for p, r, each in zip(change, unexplained, rows.values(), strict=True):
+            contexts = tuple(self.context[each].tolist())
+            known = self.controls[list(contexts)]
+            if contexts not in weights:
+                weights[contexts] = context_weights(known, control)
+            p[:] = weights[contexts] @ self.effects[each]
+            if len(contexts) > 1:  # one context explains nothing of another
+                r[:] = control - weights[contexts] @ known
+        if self._bounded(control):
+            np.maximum(change, -control, out=change)
+        at = {key: i for i, key in enumerate(rows)}
+        index = np.array([at.get(signs.tobytes(), -1) for signs in targets], np.int64)
+        chosen = index[index >= 0]
+        mean = change.mean(axis=0) if len(rows) else np.zeros(len(control))
+        parts = [np.tile(mean, (len(chosen), 1)), change[chosen] - mean, unexplained[chosen]]
+        return index >= 0, np.stack(parts, axis=1)
 
     def _bounded(self, control: Floats) -> bool:
         """Whether profiles are expression, which is never below zero; not where there are no controls."""

@@ -64,6 +64,7 @@ def fit_effects(
         np.array([means.n_cells[key] for key in keys]),
         {i: dataset.genes for i, dataset in enumerate(vocabulary.datasets)},
         {i: _variance(i, vocabulary, controls) for i in range(len(vocabulary.datasets))},
+        {row: mean for row, (mean, _) in known.items()},
     )
     return EffectModel.fit(observed, vocabulary.signs, n_controls, config)
 
