@@ -63,6 +63,12 @@ class EffectsConfig(Config):
       in a new context by the contexts with similar controls.
     - false: by the covariance terms alone; use it to measure what the contexts part contributes.
     """
+    pathways: bool = True
+    """Whether targets that share pathways are expected to have similar effects.
+
+    - true: for targets that were never perturbed; the data decide how much it counts.
+    - false: use it to measure what the pathways contribute to the regression.
+    """
     strata: list[float] = [0.8, 0.98]
     """Quantiles of the signal-to-noise ratio of genes; they divide the genes into strata, each with its own
     variances."""
@@ -202,6 +208,8 @@ class EffectModel:
         Prior means of the training combinations, (G_d,) each.
     spread : (n_combinations,)
         Median squared distance between sums in the context of each training combination.
+    similar : (n_targets, n_targets) or None
+        Similarity of targets, from what is known of them.
     elsewhere
         Effects of targets in contexts of training that did not test them; None: from the regression.
     new_contexts
@@ -216,6 +224,7 @@ class EffectModel:
     combinations: Stage | None = None
     sums: list[Floats] = field(default_factory=list)
     spread: Floats = field(default_factory=lambda: np.zeros(0))
+    similar: Floats | None = None
     elsewhere: Elsewhere | None = None
     new_contexts: dict[int, ContextEffects] = field(default_factory=dict)
 
@@ -226,15 +235,20 @@ class EffectModel:
         signs: Sequence[int],
         n_controls: Mapping[int, int],
         config: EffectsConfig,
+        similar: Floats | None = None,
     ) -> Self:
-        """Fit both regressions to the training conditions."""
+        """Fit both regressions to the training conditions.
+
+        ``similar`` is the similarity of targets, (n_targets, n_targets), if something is known of them.
+        """
         conditions = observed.conditions
         result = cls(conditions.targets.shape[1], list(signs), n_controls, observed.genes)
+        result.similar = similar if config.pathways else None
         alone = np.flatnonzero(conditions.size == 1)
         if len(alone):
             part = observed[alone]
             zeros = [np.zeros_like(effect) for effect in part.effects]
-            terms = single_terms(part.conditions, part.conditions)
+            terms = single_terms(part.conditions, part.conditions, result.similar)
             result.singles = stage = Stage.fit(part, terms, zeros, config)
             if config.contexts:
                 result.elsewhere = fit_elsewhere(
@@ -242,7 +256,7 @@ class EffectModel:
                     part.effects,
                     stage.left_out(part),
                     observed.genes,
-                    lambda asked, genes: stage.predict(single_terms(asked, stage.conditions), genes),
+                    lambda asked, genes: stage.predict(single_terms(asked, stage.conditions, result.similar), genes),
                 )
         if config.contexts:
             result.new_contexts = fit_new_contexts(conditions, observed.effects, observed.controls)
@@ -289,7 +303,7 @@ class EffectModel:
         wanted = np.array([len(dict(pairs)) for pairs in perturbations])
         alone, several = np.flatnonzero(wanted == 1), np.flatnonzero(wanted > 1)
         if len(alone):
-            terms = single_terms(asked[alone], self.singles.conditions)
+            terms = single_terms(asked[alone], self.singles.conditions, self.similar)
             result[alone] = self.singles.predict(terms, genes)
             self._from_elsewhere(asked, alone, genes, result)
         if len(several):
@@ -389,7 +403,7 @@ class EffectModel:
             np.full(len(targets), column[0]) for column in (of.dataset, of.context, of.n_controls)
         )
         parts = Conditions(dataset, context, targets, controls)
-        return self.singles.predict(single_terms(parts, self.singles.conditions), genes)
+        return self.singles.predict(single_terms(parts, self.singles.conditions, self.similar), genes)
 
     def _near(self, a: Conditions, sums: list[Floats], b: Conditions) -> Floats:
         """:func:`nearness` of conditions to training combinations of the same place, else 0."""

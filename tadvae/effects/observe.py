@@ -11,6 +11,7 @@ from tadvae.data.group_means import group_means
 from tadvae.data.reader import CellReader, Mapper, loop
 from tadvae.data.vocabulary import Vocabulary
 from tadvae.effects.conditions import Conditions
+from tadvae.effects.known_targets import target_similarity
 from tadvae.effects.memory import require_memory
 from tadvae.effects.model import EffectModel, EffectsConfig, Observed
 from tadvae.store.manifest import GROUP_KEYS
@@ -66,7 +67,8 @@ def fit_effects(
         {i: _variance(i, vocabulary, controls) for i in range(len(vocabulary.datasets))},
         {row: mean for row, (mean, _) in known.items()},
     )
-    return EffectModel.fit(observed, vocabulary.signs, n_controls, config)
+    similar = target_similarity(vocabulary.membership, [target.gene for target in vocabulary.targets])
+    return EffectModel.fit(observed, vocabulary.signs, n_controls, config, similar)
 
 
 def _variance(dataset: int, vocabulary: Vocabulary, controls: Mapping[int, Cells]) -> np.ndarray | None:
