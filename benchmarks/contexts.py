@@ -2,10 +2,10 @@
 
     python benchmarks/contexts.py [--json FILE] [--only drugs|types]
 
-Compares baselines with the regression of mean effects alone, with and without its contexts part; all are fitted
-to the training means only. Drugs: four cell types of the NeurIPS 2023 signatures, five folds over the 135 drugs
-of one type; the other types are in training. Types: IFN-beta in five types of blood cells, one of them held out
-with all its perturbed cells; its control cells are given. The data folder is the environment variable
+Compares baselines with the regression of mean effects alone, with and without its contexts part; all are
+fitted to the training means only. Drugs: four cell types of the NeurIPS 2023 signatures, five folds over the 135
+drugs of one type; the other types are in training. Types: IFN-beta in five types of blood cells, one of them
+held out with all its perturbed cells; its control cells are given. The data folder is the environment variable
 TADVAE_DATA, or ../shared/data next to the repository.
 """
 
@@ -22,7 +22,8 @@ import numpy as np
 
 from tadvae.cells.normalize import normalize
 from tadvae.effects.conditions import Conditions
-from tadvae.effects.model import EffectModel, EffectsConfig, Observed
+from tadvae.effects.model import EffectModel, EffectsConfig
+from tadvae.effects.stage import Observed
 from tadvae.evaluation.baselines import Array, Profiles, TrainingMean
 from tadvae.evaluation.bootstrap import bootstrap_mean, paired_bootstrap_difference
 from tadvae.evaluation.context_baselines import ContextKernel, ContextRidge
@@ -114,9 +115,7 @@ def known_drugs() -> dict[str, Scores]:
                 add(scores, baseline.name, predicted, effects[kind][test], zero)
             places = [(o, o) for o, name in enumerate(TYPES) for _ in rows[name]]
             observed = Observed(
-                Conditions.of(
-                    places, [[(int(i), 0)] for o in TYPES for i in rows[o]], len(drugs), [1], {}
-                ),
+                Conditions.of(places, [[(int(i), 0)] for o in TYPES for i in rows[o]], len(drugs), [1], {}),
                 [effects[o][i] for o in TYPES for i in rows[o]],
                 np.ones(len(places)),
                 {o: np.arange(len(genes)) for o in range(len(TYPES))},

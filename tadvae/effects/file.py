@@ -13,9 +13,10 @@ from tadvae.base.errors import UserError, require
 from tadvae.base.filesystem import Location
 from tadvae.data.vocabulary import model_files
 from tadvae.effects.conditions import Conditions
-from tadvae.effects.model import EffectModel, Stage
+from tadvae.effects.model import EffectModel
 from tadvae.effects.new_contexts import ContextEffects
 from tadvae.effects.regression import Fitted, Regression
+from tadvae.effects.stage import Stage
 from tadvae.effects.targets_elsewhere import Elsewhere
 
 EFFECTS = "effects.safetensors"

@@ -67,7 +67,9 @@ class ContextEffects:
     scales: Floats = field(default_factory=lambda: np.array([1.0, 1.0, 0.0]))
 
     @classmethod
-    def fit(cls, controls: Floats, effects: Floats, context: np.ndarray, targets: np.ndarray) -> "ContextEffects":
+    def fit(
+        cls, controls: Floats, effects: Floats, context: np.ndarray, targets: np.ndarray
+    ) -> "ContextEffects":
         """Learn the scales from the training contexts, each predicted from the others."""
         inner, right = np.zeros((3, 3)), np.zeros(3)
         for c in range(len(controls)):
@@ -78,7 +80,8 @@ class ContextEffects:
                 inner += parts @ parts.T
                 right += parts @ effects[row]
         inner[np.diag_indices(3)] *= 1.0 + 1e-9
-        return cls(controls, effects, context, targets, np.linalg.lstsq(inner, right, rcond=None)[0])
+        scales = np.linalg.lstsq(inner, right, rcond=None)[0].astype(np.float64)
+        return cls(controls, effects, context, targets, scales)
 
     def predict(self, control: Floats, targets: np.ndarray) -> tuple[np.ndarray, Floats]:
         """Which of q perturbations (q, n_targets) other contexts tested, bool (q,); their effects (k, G).

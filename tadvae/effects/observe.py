@@ -13,7 +13,8 @@ from tadvae.data.vocabulary import Vocabulary
 from tadvae.effects.conditions import Conditions
 from tadvae.effects.known_targets import target_similarity
 from tadvae.effects.memory import require_memory
-from tadvae.effects.model import EffectModel, EffectsConfig, Observed
+from tadvae.effects.model import EffectModel, EffectsConfig
+from tadvae.effects.stage import Observed
 from tadvae.store.manifest import GROUP_KEYS
 
 

@@ -101,11 +101,8 @@ def fit_elsewhere(
         targets = np.zeros((len(asked), conditions.targets.shape[1]), np.int64)
         for row, (target, sign) in zip(targets, asked, strict=True):
             row[target] = sign
-        dataset, context, controls = (
-            np.repeat(column[here[:1]], len(asked))
-            for column in (conditions.dataset, conditions.context, conditions.n_controls)
-        )
-        new = Conditions(dataset, context, targets, controls)
+        like = conditions[np.repeat(here[:1], len(asked))]  # the same place
+        new = Conditions(like.dataset, like.context, targets, like.n_controls)
         fields = [
             _Field.of(
                 names,
