@@ -3,10 +3,10 @@
     python benchmarks/contexts.py [--json FILE] [--only drugs|types]
 
 Compares baselines with the regression of mean effects alone, with and without its contexts part; all are
-fitted to the training means only. Drugs: four cell types of the NeurIPS 2023 signatures, five folds over the 135
-drugs of one type; the other types are in training. Types: IFN-beta in five types of blood cells, one of them
-held out with all its perturbed cells; its control cells are given. The data folder is the environment variable
-TADVAE_DATA, or ../shared/data next to the repository.
+fitted to the training means only. Drugs: four cell types of the NeurIPS 2023 signatures, five folds over the
+135 drugs of one type; the other types are in training. Types: IFN-beta in five types of blood cells, one of
+them held out with all its perturbed cells; its control cells are given. The data folder is the environment
+variable TADVAE_DATA, or ../shared/data next to the repository.
 """
 
 import argparse
