@@ -93,18 +93,26 @@ def same_targets(a: Conditions, b: Conditions) -> Floats:
     return _floats((shared == a.size[:, None]) & (shared == b.size[None]) & (shared > 0))
 
 
-def single_terms(a: Conditions, b: Conditions) -> list[Floats]:
+def single_terms(a: Conditions, b: Conditions, similar: Floats | None = None) -> list[Floats]:
     """Covariance terms of single perturbations, each (len(a), len(b)).
 
     In order: all pairs; same dataset; same context; same target in any dataset; the same, with its sign; same
     target and dataset; same context, by the sampling error of the control cells that both are compared with;
-    same condition.
+    similar targets in the same context, with their signs (only with ``similar``); same condition.
+
+    Parameters
+    ----------
+    similar : (n_targets, n_targets) or None
+        Similarity of targets, positive semi-definite.
     """
     place, same = same_place(a, b), same_targets(a, b)
     dataset = _floats(a.dataset[:, None] == b.dataset[None])
     signed = same * np.sign(a.targets @ b.targets.T)
     controls = place / np.sqrt(np.outer(a.n_controls, b.n_controls))
-    return [np.ones_like(place), dataset, place, same, signed, same * dataset, controls, same * place]
+    terms = [np.ones_like(place), dataset, place, same, signed, same * dataset, controls]
+    if similar is not None:
+        terms.append(place * (a.targets @ similar @ b.targets.T))
+    return [*terms, same * place]
 
 
 def combination_terms(a: Conditions, b: Conditions, near: Floats) -> list[Floats]:

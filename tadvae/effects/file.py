@@ -13,11 +13,15 @@ from tadvae.base.errors import UserError, require
 from tadvae.base.filesystem import Location
 from tadvae.data.vocabulary import model_files
 from tadvae.effects.conditions import Conditions
-from tadvae.effects.model import EffectModel, Stage
+from tadvae.effects.model import EffectModel
+from tadvae.effects.new_contexts import ContextEffects
 from tadvae.effects.regression import Fitted, Regression
+from tadvae.effects.stage import Stage
+from tadvae.effects.targets_elsewhere import Elsewhere
 
 EFFECTS = "effects.safetensors"
 STAGES = ("singles", "combinations")
+COLUMNS = ("dataset", "context", "targets", "n_controls")
 
 
 def save_effects(model: EffectModel, folder: Location) -> None:
@@ -34,7 +38,7 @@ def save_effects(model: EffectModel, folder: Location) -> None:
         if stage is None:
             continue
         conditions = stage.conditions
-        for part in ("dataset", "context", "targets", "n_controls"):
+        for part in COLUMNS:
             arrays[f"{name}.{part}"] = getattr(conditions, part)
         for s, regression in enumerate(stage.strata):
             key = f"{name}.{s}"
@@ -43,6 +47,21 @@ def save_effects(model: EffectModel, folder: Location) -> None:
             for b, block in enumerate(regression.blocks):
                 arrays[f"{key}.{b}.genes"], arrays[f"{key}.{b}.rows"] = block.genes, block.rows
                 arrays[f"{key}.{b}.weights"] = block.weights.astype(np.float32)
+    if model.similar is not None:
+        arrays["similar"] = model.similar.astype(np.float32)
+    if model.elsewhere is not None:
+        about["elsewhere"] = True
+        for part in COLUMNS:
+            arrays[f"elsewhere.{part}"] = getattr(model.elsewhere.conditions, part)
+        for i, effect in enumerate(model.elsewhere.effects):
+            arrays[f"elsewhere.{i}"] = effect.astype(np.float32)
+    about["new_contexts"] = sorted(model.new_contexts)
+    for dataset, contexts in model.new_contexts.items():
+        key = f"new_contexts.{dataset}"
+        arrays[f"{key}.controls"] = contexts.controls.astype(np.float32)
+        arrays[f"{key}.effects"] = contexts.effects.astype(np.float32)
+        arrays[f"{key}.context"], arrays[f"{key}.targets"] = contexts.context, contexts.targets
+        arrays[f"{key}.scales"] = contexts.scales
     for i, total in enumerate(model.sums):
         arrays[f"sum.{i}"] = total.astype(np.float32)
     arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
@@ -80,6 +99,19 @@ def load_effects(folder: Location, genes: Mapping[int, np.ndarray]) -> EffectMod
         for name in STAGES:
             if about[name] is not None:
                 setattr(model, name, _stage(arrays, name, about[name]))
+        if "similar" in arrays:
+            model.similar = arrays["similar"].astype(np.float64)
+        if about.get("elsewhere"):
+            conditions = Conditions(*(arrays[f"elsewhere.{part}"] for part in COLUMNS))
+            effects = [arrays[f"elsewhere.{i}"].astype(np.float64) for i in range(len(conditions))]
+            model.elsewhere = Elsewhere(conditions, effects)
+        for dataset in about.get("new_contexts", ()):
+            key = f"new_contexts.{dataset}"
+            model.new_contexts[dataset] = ContextEffects(
+                arrays[f"{key}.controls"].astype(np.float64),
+                arrays[f"{key}.effects"].astype(np.float64),
+                *(arrays[f"{key}.{part}"] for part in ("context", "targets", "scales")),
+            )
         _check(model)
     except (OSError, SafetensorError, LookupError, TypeError, ValueError) as error:
         raise UserError(
@@ -90,9 +122,7 @@ def load_effects(folder: Location, genes: Mapping[int, np.ndarray]) -> EffectMod
 
 
 def _stage(arrays: Mapping[str, np.ndarray], name: str, n_blocks: list[int]) -> Stage:
-    conditions = Conditions(
-        *(arrays[f"{name}.{part}"] for part in ("dataset", "context", "targets", "n_controls"))
-    )
+    conditions = Conditions(*(arrays[f"{name}.{part}"] for part in COLUMNS))
     strata = []
     for s, n in enumerate(n_blocks):
         key = f"{name}.{s}"
@@ -120,14 +150,34 @@ def _check(model: EffectModel) -> None:
     for stage in (model.singles, model.combinations):
         if stage is not None:
             _check_stage(stage, model)
+    _check_contexts(model)
     if model.combinations is not None:
         datasets = model.combinations.conditions.dataset.tolist()
         fits = all(len(s) == len(model.genes[d]) for s, d in zip(model.sums, datasets, strict=True))
         require(fits, "a sum is not over the genes of its dataset")
 
 
-def _check_stage(stage: Stage, model: EffectModel) -> None:
-    conditions = stage.conditions
+def _check_contexts(model: EffectModel) -> None:
+    if model.similar is not None:
+        require(model.similar.shape == (model.n_targets, model.n_targets), "a similarity of other targets")
+        require(_finite(model.similar), "a similarity is not finite")
+    if model.elsewhere is not None:
+        _check_conditions(model.elsewhere.conditions, model)
+        pairs = zip(model.elsewhere.effects, model.elsewhere.conditions.dataset.tolist(), strict=True)
+        require(all(e.shape == (len(model.genes[d]),) for e, d in pairs), "an effect on other genes")
+        require(_finite(*model.elsewhere.effects), "an effect is not finite")
+    for dataset, each in model.new_contexts.items():
+        require(dataset in model.genes, "a context has no dataset")
+        n, G = len(each.context), len(model.genes[dataset])
+        require(each.effects.shape == (n, G) and each.controls.shape[1:] == (G,), "contexts on other genes")
+        require(each.targets.shape == (n, model.n_targets), "contexts over other targets")
+        require(each.context.dtype.kind == each.targets.dtype.kind == "i", "contexts are no indices")
+        require(((each.context >= 0) & (each.context < len(each.controls))).all(), "no such context")
+        require(each.scales.shape == (3,), "other scales")
+        require(_finite(each.controls, each.effects, each.scales), "a context is not finite")
+
+
+def _check_conditions(conditions: Conditions, model: EffectModel) -> None:
     n = len(conditions)
     columns = (conditions.dataset, conditions.context, conditions.n_controls)
     require(all(column.shape == (n,) for column in columns), "conditions of unequal length")
@@ -138,6 +188,11 @@ def _check_stage(stage: Stage, model: EffectModel) -> None:
     )
     require(np.isin(conditions.dataset, list(model.genes)).all(), "a condition has no dataset")
     require((np.abs(conditions.targets) <= 1).all() and (conditions.n_controls >= 1).all(), "no conditions")
+
+
+def _check_stage(stage: Stage, model: EffectModel) -> None:
+    conditions, n = stage.conditions, len(stage.conditions)
+    _check_conditions(conditions, model)
     for regression in stage.strata:
         require(
             _finite(regression.variances, regression.own, np.array([regression.noise, regression.scale])),

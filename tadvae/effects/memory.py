@@ -5,8 +5,8 @@ from pathlib import Path
 
 from tadvae.base.errors import UserError
 
-MATRICES = 12
-"""Matrices of n by n conditions that exist at one time: 8 covariance terms, their sum, its inverse, work."""
+MATRICES = 13
+"""Matrices of n by n conditions that exist at one time: 9 covariance terms, their sum, its inverse, work."""
 _LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 

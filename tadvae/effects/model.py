@@ -28,7 +28,9 @@ from tadvae.effects.conditions import (
     single_terms,
     squared_distances,
 )
-from tadvae.effects.regression import Block, Regression, fit_regression
+from tadvae.effects.new_contexts import ContextEffects, fit_new_contexts
+from tadvae.effects.stage import Observed, Stage
+from tadvae.effects.targets_elsewhere import Elsewhere, fit_elsewhere
 
 Pairs = Sequence[tuple[int, int]]
 """(target, modality) pairs of a perturbation, as indices of the model."""
@@ -43,8 +45,6 @@ UNSURE_COMBINATIONS = 10
 """Prior weight of the mean of the parts for a combination with a target that was never perturbed alone in
 training: with this number of training combinations, the regression has the same weight. See
 docs/experiments.md, section 5."""
-LEAST_GENES = 100
-"""With fewer genes, all genes are in one stratum."""
 
 
 class EffectsConfig(Config):
@@ -54,108 +54,22 @@ class EffectsConfig(Config):
     """Weight of the regression, from 0 to 1, in the predicted mean of a new perturbation in a context with
     other training perturbations; the network has the remaining weight. In other cases the regression is used
     alone. 0: the network is used alone in all cases."""
+    contexts: bool = True
+    """Whether contexts learn from each other by target and by control profile (docs/model.md).
+
+    - true: a target that only other contexts tested is predicted by regressions on its effects there, and
+      in a new context by the contexts with similar controls.
+    - false: by the covariance terms alone; use it to measure what the contexts part contributes.
+    """
+    pathways: bool = True
+    """Whether targets that share pathways are expected to have similar effects.
+
+    - true: for targets that were never perturbed; the data decide how much it counts.
+    - false: use it to measure what the pathways contribute to the regression.
+    """
     strata: list[float] = [0.8, 0.98]
     """Quantiles of the signal-to-noise ratio of genes; they divide the genes into strata, each with its own
     variances."""
-
-
-@dataclass(frozen=True)
-class Observed:
-    """Observed mean effects of the training conditions.
-
-    Attributes
-    ----------
-    conditions
-        The n conditions.
-    effects
-        Mean profile of each condition minus that of the controls, (G_d,) on the genes of its dataset.
-    n_cells : (n,)
-        Number of cells of each condition.
-    genes
-        Sorted vocabulary indices of the genes of each dataset.
-    variance
-        Variance of each gene between control cells, (G_d,) by dataset; None for datasets of profiles.
-    """
-
-    conditions: Conditions
-    effects: list[Floats]
-    n_cells: np.ndarray
-    genes: Mapping[int, np.ndarray]
-    variance: Mapping[int, Floats | None]
-
-    def __getitem__(self, rows: np.ndarray) -> Self:
-        """The effects of some conditions."""
-        return type(self)(
-            self.conditions[rows],
-            [self.effects[i] for i in rows],
-            self.n_cells[rows],
-            self.genes,
-            self.variance,
-        )
-
-    def noise(self) -> list[Floats]:
-        """Variance of a single cell of each condition, per gene, (G_d,) each; zeros if it is not known."""
-        result = []
-        for dataset in self.conditions.dataset.tolist():
-            variance = self.variance[dataset]
-            # a gene that no control cell expresses has sampling noise too, hence a lower bound
-            floor = 0.0 if variance is None else max(0.05 * float(variance.mean()), 1e-8)
-            zeros = np.zeros(len(self.genes[dataset]))
-            result.append(zeros if variance is None else np.maximum(variance, floor))
-        return result
-
-
-@dataclass
-class Stage:
-    """One regression per stratum of genes, and the training conditions.
-
-    Attributes
-    ----------
-    conditions
-        The n training conditions.
-    strata
-        Fitted regression of each stratum.
-    """
-
-    conditions: Conditions
-    strata: list[Regression] = field(default_factory=list)
-
-    @classmethod
-    def fit(
-        cls, observed: Observed, terms: Sequence[Floats], prior: Sequence[Floats], config: EffectsConfig
-    ) -> Self:
-        """Fit the variances and weights of every stratum."""
-        conditions = observed.conditions
-        genes = np.unique(np.concatenate([observed.genes[d] for d in conditions.dataset.tolist()]))
-        noise = observed.noise()
-        stratum = _strata(observed, noise, genes, config)  # (G,)
-        result = cls(conditions)
-        for s in np.unique(stratum):
-            blocks = _blocks(observed, prior, genes[stratum == s])
-            inside = [np.isin(observed.genes[d], genes[stratum == s]) for d in conditions.dataset.tolist()]
-            cell = np.array([n[i].mean() if i.any() else 0.0 for n, i in zip(noise, inside, strict=True)])
-            result.strata.append(fit_regression(terms, cell / observed.n_cells, blocks))
-        return result
-
-    def predict(self, terms: Sequence[Floats], genes: np.ndarray, prior: Floats | None = None) -> Floats:
-        """Mean effects of q new conditions on some genes, (q, G); untrained genes have their prior mean.
-
-        Parameters
-        ----------
-        terms : n_terms of (q, n)
-            Covariance terms between new and training conditions.
-        prior : (q, G) or None
-            Prior means before scaling; None: zero.
-        """
-        result = np.zeros((len(terms[0]), len(genes))) if prior is None else prior.copy()
-        for regression in self.strata:
-            covariance = regression.covariance(terms)  # (q, n)
-            for block in regression.blocks:
-                _, ours, theirs = np.intersect1d(genes, block.genes, assume_unique=True, return_indices=True)
-                if len(ours):
-                    result[:, ours] *= regression.scale
-                    result[:, ours] += covariance[:, block.rows] @ block.weights[:, theirs]
-        return result
 
 
 @dataclass
@@ -176,6 +90,12 @@ class EffectModel:
         Prior means of the training combinations, (G_d,) each.
     spread : (n_combinations,)
         Median squared distance between sums in the context of each training combination.
+    similar : (n_targets, n_targets) or None
+        Similarity of targets, from what is known of them.
+    elsewhere
+        Effects of targets in contexts of training that did not test them; None: from the regression.
+    new_contexts
+        Effects in new contexts of a dataset, by dataset.
     """
 
     n_targets: int
@@ -186,6 +106,9 @@ class EffectModel:
     combinations: Stage | None = None
     sums: list[Floats] = field(default_factory=list)
     spread: Floats = field(default_factory=lambda: np.zeros(0))
+    similar: Floats | None = None
+    elsewhere: Elsewhere | None = None
+    new_contexts: dict[int, ContextEffects] = field(default_factory=dict)
 
     @classmethod
     def fit(
@@ -194,16 +117,33 @@ class EffectModel:
         signs: Sequence[int],
         n_controls: Mapping[int, int],
         config: EffectsConfig,
+        similar: Floats | None = None,
     ) -> Self:
-        """Fit both regressions to the training conditions."""
+        """Fit both regressions to the training conditions.
+
+        ``similar`` is the similarity of targets, (n_targets, n_targets), if something is known of them.
+        """
         conditions = observed.conditions
         result = cls(conditions.targets.shape[1], list(signs), n_controls, observed.genes)
+        result.similar = similar if config.pathways else None
         alone = np.flatnonzero(conditions.size == 1)
         if len(alone):
             part = observed[alone]
             zeros = [np.zeros_like(effect) for effect in part.effects]
-            terms = single_terms(part.conditions, part.conditions)
-            result.singles = Stage.fit(part, terms, zeros, config)
+            terms = single_terms(part.conditions, part.conditions, result.similar)
+            result.singles = stage = Stage.fit(part, terms, zeros, config.strata)
+            if config.contexts:
+                result.elsewhere = fit_elsewhere(
+                    part.conditions,
+                    part.effects,
+                    stage.left_out(part),
+                    observed.genes,
+                    lambda asked, genes: stage.predict(
+                        single_terms(asked, stage.conditions, result.similar), genes
+                    ),
+                )
+        if config.contexts:
+            result.new_contexts = fit_new_contexts(conditions, observed.effects, observed.controls)
         several = np.flatnonzero(conditions.size > 1)
         if result.singles is not None and len(several) >= LEAST_COMBINATIONS:
             part = observed[several]
@@ -214,7 +154,7 @@ class EffectModel:
             ]
             result.spread = _spread(of, result.sums)
             terms = combination_terms(of, of, result._near(of, result.sums, of))
-            result.combinations = Stage.fit(part, terms, result.sums, config)
+            result.combinations = Stage.fit(part, terms, result.sums, config.strata)
         return result
 
     def suits(self, n_targets: int, n_modalities: int) -> bool:
@@ -222,7 +162,12 @@ class EffectModel:
         return self.n_targets == n_targets and len(self.signs) == n_modalities
 
     def predict(
-        self, dataset: int, context: int, perturbations: Sequence[Pairs], genes: np.ndarray
+        self,
+        dataset: int,
+        context: int,
+        perturbations: Sequence[Pairs],
+        genes: np.ndarray,
+        control: np.ndarray | None = None,
     ) -> Floats:
         """Mean effects, (M, G) on sorted vocabulary genes.
 
@@ -230,6 +175,9 @@ class EffectModel:
         ----------
         context
             Index of the context in the vocabulary; −1: a context that is not in training.
+        control : (G,) or None
+            Mean control profile of the context. A context that is not in training is compared by it with
+            those that are.
         """
         places = [(dataset, context)] * len(perturbations)
         asked = Conditions.of(places, perturbations, self.n_targets, self.signs, self.n_controls)
@@ -239,8 +187,9 @@ class EffectModel:
         wanted = np.array([len(dict(pairs)) for pairs in perturbations])
         alone, several = np.flatnonzero(wanted == 1), np.flatnonzero(wanted > 1)
         if len(alone):
-            terms = single_terms(asked[alone], self.singles.conditions)
+            terms = single_terms(asked[alone], self.singles.conditions, self.similar)
             result[alone] = self.singles.predict(terms, genes)
+            self._from_elsewhere(asked, alone, genes, result)
         if len(several):
             of = asked[several]
             unknown = wanted[several] - of.size
@@ -256,10 +205,41 @@ class EffectModel:
             unsure = self._unsure(of, unknown)[:, None]
             mean = sums / wanted[several][:, None]
             result[several] = np.where(unsure, share * found + (1.0 - share) * mean, found)
+        if control is not None:
+            known = wanted == asked.size  # without targets that are not in training
+            self._in_new_context(asked, np.flatnonzero(known & (wanted > 0)), genes, control, result)
         return result
 
+    def _from_elsewhere(
+        self, asked: Conditions, alone: np.ndarray, genes: np.ndarray, result: Floats
+    ) -> None:
+        """Replace the effects of single targets that only other contexts tested."""
+        if self.elsewhere is None:
+            return
+        panel = self.genes.get(int(asked.dataset[0]), genes)
+        _, ours, theirs = np.intersect1d(genes, panel, assume_unique=True, return_indices=True)
+        for row, found in zip(alone.tolist(), self.elsewhere.rows(asked[alone]).tolist(), strict=True):
+            if found >= 0:
+                result[row, ours] = self.elsewhere.effects[found][theirs]
+
+    def _in_new_context(
+        self, asked: Conditions, rows: np.ndarray, genes: np.ndarray, control: np.ndarray, result: Floats
+    ) -> None:
+        """Replace the effects in a context without training conditions, where its controls tell more."""
+        dataset = int(asked.dataset[0]) if len(asked) else -1
+        contexts = self.new_contexts.get(dataset)
+        stages = [stage for stage in (self.singles, self.combinations) if stage is not None]
+        seen = any(same_place(asked[np.zeros(1, np.int64)], stage.conditions).any() for stage in stages)
+        if contexts is None or seen or not len(rows) or not np.array_equal(genes, self.genes[dataset]):
+            return
+        known, effects = contexts.predict(control.astype(np.float64), asked.targets[rows])
+        result[rows[known]] = effects
+
     def is_between(self, dataset: int, context: int, perturbations: Sequence[Pairs]) -> np.ndarray:
-        """Whether each of M perturbations is new, in a context with training perturbations; bool, (M,)."""
+        """Whether each of M perturbations is new, in a context with training perturbations; bool, (M,).
+
+        False for a target that other contexts tested and that is predicted from its effects there.
+        """
         places = [(dataset, context)] * len(perturbations)
         asked = Conditions.of(places, perturbations, self.n_targets, self.signs, self.n_controls)
         near, seen = np.zeros(len(asked), bool), np.zeros(len(asked), bool)
@@ -268,6 +248,8 @@ class EffectModel:
                 place = same_place(asked, stage.conditions) > 0
                 near |= place.any(axis=1)
                 seen |= (place & (same_targets(asked, stage.conditions) > 0)).any(axis=1)
+        if self.elsewhere is not None:
+            seen |= self.elsewhere.rows(asked) >= 0
         return near & ~seen
 
     def _unsure(self, of: Conditions, unknown: np.ndarray) -> np.ndarray:
@@ -305,7 +287,7 @@ class EffectModel:
             np.full(len(targets), column[0]) for column in (of.dataset, of.context, of.n_controls)
         )
         parts = Conditions(dataset, context, targets, controls)
-        return self.singles.predict(single_terms(parts, self.singles.conditions), genes)
+        return self.singles.predict(single_terms(parts, self.singles.conditions, self.similar), genes)
 
     def _near(self, a: Conditions, sums: list[Floats], b: Conditions) -> Floats:
         """:func:`nearness` of conditions to training combinations of the same place, else 0."""
@@ -335,34 +317,3 @@ def _spread(of: Conditions, sums: list[Floats]) -> Floats:
         median = float(np.median(squared)) if len(squared) else 0.0
         result[rows] = median if median > 0.0 else 1.0
     return result
-
-
-def _strata(
-    observed: Observed, noise: Sequence[Floats], genes: np.ndarray, config: EffectsConfig
-) -> np.ndarray:
-    """Stratum of each gene by its signal-to-noise over all conditions, (G,)."""
-    if len(genes) < LEAST_GENES or not config.strata:
-        return np.zeros(len(genes), np.int64)
-    signal, expected = np.zeros(len(genes)), np.zeros(len(genes))
-    for i, dataset in enumerate(observed.conditions.dataset.tolist()):
-        at = np.searchsorted(genes, observed.genes[dataset])
-        signal[at] += observed.effects[i] ** 2
-        expected[at] += noise[i] / observed.n_cells[i] if noise[i].any() else 1.0
-    ratio = signal / np.maximum(expected, 1e-12)
-    return np.searchsorted(np.quantile(ratio, config.strata), ratio, side="right")
-
-
-def _blocks(observed: Observed, prior: Sequence[Floats], genes: np.ndarray) -> list[Block]:
-    """Group genes by the set of datasets that measure them."""
-    dataset = observed.conditions.dataset
-    datasets = np.unique(dataset)
-    measured = np.stack([np.isin(genes, observed.genes[int(d)]) for d in datasets])  # (D, G)
-    blocks = []
-    for pattern in np.unique(measured, axis=1).T:  # (D,)
-        chosen = genes[(measured == pattern[:, None]).all(axis=0)]
-        rows = np.flatnonzero(np.isin(dataset, datasets[pattern]))
-        at = {int(d): np.searchsorted(observed.genes[int(d)], chosen) for d in datasets[pattern]}
-        effects = np.stack([observed.effects[i][at[int(dataset[i])]] for i in rows.tolist()])
-        means = np.stack([prior[i][at[int(dataset[i])]] for i in rows.tolist()])
-        blocks.append(Block(chosen, rows, effects, means))
-    return blocks

@@ -11,8 +11,10 @@ from tadvae.data.group_means import group_means
 from tadvae.data.reader import CellReader, Mapper, loop
 from tadvae.data.vocabulary import Vocabulary
 from tadvae.effects.conditions import Conditions
+from tadvae.effects.known_targets import target_similarity
 from tadvae.effects.memory import require_memory
-from tadvae.effects.model import EffectModel, EffectsConfig, Observed
+from tadvae.effects.model import EffectModel, EffectsConfig
+from tadvae.effects.stage import Observed
 from tadvae.store.manifest import GROUP_KEYS
 
 
@@ -64,8 +66,10 @@ def fit_effects(
         np.array([means.n_cells[key] for key in keys]),
         {i: dataset.genes for i, dataset in enumerate(vocabulary.datasets)},
         {i: _variance(i, vocabulary, controls) for i in range(len(vocabulary.datasets))},
+        {row: mean for row, (mean, _) in known.items()},
     )
-    return EffectModel.fit(observed, vocabulary.signs, n_controls, config)
+    similar = target_similarity(vocabulary.membership, [target.gene for target in vocabulary.targets])
+    return EffectModel.fit(observed, vocabulary.signs, n_controls, config, similar)
 
 
 def _variance(dataset: int, vocabulary: Vocabulary, controls: Mapping[int, Cells]) -> np.ndarray | None:

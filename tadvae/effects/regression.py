@@ -17,7 +17,7 @@ Source: Rasmussen & Williams 2006, equations 2.25, 2.26 and 5.8.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -68,11 +68,15 @@ class Fitted:
         Indices of the training conditions that measure them.
     weights : (r, g)
         Inverse covariance times the residuals of the training conditions.
+    precision : (r,)
+        Diagonal of the inverse covariance: ``weights / precision`` are the leave-one-out errors (equation
+        5.12). Empty for a model from a file.
     """
 
     genes: np.ndarray
     rows: np.ndarray
     weights: Floats
+    precision: Floats = field(default_factory=lambda: np.zeros(0))
 
 
 @dataclass(frozen=True)
@@ -139,7 +143,12 @@ def fit_regression(terms: Sequence[Floats], noise: Floats, blocks: Sequence[Bloc
         learned,
         scale,
         [
-            Fitted(block.genes, block.rows, inverse @ (block.effects - scale * block.prior))
+            Fitted(
+                block.genes,
+                block.rows,
+                inverse @ (block.effects - scale * block.prior),
+                inverse.diagonal().copy(),
+            )
             for inverse, block in zip(inverses, blocks, strict=True)
         ],
     )

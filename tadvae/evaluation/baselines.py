@@ -33,6 +33,10 @@ class Profiles:
         G gene keys, one per column, each once.
     target_gene
         Target name -> key of its gene; None, absent or not in ``genes`` when it is not measured.
+    elsewhere
+        Training profiles of other contexts, each on its own genes; for baselines of contexts.
+    new_context
+        Whether no perturbation of this context is in training; ``means`` then come from other contexts.
 
     Raises
     ------
@@ -46,6 +50,8 @@ class Profiles:
     means: Array
     genes: Sequence[str]
     target_gene: Mapping[str, str | None] = field(default_factory=dict)
+    elsewhere: Sequence["Profiles"] = ()
+    new_context: bool = False
 
     def __post_init__(self) -> None:
         control = np.asarray(self.control, dtype=np.float64)  # (G,)
@@ -96,6 +102,12 @@ class Baseline(ABC):
     control: Array  # (G,)
     deltas: dict[Perturbation, Array]  # training conditions, each (G,)
     mean_delta: Array  # (G,): the mean of ``deltas``, zero without any
+
+    @classmethod
+    def applies(cls, profiles: Profiles) -> bool:
+        """Whether the baseline is of use for these profiles; the evaluation leaves it out where it is not."""
+        del profiles
+        return True
 
     def fit(self, profiles: Profiles) -> Self:
         """Fit to the training conditions; without any, every prediction is the control."""

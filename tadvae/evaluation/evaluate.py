@@ -16,9 +16,10 @@ from tadvae.base.errors import UserError
 from tadvae.data.reader import Mapper, loop
 from tadvae.data.splits import TRAIN, SplitConfig
 from tadvae.evaluation.answers import Answer, answer
-from tadvae.evaluation.baselines import fit_all
+from tadvae.evaluation.baselines import Baseline, fit_all
 from tadvae.evaluation.bootstrap import bootstrap_mean
 from tadvae.evaluation.ceiling import resampled_metrics, split_half_ceiling
+from tadvae.evaluation.context_baselines import CONTEXT_BASELINES
 from tadvae.evaluation.distances import energy_distance, median_bandwidths, mmd_unbiased
 from tadvae.evaluation.latent_additive import LatentAdditive
 from tadvae.evaluation.leaks import check_leaks
@@ -162,7 +163,9 @@ def _score(
 ) -> list[dict[str, Any]]:
     """Rows of all methods for the groups of one question."""
     control, observed = question.control, question.observed
-    baselines = fit_all(question.profiles) | {LatentAdditive.name: LatentAdditive().fit(question.profiles)}
+    further: tuple[type[Baseline], ...] = (LatentAdditive, *CONTEXT_BASELINES)
+    more = [each for each in further if each.applies(question.profiles)]
+    baselines = fit_all(question.profiles) | {each.name: each().fit(question.profiles) for each in more}
     predicted = {name: baseline.predict(question.targets) for name, baseline in baselines.items()}
     predicted |= {name: own.mean for name, own in given.items()}
     scores: dict[tuple[str, str], np.ndarray] = {}

@@ -170,7 +170,8 @@ def training_profiles(
     control = train.mean[dataset, context, store.control]
     names = {row.perturbation_index: tuple(row.targets) for row in store.perturbations.itertuples()}
     here = {p: mean for (d, c, p), mean in train.mean.items() if (d, c) == place and p != store.control}
-    if not here:
+    new_context = not here
+    if new_context:
         changes: dict[int, list[np.ndarray]] = {}
         for (d, c, p), mean in train.mean.items():
             if d == dataset and c != context and p != store.control:
@@ -178,12 +179,36 @@ def training_profiles(
         here = {p: control + np.mean(found, axis=0) for p, found in changes.items()}
     keys = vocabulary.genes["gene"].to_numpy()
     return Profiles(
+        elsewhere=_elsewhere(place, train, store, vocabulary),
+        new_context=new_context,
         control=control,
         targets=[names[p] for p in here],
         means=np.stack(list(here.values())) if here else np.empty((0, len(control))),
         genes=keys[vocabulary.datasets[dataset].genes].tolist(),
         target_gene={t.name: keys[t.gene] if t.gene >= 0 else None for t in vocabulary.targets},
     )
+
+
+def _elsewhere(
+    place: tuple[int, int], train: GroupMeans, store: Store, vocabulary: Vocabulary
+) -> list[Profiles]:
+    """Training profiles of all other contexts with controls."""
+    names = {row.perturbation_index: tuple(row.targets) for row in store.perturbations.itertuples()}
+    keys = vocabulary.genes["gene"].to_numpy()
+    groups: dict[tuple[int, int], dict[int, np.ndarray]] = {}
+    for (d, c, p), mean in train.mean.items():
+        if (d, c) != place and p != store.control:
+            groups.setdefault((d, c), {})[p] = mean
+    return [
+        Profiles(
+            control=train.mean[d, c, store.control],
+            targets=[names[p] for p in found],
+            means=np.stack(list(found.values())),
+            genes=keys[vocabulary.datasets[d].genes].tolist(),
+        )
+        for (d, c), found in sorted(groups.items())
+        if (d, c, store.control) in train.mean
+    ]
 
 
 def _require_apart(known: GroupMeans, tested: pd.DataFrame) -> None:

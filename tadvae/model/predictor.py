@@ -108,7 +108,7 @@ class Predictor:
         predicted[unchanged] = cells.dense(genes)
         if self.effects is None:
             return predicted
-        effect = self.effects.predict(dataset, context, perturbations, genes)  # (M, G)
+        effect = self.effects.predict(dataset, context, perturbations, genes, profile)  # (M, G)
         change = predicted.mean(axis=1, dtype=np.float64) - cells.dense(genes).mean(axis=0, dtype=np.float64)
         weight = self.regression_weight(dataset, context, perturbations)[:, None]  # (M, 1)
         correction = np.where(np.array(unchanged)[:, None], 0.0, weight * (effect - change))  # (M, G)
@@ -135,7 +135,7 @@ class Predictor:
         for part, network in self._network_means(cells, genes, profile, dataset, known, before):
             result[part] = network
             if self.effects is not None:
-                effect = self.effects.predict(dataset, context, perturbations[part], genes)  # (m, G)
+                effect = self.effects.predict(dataset, context, perturbations[part], genes, profile)
                 weight = self.regression_weight(dataset, context, perturbations[part])
                 result[part] += weight[:, None] * (effect - (network - before))
         result[[not pairs for pairs in perturbations]] = before

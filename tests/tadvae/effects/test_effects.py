@@ -12,8 +12,9 @@ from tadvae.base.errors import UserError
 from tadvae.base.filesystem import Location
 from tadvae.effects.conditions import Conditions, combination_terms, nearness, single_terms
 from tadvae.effects.file import EFFECTS, load_effects, save_effects
-from tadvae.effects.model import UNTESTED_SCALE, EffectModel, EffectsConfig, Observed
+from tadvae.effects.model import UNTESTED_SCALE, EffectModel, EffectsConfig
 from tadvae.effects.regression import Block, _Likelihood, _own, fit_regression
+from tadvae.effects.stage import Observed
 
 ONE_STRATUM = EffectsConfig(strata=[])
 SIGNS = [1, -1]

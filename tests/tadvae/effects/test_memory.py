@@ -13,7 +13,7 @@ def test_the_sentence_says_how_much(monkeypatch, refused):
     monkeypatch.setattr(memory, "memory_of_this_machine", lambda: 16 * 2**30)
     require_memory(12_000, 100)
     sentence = refused(require_memory, 24_000, 100)
-    assert "needs about 51 GiB for 24,000 training conditions" in sentence
+    assert "needs about 56 GiB for 24,000 training conditions" in sentence
     assert "has 16 GiB" in sentence
     refused(require_memory, 100, 24_000)
 
