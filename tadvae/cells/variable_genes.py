@@ -68,6 +68,10 @@ def choose_genes(
     """
     if config.n_top_genes == "all" or config.n_top_genes >= len(measured):
         return measured
+    if effects:
+        rank = rank_effects(moments.mean[measured], moments.variance[measured])
+    else:
+        rank = _rank_scaled(moments, measured, config)
     scaled = moments.scaled(SCALE[config.normalize] / SCALE["cp10k"])
     rank = rank_variable_genes(scaled.mean[measured], scaled.variance[measured])
     kept = (rank < config.n_top_genes) | np.isin(measured, targets)
