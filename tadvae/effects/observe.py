@@ -71,7 +71,7 @@ def fit_effects(
 def _variance(dataset: int, vocabulary: Vocabulary, controls: Mapping[int, Cells]) -> np.ndarray | None:
     """Variance of each gene over control cells within contexts, (G,); None if it cannot be computed."""
     entry = vocabulary.datasets[dataset]
-    if entry.kind == "profiles":
+    if entry.kind != "cells":
         return None
     G, freedom = len(entry.genes), 0
     squares = np.zeros(G)

@@ -182,9 +182,9 @@ class _Parser:
         controls += [label for name, label in self._undeclared if name == label]
         if controls:
             raise UserError(
-                f"{self._where}: label '{min(controls)}' in obs column '{column}' is a control, but signatures "
-                "are differences from the control, which has no row; list it under 'perturbation.exclude', or "
-                "say 'kind: profiles' if the rows are expression."
+                f"{self._where}: label '{min(controls)}' in obs column '{column}' is a control, but "
+                "signatures are differences from the control, which has no row; list it under "
+                "'perturbation.exclude', or say 'kind: profiles' if the rows are expression."
             )
 
     def _name(self, part: str) -> str:

@@ -234,7 +234,9 @@ class DatasetSpec(Config):
 
     def _check_signatures(self) -> None:
         if self.perturbation is None:
-            raise ValueError("signatures need 'perturbation', the column that names what each row responds to")
+            raise ValueError(
+                "signatures need 'perturbation', the column that names what each row responds to"
+            )
         if self.total_counts is not None:
             raise ValueError("'total_counts' is for counts, and signatures have none; drop it")
         if self.counts.round:

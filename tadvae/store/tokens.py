@@ -127,10 +127,10 @@ def holds_whole(table: pa.Table) -> bool:
 
 def encoding(table: pa.Table) -> bytes:
     """How the column of counts is encoded, one of :data:`ENCODINGS`."""
-    found = (table.schema.field("counts").metadata or {}).get(ENCODING)
+    found: bytes = (table.schema.field("counts").metadata or {}).get(ENCODING, b"")
     if found not in ENCODINGS.values():
         raise _damaged("counts")
-    return bytes(found)
+    return found
 
 
 def one_array(column: pa.ChunkedArray) -> pa.Array:
