@@ -24,6 +24,10 @@ MODALITY_SIGN = {
 """Direction in which a modality changes its target's activity; anything else (drug, ligand, …) is 0."""
 
 
+UNSPECIFIED = "unspecified"
+"""The modality of a dataset whose spec names none."""
+
+
 def modality_sign(modality: str) -> int:
     """+1 for activation, -1 for loss of function, 0 if the name is neither."""
     return MODALITY_SIGN.get(re.sub(r"[^a-z0-9]", "", modality.lower()), 0)
@@ -155,7 +159,7 @@ class DatasetSpec(Config):
     """How ``obs`` names perturbations; None: an atlas without perturbations, all cells are controls."""
     context: ContextSpec = ContextSpec(value="unspecified")
     """Cell line or cell type: ``{column: …}`` of ``obs``, or ``{value: …}`` for all cells."""
-    modality: str | dict[str, str] = "unspecified"
+    modality: str | dict[str, str] = UNSPECIFIED
     """How targets are perturbed, such as CRISPRi: one for the dataset, or one per target, for example
     ``{default: CRISPRko, TCR: stimulation}``. CRISPRa and overexpression count as activation; CRISPRi,
     knockout, knockdown and RNAi as loss of function; any other name has no direction."""
