@@ -42,10 +42,14 @@ def effects():
     return {name: (shared + rng.normal(0, 0.3, shared.shape)).astype(np.float32) for name in TYPES}
 
 
-def write(folder, kind, constant=0.0):
-    """One file and one dataset per type; as profiles: a constant added, and a control row of it."""
+def write(folder, kind, constant=0.0, unit=1.0):
+    """One file and one dataset per type; as profiles: a constant added, and a control row of it.
+
+    ``unit``: factor of the effects of the last type.
+    """
     datasets = []
     for name, values in effects().items():
+        values = values * np.float32(unit if name == TYPES[-1] else 1.0)
         drugs = [f"drug {i}" for i in range(N_DRUGS)]
         if kind == "profiles":
             values, drugs = np.vstack([np.zeros(N_GENES, np.float32), values]) + constant, ["control", *drugs]
@@ -97,6 +101,14 @@ def test_the_regression_is_that_of_the_signed_effects(trained, tmp_path):
     assert found.min() < -0.5
     held = set(groups.loc[groups["part"] == TEST, "dataset_name"])
     assert held == {"t"}
+
+
+def test_other_units_are_noted(stored, folder, tmp_path, caplog):
+    prepare_training(stored, config(folder))
+    assert "as large as" not in caplog.text
+    prepare_training(write(tmp_path, "signatures", unit=10.0), config(tmp_path))
+    assert "the effects of dataset 't' are 1" in caplog.text
+    assert "times as large as those of dataset 'b'" in caplog.text
 
 
 def test_scores_are_of_the_effects(stored, trained):
