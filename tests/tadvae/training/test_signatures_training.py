@@ -107,7 +107,7 @@ def test_other_units_are_noted(stored, folder, tmp_path, caplog):
     prepare_training(stored, config(folder))
     assert "as large as" not in caplog.text
     prepare_training(write(tmp_path, "signatures", unit=10.0), config(tmp_path))
-    assert "the effects of dataset 't' are 1" in caplog.text
+    assert "the effects of dataset 't' are 9.9" in caplog.text
     assert "times as large as those of dataset 'b'" in caplog.text
 
 
