@@ -29,6 +29,8 @@ def describe(path: str, *, verify: bool = False) -> dict[str, Any]:
     datasets = []
     for i, entry in enumerate(store.manifest.datasets):
         groups = store.groups[store.groups["dataset"] == i]
+        if entry.kind == "signatures":  # the empty rows of its controls are no rows of the file
+            groups = groups[groups["perturbation"] != store.control]
         cells = groups["n_cells"].groupby(names[groups["perturbation"]]).sum()  # names may repeat
         shards = [shard for shard in store.manifest.shards if shard.dataset == i]
         by_context = groups.groupby("context")["n_cells"].sum()
@@ -40,7 +42,7 @@ def describe(path: str, *, verify: bool = False) -> dict[str, Any]:
                 "values": entry.values,
                 "rounded": entry.rounded,
                 "left_out": entry.left_out,
-                "n_cells": entry.n_cells,
+                "n_cells": int(groups["n_cells"].sum()),
                 "n_genes": entry.n_genes,
                 "n_tokens": sum(shard.tokens for shard in shards),
                 "bytes": sum(shard.size for shard in shards),
@@ -54,7 +56,7 @@ def describe(path: str, *, verify: bool = False) -> dict[str, Any]:
         "store": str(store.folder),
         "schema_version": store.manifest.schema_version,
         "vocabulary_hash": store.manifest.vocabulary_hash,
-        "n_cells": store.manifest.n_cells,
+        "n_cells": sum(d["n_cells"] for d in datasets),
         "n_genes": store.manifest.n_genes,
         "n_bags": len(store.bags),
         "datasets": datasets,
@@ -121,9 +123,9 @@ def as_tables(about: dict[str, Any]) -> list[Table]:
 
 def _perturbations(dataset: dict[str, Any], most: int = 12) -> Table:
     cells = dataset["perturbations"]
-    table = Table(title=f"{dataset['name']}: cells by perturbation", title_justify="left")
+    table = Table(title=f"{dataset['name']}: {dataset['kind']} by perturbation", title_justify="left")
     table.add_column("perturbation")
-    table.add_column("cells", justify="right")
+    table.add_column(dataset["kind"], justify="right")
     ordered = sorted(cells.items(), key=lambda item: (item[0] != "control", -item[1], item[0]))
     for name, n in ordered[:most]:
         table.add_row(name, f"{n:,}")

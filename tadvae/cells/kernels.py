@@ -49,8 +49,8 @@ def add_moments(
     log1p
         Whether the values are log1p values; ``per_cell`` is then not used.
     total, square, detected
-        Changed in place: sums of values, sums of squares, and number of values above zero; float64, shape
-        (n_genes,).
+        Changed in place: sums of values, sums of squares, and number of values other than zero; float64,
+        shape (n_genes,).
     """
     # Sums in float64, one cell after the other: float32 sums lose digits over millions of cells, and a fixed
     # order makes the result reproducible bit for bit.
@@ -60,4 +60,4 @@ def add_moments(
             gene = np.uint64(gene_ids[i])
             total[gene] += value
             square[gene] += value * value
-            detected[gene] += value > 0
+            detected[gene] += value != 0

@@ -12,7 +12,7 @@ from tadvae.cells.normalize import SCALE
 
 @dataclass(frozen=True)
 class Moments:
-    """Sums over cells of linear normalised values (CP10K scale), per gene of the vocabulary.
+    """Sums over cells of linear normalised values (CP10K scale) or of effects, per gene of the vocabulary.
 
     Attributes
     ----------
@@ -21,7 +21,7 @@ class Moments:
     total, square
         Sums of values and of their squares, float64, shape (n_genes,).
     detected
-        Number of cells with a value above zero, shape (n_genes,).
+        Number of cells with a value other than zero, shape (n_genes,).
     """
 
     n: int
@@ -30,20 +30,24 @@ class Moments:
     detected: np.ndarray
 
     @classmethod
-    def of(cls, values: sparse.csr_matrix, library: np.ndarray, *, log1p: bool) -> "Moments":
+    def of(cls, values: sparse.csr_matrix, library: np.ndarray, said: str) -> "Moments":
         """Compute the moments of some cells.
 
         Parameters
         ----------
         values
-            Raw counts, or log1p values where ``log1p``; shape (n, n_genes).
+            Shape (n, n_genes).
         library
-            Total counts of each cell, shape (n,); unused where ``log1p``.
+            Total counts of each cell, shape (n,); used for counts only.
+        said
+            What the values are: ``counts``, ``log1p`` or ``effects``.
         """
         values.check_format(full_check=True)  # the loop writes to where the column indices say
-        per_cell = np.divide(SCALE["cp10k"], library, out=np.zeros(len(library)), where=library > 0)
+        per_cell = np.ones(len(library))
+        if said == "counts":
+            per_cell = np.divide(SCALE["cp10k"], library, out=np.zeros(len(library)), where=library > 0)
         sums = [np.zeros(values.shape[1]) for _ in range(3)]
-        add_moments(values.data, values.indices, values.indptr, per_cell, log1p, *sums)
+        add_moments(values.data, values.indices, values.indptr, per_cell, said == "log1p", *sums)
         return cls(values.shape[0], *sums)
 
     def __add__(self, other: "Moments") -> "Moments":

@@ -48,8 +48,26 @@ def rank_variable_genes(mean: np.ndarray, variance: np.ndarray, n_bins: int = 20
     return rank
 
 
+def rank_effects(mean: np.ndarray, variance: np.ndarray) -> np.ndarray:
+    """Rank genes by the mean square of their effects, largest first (0).
+
+    Parameters
+    ----------
+    mean, variance
+        Mean and variance of the signed effects of each measured gene, shape (G,).
+    """
+    size = (mean**2 + variance).round(9)  # rounded as in rank_variable_genes
+    rank = np.empty(len(size), np.int64)
+    rank[np.argsort(-size, kind="stable")] = np.arange(len(size))
+    return rank
+
+
 def choose_genes(
-    moments: Moments, measured: np.ndarray, targets: np.ndarray, config: PreprocessConfig
+    moments: Moments,
+    measured: np.ndarray,
+    targets: np.ndarray,
+    config: PreprocessConfig,
+    effects: bool = False,
 ) -> np.ndarray:
     """Choose the genes of one dataset that the model sees.
 
@@ -61,6 +79,8 @@ def choose_genes(
         Sorted vocabulary indices of the dataset's panel, shape (G,).
     targets
         Vocabulary indices of perturbation targets; those measured are always kept.
+    effects
+        Whether the dataset holds signed effects, which have no dispersion.
 
     Returns
     -------
@@ -68,7 +88,10 @@ def choose_genes(
     """
     if config.n_top_genes == "all" or config.n_top_genes >= len(measured):
         return measured
-    scaled = moments.scaled(SCALE[config.normalize] / SCALE["cp10k"])
-    rank = rank_variable_genes(scaled.mean[measured], scaled.variance[measured])
+    if effects:
+        rank = rank_effects(moments.mean[measured], moments.variance[measured])
+    else:
+        scaled = moments.scaled(SCALE[config.normalize] / SCALE["cp10k"])
+        rank = rank_variable_genes(scaled.mean[measured], scaled.variance[measured])
     kept = (rank < config.n_top_genes) | np.isin(measured, targets)
     return measured[kept]

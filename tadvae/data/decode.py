@@ -23,7 +23,8 @@ class DatasetView:
     genes
         Sorted vocabulary indices of the chosen genes, shape (G,).
     method
-        Normalisation: ``cpm``, ``cp10k``, ``tpm``, or ``none`` if the stored values are log1p values.
+        Normalisation: ``cpm``, ``cp10k``, ``tpm``, or ``none`` if the stored values are log1p values or
+        effects.
     lengths
         Transcript lengths in bases by vocabulary index, shape (n_genes,); only for ``tpm``.
     """

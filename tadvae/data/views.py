@@ -58,8 +58,11 @@ def make_views(
                 )
             lengths = np.full(store.manifest.n_genes, np.nan)
             lengths[panel["gene_index"]] = panel["length"].to_numpy()
-        genes = choose_genes(moments[i], measured, targets, config) if moments else measured
-        method = "none" if entry.values == "log1p" else config.normalize
+        genes = measured
+        if moments:
+            effects = entry.values == "effects"
+            genes = choose_genes(moments[i], measured, targets, config, effects)
+        method = config.normalize if entry.values == "counts" else "none"
         views.append(DatasetView(genes.astype(np.int64), method, lengths))
     return views
 
@@ -81,5 +84,4 @@ def _moments_of(reader: CellReader, shard: int, row_group: int, bag_ids: np.ndar
     values = sparse.csr_matrix(
         (cells.values, cells.gene_ids, cells.offsets), shape=(len(cells), store.manifest.n_genes)
     )
-    log1p = store.manifest.datasets[dataset].values == "log1p"
-    return dataset, Moments.of(values, cells.total_counts, log1p=log1p)
+    return dataset, Moments.of(values, cells.total_counts, store.manifest.datasets[dataset].values)

@@ -55,9 +55,10 @@ class DatasetEntry:
     genes
         Sorted vocabulary indices of the genes that the model sees, int64, shape (G,).
     method
-        Normalisation: ``cpm``, ``cp10k``, ``tpm``, or ``none`` if the values were already log-transformed.
+        Normalisation: ``cpm``, ``cp10k``, ``tpm``, or ``none`` if the values were already log-transformed, or
+        are effects.
     kind
-        ``cells`` or ``profiles``.
+        ``cells``, ``profiles`` or ``signatures``.
     modality
         Index of the modality that is most frequent in the dataset.
     target_modality
@@ -79,6 +80,11 @@ class DatasetEntry:
     names: list[str] | None = None
     separator: str | None = None
     labels: dict[str, tuple[int, ...]] = field(default_factory=dict)
+
+    @property
+    def has_effects(self) -> bool:
+        """Whether its values are signed effects, so that the control is zero; otherwise expression."""
+        return self.kind == "signatures"
 
 
 @dataclass(frozen=True)
@@ -373,7 +379,8 @@ class Vocabulary:
         known = all(_is_index(target, len(self.targets)) for target in targets)
         require(known, f"dataset '{name}' has labels with unknown targets")
         require(dataset.method in (*SCALE, "none"), f"dataset '{name}' has an unknown normalisation")
-        require(dataset.kind in ("cells", "profiles"), f"dataset '{name}' is neither cells nor profiles")
+        kinds = ("cells", "profiles", "signatures")
+        require(dataset.kind in kinds, f"dataset '{name}' is of an unknown kind")
         by_target = dataset.target_modality
         known = all(
             _is_index(t, len(self.targets)) and _is_index(m, len(self.modalities))

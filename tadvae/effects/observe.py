@@ -1,5 +1,6 @@
 """Compute mean effects from the training cells of a store, and fit the regression to them."""
 
+import logging
 from collections.abc import Mapping
 
 import numpy as np
@@ -16,6 +17,11 @@ from tadvae.effects.memory import require_memory
 from tadvae.effects.model import EffectModel, EffectsConfig
 from tadvae.effects.stage import Observed
 from tadvae.store.manifest import GROUP_KEYS
+
+log = logging.getLogger("tadvae")
+
+OTHER_UNIT = 3.0
+"""Ratio of the sizes of effects of two datasets above which they are taken to have other units."""
 
 
 def fit_effects(
@@ -68,14 +74,42 @@ def fit_effects(
         {i: _variance(i, vocabulary, controls) for i in range(len(vocabulary.datasets))},
         {row: mean for row, (mean, _) in known.items()},
     )
+    _say_units(observed, vocabulary)
     similar = target_similarity(vocabulary.membership, [target.gene for target in vocabulary.targets])
     return EffectModel.fit(observed, vocabulary.signs, n_controls, config, similar)
+
+
+def _say_units(observed: Observed, vocabulary: Vocabulary) -> None:
+    """Warn where effects of signatures are much larger or smaller than those of another dataset.
+
+    A target's effects in several datasets are expected to be of one size, so other units make predictions
+    worse: docs/experiments.md, section 5.
+    """
+    squares: dict[int, list[float]] = {}
+    for dataset, effect in zip(observed.conditions.dataset.tolist(), observed.effects, strict=True):
+        squares.setdefault(dataset, []).append(float(np.mean(effect**2)))
+    sizes = {dataset: float(np.sqrt(np.mean(each))) for dataset, each in squares.items() if any(each)}
+    entries = vocabulary.datasets
+    if not any(entries[dataset].has_effects for dataset in sizes):
+        return
+    least, most = min(sizes, key=sizes.__getitem__), max(sizes, key=sizes.__getitem__)
+    if sizes[most] > OTHER_UNIT * sizes[least]:
+        log.warning(
+            "the effects of dataset '%s' are %.1f times as large as those of dataset '%s' (root mean squares "
+            "%.2g and %.2g): where they share targets, bring signatures to the unit of the others (natural "
+            "logarithm of fold changes for screens), or train them apart.",
+            entries[most].name,
+            sizes[most] / sizes[least],
+            entries[least].name,
+            sizes[most],
+            sizes[least],
+        )
 
 
 def _variance(dataset: int, vocabulary: Vocabulary, controls: Mapping[int, Cells]) -> np.ndarray | None:
     """Variance of each gene over control cells within contexts, (G,); None if it cannot be computed."""
     entry = vocabulary.datasets[dataset]
-    if entry.kind == "profiles":
+    if entry.kind != "cells":
         return None
     G, freedom = len(entry.genes), 0
     squares = np.zeros(G)

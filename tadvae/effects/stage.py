@@ -28,7 +28,8 @@ class Observed:
     genes
         Sorted vocabulary indices of the genes of each dataset.
     variance
-        Variance of each gene between control cells, (G_d,) by dataset; None for datasets of profiles.
+        Variance of each gene between control cells, (G_d,) by dataset; None for datasets of profiles or
+        signatures.
     controls
         Mean control profile by context, on the genes of its dataset, (G_d,).
     """

@@ -119,9 +119,9 @@ def evaluate(
         abstained |= given[METHOD].abstained
         rows += _score(question, given, calibration)
         if not question.has_cells:
+            kind = "signatures" if question.has_effects else "mean profiles"
             notes.append(
-                f"{question.where}: mean profiles only, so noise ceiling, MMD and energy distance are "
-                "not available"
+                f"{question.where}: {kind} only, so noise ceiling, MMD and energy distance are not available"
             )
     if calibration is not None:
         notes.append(
@@ -162,7 +162,7 @@ def _score(
     question: Question, given: dict[str, Answer], calibration: Calibration | None
 ) -> list[dict[str, Any]]:
     """Rows of all methods for the groups of one question."""
-    control, observed = question.control, question.observed
+    control, observed, effects = question.control, question.observed, question.has_effects
     further: tuple[type[Baseline], ...] = (LatentAdditive, *CONTEXT_BASELINES)
     more = [each for each in further if each.applies(question.profiles)]
     baselines = fit_all(question.profiles) | {each.name: each().fit(question.profiles) for each in more}
@@ -171,7 +171,7 @@ def _score(
     scores: dict[tuple[str, str], np.ndarray] = {}
     responsive = responsive_genes(question.profiles.means - control) if len(question.profiles.means) else None
     for name, mean in predicted.items():
-        for metric, values in score_profiles(mean, observed, control).items():
+        for metric, values in score_profiles(mean, observed, control, effects=effects).items():
             scores[name, metric] = values
         if responsive is not None:
             scores[name, "pearson_delta_de"] = np.array(
@@ -181,7 +181,7 @@ def _score(
                 ]
             )
         if len(observed) > 1:
-            scores[name, "rank_cosine"] = rank_score(mean, observed, control)
+            scores[name, "rank_cosine"] = rank_score(mean, observed, control, effects=effects)
             scores[name, "rank_rmse"] = rank_score(mean, observed, control, kind="rmse")
             scores[name, "centroid_accuracy"] = centroid_accuracy(mean, observed)
     dataset = question.groups["dataset_name"].iloc[0]

@@ -17,18 +17,20 @@ class LatentAdditiveNetwork(nn.Module):
     """``ŷ = D(E(x₀) + P(t))``: control profile ``x₀`` (G,), multi-hot targets ``t`` (n, T) → (n, G).
 
     E, P and D are perceptrons with one hidden layer; the output passes a softplus, since expression is
-    never below zero.
+    never below zero, unless ``signed``: signatures are effects.
     """
 
-    def __init__(self, n_genes: int, n_targets: int, width: int, n_latent: int) -> None:
+    def __init__(self, n_genes: int, n_targets: int, width: int, n_latent: int, signed: bool = False) -> None:
         super().__init__()
+        self.last = nn.Identity() if signed else nn.Softplus()
         self.encode = _perceptron(n_genes, width, n_latent)
         self.perturb = _perceptron(n_targets, width, n_latent)
         self.decode = _perceptron(n_latent, width, n_genes)
 
     def forward(self, control: Tensor, targets: Tensor) -> Tensor:
         """Predicted profiles, shape (n, G)."""
-        return nn.functional.softplus(self.decode(self.encode(control) + self.perturb(targets)))
+        result: Tensor = self.last(self.decode(self.encode(control) + self.perturb(targets)))
+        return result
 
 
 class LatentAdditive(Baseline):
@@ -56,7 +58,9 @@ class LatentAdditive(Baseline):
         goal = self.control + np.stack([np.zeros_like(self.control), *self.deltas.values()])  # (1 + N, G)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            network = LatentAdditiveNetwork(len(self.control), len(self._index), self.WIDTH, self.LATENT)
+            network = LatentAdditiveNetwork(
+                len(self.control), len(self._index), self.WIDTH, self.LATENT, signed=bool((goal < 0).any())
+            )
         optimizer = torch.optim.Adam(network.parameters(), lr=self.LEARNING_RATE)
         control, targets = self._control(), self._multi_hot(keys)
         wanted = torch.from_numpy(goal.astype(np.float32))

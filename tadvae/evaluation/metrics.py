@@ -96,6 +96,12 @@ def de_overlap(pred: ArrayLike, true: ArrayLike, control: ArrayLike, k: int = DE
     return len(chosen & changed) / len(changed) if changed else float("nan")
 
 
+def cosine_effects(pred: ArrayLike, true: ArrayLike, control: ArrayLike) -> float:
+    """Cosine of two differences from the control: ``cosine_logfc`` of values that are effects themselves."""
+    pred_, true_, control_ = _profiles(pred, true, control)
+    return _cosine(pred_ - control_, true_ - control_)
+
+
 METRICS: dict[str, ProfileMetric] = {
     "pearson_delta": pearson_delta,
     "l2": l2,
@@ -123,13 +129,24 @@ HIGHER_IS_BETTER: dict[str, bool] = {
 
 
 def score_profiles(
-    pred: ArrayLike, true: ArrayLike, control: ArrayLike, metrics: Sequence[str] = tuple(METRICS)
+    pred: ArrayLike,
+    true: ArrayLike,
+    control: ArrayLike,
+    metrics: Sequence[str] = tuple(METRICS),
+    *,
+    effects: bool = False,
 ) -> dict[str, Array]:
-    """Every named profile metric for M perturbations: pred, true (M, G), control (G,) -> {name: (M,)}."""
+    """Every named profile metric for M perturbations: pred, true (M, G), control (G,) -> {name: (M,)}.
+
+    ``effects``: the values are signed effects, no expression, so that ``cosine_logfc`` takes no logarithm.
+    """
     pred_, true_ = _matrices(pred, true)
+    chosen = {name: METRICS[name] for name in metrics}
+    if effects and "cosine_logfc" in chosen:
+        chosen["cosine_logfc"] = cosine_effects
     return {
-        name: np.array([METRICS[name](p, t, control) for p, t in zip(pred_, true_, strict=True)], dtype=float)
-        for name in metrics
+        name: np.array([metric(p, t, control) for p, t in zip(pred_, true_, strict=True)], dtype=float)
+        for name, metric in chosen.items()
     }
 
 
@@ -154,6 +171,8 @@ def rank_score(
     control: ArrayLike,
     kind: Literal["cosine", "rmse"] = "cosine",
     among: Literal["observed", "predicted"] = "observed",
+    *,
+    effects: bool = False,
 ) -> Array:
     """Rank of the own perturbation by distance to a prediction; in [0, 1]: 0 best, 0.5 chance, 1 worst.
 
@@ -170,6 +189,8 @@ def rank_score(
         ``observed``: the share of the OTHER observed perturbations that are closer to the prediction
         than its own observation. ``predicted``: the share of the predictions for OTHER perturbations
         that are closer to the observation than its own prediction, which is PerturBench's formula.
+    effects
+        Whether the values are signed effects; their cosine is taken as they are.
 
     Returns
     -------
@@ -185,7 +206,8 @@ def rank_score(
     if control_.shape != pred_.shape[1:]:
         raise ValueError(f"control: expected shape {pred_.shape[1:]}, got {control_.shape}.")
     if kind == "cosine":
-        x, y = _unit_rows(_logfc(pred_, control_)), _unit_rows(_logfc(true_, control_))  # (M, G)
+        change = np.subtract if effects else _logfc
+        x, y = _unit_rows(change(pred_, control_)), _unit_rows(change(true_, control_))  # (M, G)
         # |u - v|² / 2 = 1 - cosine for unit rows, except where a row is zero: cosine 0, distance 1.
         distance = cdist(x, y, "sqeuclidean") / 2.0  # (M, M): prediction x observation
         distance[~x.any(axis=1)] = 1.0

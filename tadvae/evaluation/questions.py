@@ -49,7 +49,9 @@ class Question:
     cells
         Held-out cells of each group, at most ``CELLS``.
     has_cells
-        False if the dataset holds mean profiles.
+        False if the dataset holds mean profiles or signatures.
+    has_effects
+        Whether the values are signed effects; the control is then zero.
     """
 
     place: tuple[int, int]
@@ -62,6 +64,7 @@ class Question:
     observed: np.ndarray
     cells: list[Cells]
     has_cells: bool
+    has_effects: bool = False
 
     @property
     def perturbations(self) -> list[int]:
@@ -155,6 +158,7 @@ def ask(
             observed=np.stack([truth.mean[key] for key in keys]),
             cells=[cells[key] for key in keys],
             has_cells=entry.kind == "cells" and len(controls[place]) > 1,
+            has_effects=entry.has_effects,
         )
 
 

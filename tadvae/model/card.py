@@ -46,6 +46,8 @@ def model_card(vocabulary: Vocabulary, config: ExperimentConfig) -> str:
         n_pathways=f"{vocabulary.membership.n_pathways:,}",
         n_seen=len(seen),
         datasets=_datasets(vocabulary),
+        has_effects=any(entry.has_effects for entry in vocabulary.datasets),
+        reads_cells=not all(entry.has_effects for entry in vocabulary.datasets),
         targets=shown or "none",
         example={
             "target": seen[0] if seen else "TARGET",
@@ -83,6 +85,7 @@ def _datasets(vocabulary: Vocabulary) -> list[dict[str, str]]:
         rows.append(
             {
                 "name": entry.name,
+                "kind": entry.kind,
                 "n_genes": f"{len(entry.genes):,}",
                 "n_pathways": str(int(available[i])),
                 "contexts": ", ".join(c.name for c in vocabulary.contexts if c.dataset == i),

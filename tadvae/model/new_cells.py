@@ -65,8 +65,13 @@ def cells_of(
     ------
     UserError
         Where no pathway of the model can be seen by this panel, or the values are not what they are said
-        to be.
+        to be, or the model has never read a cell.
     """
+    if all(dataset.has_effects for dataset in vocabulary.datasets):
+        raise UserError(
+            f"{WHERE}: the model was trained on signatures alone and has never read a cell, so that it says "
+            "nothing about cells; train with a dataset of cells or profiles too."
+        )
     matrix = matrix_of(adata, layer)
     names = adata.var_names.astype(str).tolist()
     types = adata.var[FEATURE_TYPES] if FEATURE_TYPES in adata.var.columns else None

@@ -276,7 +276,9 @@ class TADVAE:
 
         Returns
         -------
-        Predicted cells: ``X`` in log-normalised units, one row per control cell; ``var["predicted_mean"]``,
+        Predicted cells: ``X`` in log-normalised units, one row per control cell; for a dataset of signatures
+        one row, the signed effect in the units of its file (``uns["tadvae"]["values"]`` is ``effects``, of
+        expression ``log1p``). ``var["predicted_mean"]``,
         ``var["control_mean"]``; ``uns["tadvae"]`` says from what. Genes have the names of the file of
         ``controls``, or else of the dataset's file; ``var`` has today's ``symbol`` and ``ensembl_id`` too,
         empty where a gene has none, and the model's key ``gene``.
@@ -287,9 +289,14 @@ class TADVAE:
             Where the model does not know: an unknown target or context.
         """
         if controls is not None:
+            d = dataset_like(target, dataset, self.vocabulary)
+            if self.vocabulary.datasets[d].has_effects:
+                raise UserError(
+                    f"dataset '{self.vocabulary.datasets[d].name}' holds signatures, whose predictions are "
+                    "effects and start from no cells; leave the controls out and name a training context."
+                )
             new = cells_of(controls, self.vocabulary, self.config.preprocess, layer=None, values=values)
             cells, genes, start, row = new.cells, new.genes, "given control cells", -1
-            d = dataset_like(target, dataset, self.vocabulary)
             names = new.names
             profile = mean_profile(cells, genes)
             index = controls.obs_names.astype(str).tolist()
@@ -298,6 +305,8 @@ class TADVAE:
             d, genes, profile, cells, start = self._start(row)
             names = unique_names(self.vocabulary.names(genes, d))
             index = [f"control_{i}" for i in range(len(cells))]
+            if self.vocabulary.datasets[d].has_effects:
+                index = ["effect"]
         asked = self.vocabulary.lookup.find(target, d)
         pairs = [self._target(part, d) for part in asked.parts]
         predicted = self.counterfactual(cells, genes, profile, d, [pairs], row)[0]
@@ -319,6 +328,7 @@ class TADVAE:
             "dataset": self.vocabulary.datasets[d].name,
             "started_from": start,
             "normalisation": self.vocabulary.datasets[d].method,
+            "values": "effects" if self.vocabulary.datasets[d].has_effects else "log1p",
         }
         return ad.AnnData(predicted, obs=obs, var=var, uns={"tadvae": about})
 
@@ -326,6 +336,8 @@ class TADVAE:
         self, targets: Sequence[str | Sequence[str]], *, context: str, dataset: str | None = None
     ) -> pd.DataFrame:
         """Mean profiles under many perturbations at once, log-normalised, shape (M, G).
+
+        For a dataset of signatures, the rows are signed effects in the units of its file.
 
         Parameters
         ----------
@@ -359,6 +371,9 @@ class TADVAE:
         """Dataset, genes, control profile and cells to start from in a context, and what those cells are."""
         entry = self.vocabulary.contexts[row]
         genes = self.vocabulary.datasets[entry.dataset].genes
+        if self.vocabulary.datasets[entry.dataset].has_effects:
+            nothing = profile_cell(entry.profile, genes)
+            return entry.dataset, genes, entry.profile, nothing, "no response"
         if row in self.controls:
             return entry.dataset, genes, entry.profile, self.controls[row], "control cells of the run"
         cells = profile_cell(entry.profile, genes)

@@ -157,6 +157,8 @@ def _datasets(groups: pd.DataFrame, vocabulary: Vocabulary) -> pd.DataFrame:
     rows = []
     for entry in vocabulary.datasets:
         part = groups[groups["dataset_name"] == entry.name]
+        if entry.has_effects:  # the empty rows of its controls are no rows of the file
+            part = part[part["perturbation_name"] != "control"]
         control = part["perturbation_name"] == "control"
         test = ~part["part"].isin([TRAIN, VALIDATION])
         rows.append(
@@ -219,7 +221,9 @@ def _compare(
     for question in ask(store, run.groups, chosen, model.vocabulary, model.config.split, mapper):
         given = answer(store, model, question)
         names = np.array(model.vocabulary.names(question.genes, question.place[0]), dtype=object)
-        activity = profile_activity(model, np.vstack([question.control, given.mean]), question.genes)
+        activity = None
+        if not question.has_effects:  # the network reads expression
+            activity = profile_activity(model, np.vstack([question.control, given.mean]), question.genes)
         for i, row in enumerate(question.groups.itertuples()):
             observed, predicted = question.observed[i] - question.control, given.mean[i] - question.control
             size = np.maximum(np.abs(observed), np.abs(predicted))
@@ -232,9 +236,10 @@ def _compare(
             ):
                 half = calibration.half_width(row.dataset_name, given.spread[i])[top]
             place = f"{row.dataset_name}, {row.context_name}"
-            columns[row.dataset, row.context, -1] = f"control ({place})", activity[0]
             key = (row.dataset, row.context, row.perturbation)
-            columns[key] = f"{row.perturbation_name} ({place})", activity[1 + i] - activity[0]
+            if activity is not None:
+                columns[row.dataset, row.context, -1] = f"control ({place})", activity[0]
+                columns[key] = f"{row.perturbation_name} ({place})", activity[1 + i] - activity[0]
             found[key] = Comparison(
                 dataset=row.dataset_name,
                 context=row.context_name,

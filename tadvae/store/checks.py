@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 
 from tadvae.base.errors import require
 from tadvae.store.manifest import GROUP_KEYS, Manifest, ShardEntry, StoredDataset
+from tadvae.store.tokens import ENCODINGS, encoding
 
 SHARD_COLUMNS = ("context", "perturbation", "total_counts", "n_tokens")
 """Columns of a shard that are compared with the table of bags."""
@@ -36,7 +37,8 @@ def check_panel(panel: pd.DataFrame, genes: pd.DataFrame, entry: StoredDataset) 
     require((genes["gene"].to_numpy()[index] == panel["gene"].to_numpy()).all(), "genes of another store")
     for name in ("mean", "variance", "detection"):
         values = panel[name].to_numpy(np.float64) if name in panel else np.array([np.nan])
-        require(bool((np.isfinite(values) & (values >= 0)).all()), f"{name} is negative or not finite")
+        least = -np.inf if (name, entry.values) == ("mean", "effects") else 0.0
+        require(bool((np.isfinite(values) & (values >= least)).all()), f"{name} is negative or not finite")
 
 
 def check_perturbations(table: pd.DataFrame, n_genes: int) -> None:
@@ -119,6 +121,11 @@ def check_columns(table: pa.Table, columns: Sequence[str]) -> None:
 def check_measured(gene_ids: np.ndarray, measured: np.ndarray) -> None:
     """Expressed genes are genes that the dataset measures."""
     require(bool(measured[gene_ids].all()), "gene_ids names a gene that the dataset does not measure")
+
+
+def check_encoding(table: pa.Table, entry: StoredDataset) -> None:
+    """Values of a shard are encoded as those of its dataset, so that only effects are negative."""
+    require(encoding(table) == ENCODINGS[entry.values], f"counts are not encoded as {entry.values}")
 
 
 def check_tokens_of_bags(table: pa.Table, n_cells: np.ndarray, n_tokens: np.ndarray) -> None:

@@ -19,7 +19,7 @@ from tadvae.base.checksums import sha256
 from tadvae.base.filesystem import Location
 from tadvae.base.version import __version__
 from tadvae.cells.moments import Moments
-from tadvae.cells.variable_genes import rank_variable_genes
+from tadvae.cells.variable_genes import rank_effects, rank_variable_genes
 from tadvae.genes.features import listed
 from tadvae.genes.harmonise import harmonise
 from tadvae.genes.reference import GeneReference
@@ -117,7 +117,7 @@ def plan_store(spec: StoreSpec) -> StorePlan:
     }
     datasets = []
     for i, (dataset, labels) in enumerate(zip(specs, all_labels, strict=True)):
-        bag_size = 1 if dataset.kind == "profiles" else spec.layout.bag_size
+        bag_size = spec.layout.bag_size if dataset.kind == "cells" else 1
         datasets.append(
             DatasetPlan(
                 index=i,
@@ -164,7 +164,7 @@ def finish_store(
         plan.datasets, plan.panels, moments, shards, plan.left_out, strict=True
     ):
         name = f"datasets/{dataset.spec.name}.parquet"
-        sums[name] = _write(_panel_table(panel, stats), folder / name)
+        sums[name] = _write(_panel_table(panel, stats, dataset.spec.values), folder / name)
         frame = _bag_table(plan, dataset, code_of, [n_tokens for _, n_tokens in parts])
         frame["shard"] += n_shards
         n_shards += len(parts)
@@ -221,7 +221,7 @@ def _few_controls(dataset: DatasetSpec, labels: CellLabels) -> str | None:
         [f"'{labels.contexts[c]}'" for c in np.flatnonzero((perturbed > 0) & (controls == few))]
         for few in (0, 1)
     )
-    if dataset.kind == "profiles":
+    if dataset.kind != "cells":
         one = []  # one mean profile of the controls is the usual case
     if not none and not one:
         return None
@@ -275,15 +275,19 @@ def _with_modality(targets: tuple[str, ...], dataset: DatasetSpec) -> Perturbati
     return tuple((target, dataset.modality_of(target)) for target in targets)
 
 
-def _panel_table(panel: pd.DataFrame, moments: Moments) -> pd.DataFrame:
-    """Measured genes of a dataset with mean, variance and detection of linear CP10K values over all cells."""
+def _panel_table(panel: pd.DataFrame, moments: Moments, said: str) -> pd.DataFrame:
+    """Measured genes of a dataset with mean, variance and detection over all cells.
+
+    The values are linear (CP10K), or effects where these are what the dataset holds.
+    """
     measured = panel["gene_index"].to_numpy()
     table = panel[["gene_index", "source", "var_name", "gene", "how", "length"]].copy()
     table["gene_index"] = measured.astype(np.int32)
     table["mean"] = moments.mean[measured]
     table["variance"] = moments.variance[measured]
     table["detection"] = moments.detected[measured] / max(moments.n, 1)
-    table["hvg_rank"] = rank_variable_genes(table["mean"].to_numpy(), table["variance"].to_numpy())
+    rank = rank_effects if said == "effects" else rank_variable_genes
+    table["hvg_rank"] = rank(table["mean"].to_numpy(), table["variance"].to_numpy())
     return table.sort_values("gene_index").reset_index(drop=True)
 
 

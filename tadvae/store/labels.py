@@ -111,6 +111,7 @@ class _Parser:
         labels: set[str],
     ) -> None:
         self._spec, self._where, self._is_gene, self._labels = spec, where, cache(is_gene), labels
+        self._signatures = dataset.kind == "signatures"
         self._declared = _declared(dataset)
         self._written: set[str] = set()
         self._undeclared: list[tuple[str, str]] = []
@@ -152,7 +153,9 @@ class _Parser:
         """Raise a UserError if there is no control, one is not declared, or a setting names no target."""
         spec = self._spec
         found = self._written & self._labels
-        if not any(self.spelt[label] == () for label in found):
+        if self._signatures:
+            self._require_no_controls(found, column)
+        elif not any(self.spelt[label] == () for label in found):
             shown = ", ".join(f"'{label}'" for label in sorted(found)[:5])
             unquoted = any(re.fullmatch(r"True|False|-?[\d.]+", control) for control in spec.controls)
             quote = " (put a label such as 007, on or no in quotes)" if unquoted else ""
@@ -168,6 +171,20 @@ class _Parser:
             raise UserError(
                 f"{self._where}: 'perturbation.rename' names {', '.join(absent[:5])}, but no label in obs "
                 f"column '{column}' has this target; fix its spelling in the spec."
+            )
+
+    def _require_no_controls(self, found: set[str], column: str) -> None:
+        """Raise a UserError if a row of signatures is the control, or looks like it.
+
+        Its value is zero by definition; rows that hold something else are noise, or no signatures at all.
+        """
+        controls = [label for label in found - set(self._spec.exclude) if self.spelt[label] == ()]
+        controls += [label for name, label in self._undeclared if name == label]
+        if controls:
+            raise UserError(
+                f"{self._where}: label '{min(controls)}' in obs column '{column}' is a control, but "
+                "signatures are differences from the control, which has no row; list it under "
+                "'perturbation.exclude', or say 'kind: profiles' if the rows are expression."
             )
 
     def _name(self, part: str) -> str:

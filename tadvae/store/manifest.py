@@ -40,16 +40,16 @@ class StoredDataset(Config):
 
     name: str = Field(pattern=f"^{DATASET_NAME}$")
     """Name of the dataset in the spec."""
-    kind: Literal["cells", "profiles"]
-    """``cells`` or ``profiles``."""
-    values: Literal["counts", "log1p"]
-    """``counts`` or ``log1p``."""
+    kind: Literal["cells", "profiles", "signatures"]
+    """``cells``, ``profiles`` or ``signatures``."""
+    values: Literal["counts", "log1p", "effects"]
+    """``counts``, ``log1p``, or ``effects`` for signatures."""
     rounded: bool = False
     """Whether fractional counts were rounded to whole numbers."""
     left_out: dict[str, int] = {}
     """Number of columns of the source that are not genes and were left out, by kind."""
     n_cells: int = Field(ge=0)
-    """Number of stored cells."""
+    """Number of stored cells; of signatures, one empty row per context, the control, is among them."""
     n_genes: int = Field(ge=0)
     """Number of measured genes."""
     n_unknown_genes: int = Field(ge=0)
@@ -115,6 +115,8 @@ class Manifest(Config):
             if shard.dataset >= len(names):
                 raise ValueError(f"shard {shard.path} belongs to no dataset")
             rows[shard.dataset] += shard.rows
+        if any((each.kind == "signatures") != (each.values == "effects") for each in self.datasets):
+            raise ValueError("signatures without effects")
         if rows != [dataset.n_cells for dataset in self.datasets] or sum(rows) != self.n_cells:
             raise ValueError("the shards do not hold the cells of the datasets")
         return self

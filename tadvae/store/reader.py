@@ -98,6 +98,7 @@ class Store:
                 table = file.read_row_group(int(group), columns=columns, use_threads=False)
                 checks.check_row_group(table, rows, self.manifest.contexts, names)
                 if tokens:
+                    checks.check_encoding(table, self.manifest.datasets[entry.dataset])
                     checks.check_measured(
                         unpack_tokens(table, self.manifest.n_genes)[0], self._measured[entry.dataset]
                     )
@@ -240,6 +241,8 @@ class Store:
         table = table.combine_chunks()
         with self._damaged(where):
             checks.check_columns(table, columns)
+            if "counts" in columns:
+                checks.check_encoding(table, self.manifest.datasets[entry.dataset])
             if "n_tokens" in columns:
                 checks.check_tokens_of_bags(table, size, n_tokens)
         return table, bag_of_row

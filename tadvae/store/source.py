@@ -6,8 +6,8 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
 
 import h5py
 import numpy as np
@@ -44,6 +44,25 @@ class CellLabels:
     total_counts: np.ndarray | None  # (n,) float64
     spelt: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """Targets by label, and by part of a label, as they are spelt in the file."""
+    n_implied: int = 0
+    """Number of cells at the end that are not in the file; see :meth:`with_zero_controls`."""
+
+    def with_zero_controls(self, n_rows: int) -> Self:
+        """Add the control of every context, which a file of signatures with ``n_rows`` rows does not hold.
+
+        The effect of no perturbation is zero: a control is a row without values after the file's last row.
+        """
+        n = len(self.contexts)
+        return replace(
+            self,
+            source_row=np.append(self.source_row, n_rows + np.arange(n)),
+            cell_id=np.append(self.cell_id, [f"control_{i}" for i in range(n)]).astype(str),
+            context=np.append(self.context, np.arange(n)),
+            perturbation=np.append(self.perturbation + 1, np.zeros(n, np.int64)),
+            perturbations=[(), *self.perturbations],
+            batch=np.append(self.batch, np.full(n, "")).astype(str),
+            n_implied=n,
+        )
 
 
 class Source:
@@ -248,7 +267,7 @@ class Source:
                     f"{self.where}: obs column '{spec.total_counts}' must hold a library size for "
                     "every cell; fix it or remove 'total_counts' from the spec."
                 )
-        return CellLabels(
+        labels = CellLabels(
             source_row=rows.astype(np.int64),
             cell_id=obs.index.to_numpy(dtype=object)[rows].astype(str),
             context=context_code.astype(np.int64),
@@ -259,6 +278,7 @@ class Source:
             total_counts=total,
             spelt=parsed.spelt,
         )
+        return labels.with_zero_controls(len(obs)) if spec.kind == "signatures" else labels
 
     def var_names(self) -> list[str]:
         """The names in the index of ``var``, made unique as anndata does it."""

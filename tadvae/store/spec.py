@@ -2,7 +2,7 @@
 
 import re
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -22,6 +22,10 @@ MODALITY_SIGN = {
     "rnai": -1,
 }
 """Direction in which a modality changes its target's activity; anything else (drug, ligand, …) is 0."""
+
+
+UNSPECIFIED = "unspecified"
+"""The modality of a dataset whose spec names none."""
 
 
 def modality_sign(modality: str) -> int:
@@ -76,9 +80,10 @@ class PerturbationSpec(Config):
 
     column: str
     """Column of ``obs`` with the perturbation of each cell."""
-    control: str | list[str]
+    control: str | list[str] = []
     """The label, or labels, of control cells; as one of several targets it is ignored (``KLF1+ctrl``).
-    Labels may be numbers or booleans. A label that is only spelt like a control is refused."""
+    Labels may be numbers or booleans. A label that is only spelt like a control is refused. It is needed,
+    except for signatures, which have no control rows."""
     separator: str | None = None
     """Text between the targets of a combination; None: each label is one target. It separates nothing inside
     brackets, as in ``(+)-JQ1``, and inside the name of a gene, as in ``HLA-A``."""
@@ -154,7 +159,7 @@ class DatasetSpec(Config):
     """How ``obs`` names perturbations; None: an atlas without perturbations, all cells are controls."""
     context: ContextSpec = ContextSpec(value="unspecified")
     """Cell line or cell type: ``{column: …}`` of ``obs``, or ``{value: …}`` for all cells."""
-    modality: str | dict[str, str] = "unspecified"
+    modality: str | dict[str, str] = UNSPECIFIED
     """How targets are perturbed, such as CRISPRi: one for the dataset, or one per target, for example
     ``{default: CRISPRko, TCR: stimulation}``. CRISPRa and overexpression count as activation; CRISPRi,
     knockout, knockdown and RNAi as loss of function; any other name has no direction."""
@@ -164,18 +169,22 @@ class DatasetSpec(Config):
     """Matrix of the values: ``X``, ``raw``, or the name of a layer."""
     total_counts: str | None = None
     """Column with the true library size of each cell; None: the sum over the measured genes."""
-    kind: Literal["cells", "profiles"] = "cells"
+    kind: Literal["cells", "profiles", "signatures"] = "cells"
     """What a row of the file is.
 
     - ``cells``: one cell per row; use it for single-cell screens.
     - ``profiles``: one mean or bulk profile per row and condition; use it for pseudobulk and L1000-like data.
+    - ``signatures``: one signed effect per row and condition, a difference from the control, where 0 is no
+      response; use it for log-fold changes, LINCS and drug screens. There are no control rows.
     """
-    values: Literal["counts", "log1p"] = "counts"
+    values: Literal["counts", "log1p", "effects"] = "counts"
     """What the values are.
 
     - ``counts``: raw counts, normalised by tadvae; use it whenever you have them.
     - ``log1p``: already normalised and log-transformed; use it if there are no counts. They are not
       normalised again.
+    - ``effects``: signed effects; the values of signatures, and only of these, without being asked for. They
+      are kept as they are.
     """
     genes: DatasetGenesSpec = DatasetGenesSpec()
     """Columns of ``var`` that describe the genes."""
@@ -204,8 +213,21 @@ class DatasetSpec(Config):
             return {}
         return {"layer": value} if isinstance(value, str) else value
 
+    @model_validator(mode="before")
+    @classmethod
+    def _signatures_hold_effects(cls, data: Any) -> Any:
+        if isinstance(data, dict) and data.get("kind") == "signatures":
+            return {"values": "effects", **data}
+        return data
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        if (self.kind == "signatures") != (self.values == "effects"):
+            raise ValueError("'kind: signatures' and 'values: effects' belong together; drop the other one")
+        if self.kind == "signatures":
+            self._check_signatures()
+        elif self.perturbation is not None and not self.perturbation.controls:
+            raise ValueError("'perturbation' needs 'control', the label of control cells")
         if self.counts.round and self.values == "log1p":
             raise ValueError(
                 "'counts.round' is for counts, and 'values: log1p' says there are none; drop one"
@@ -213,6 +235,16 @@ class DatasetSpec(Config):
         if isinstance(self.modality, dict) and "default" not in self.modality:
             raise ValueError("a modality by target needs a 'default'")
         return self
+
+    def _check_signatures(self) -> None:
+        if self.perturbation is None:
+            raise ValueError(
+                "signatures need 'perturbation', the column that names what each row responds to"
+            )
+        if self.total_counts is not None:
+            raise ValueError("'total_counts' is for counts, and signatures have none; drop it")
+        if self.counts.round:
+            raise ValueError("'counts.round' is for counts, and signatures have none; drop it")
 
     def modality_of(self, target: str) -> str:
         """The modality by which ``target`` is perturbed."""

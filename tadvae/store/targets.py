@@ -10,7 +10,7 @@ from tadvae.base.errors import UserError
 from tadvae.genes.harmonise import canonical_targets
 from tadvae.genes.reference import GeneReference
 from tadvae.store.source import CellLabels
-from tadvae.store.spec import DatasetSpec, is_genetic
+from tadvae.store.spec import UNSPECIFIED, DatasetSpec, is_genetic
 from tadvae.store.writer import perturbation_label
 
 
@@ -38,7 +38,7 @@ def harmonise_targets(
     new_specs, new_labels = [], []
     for spec, labels, modality_of in zip(specs, all_labels, modalities, strict=True):
         names = list(modality_of)
-        aliases = [is_genetic(modality_of[name]) for name in names]
+        aliases = [_may_be_alias(spec, modality_of[name]) for name in names]
         renamed = {}
         for name, found in zip(names, canonical_targets(names, reference, aliases=aliases), strict=True):
             gene = found if found is not None else (name if name in measured else None)
@@ -50,6 +50,11 @@ def harmonise_targets(
         new_specs.append(spec)
         new_labels.append(_renamed(labels, renamed, f"dataset '{spec.name}'"))
     return target_gene, new_specs, new_labels
+
+
+def _may_be_alias(spec: DatasetSpec, modality: str) -> bool:
+    """Whether a target may be called by an alias of its gene; signatures do so only if said to."""
+    return is_genetic(modality) and not (spec.kind == "signatures" and modality == UNSPECIFIED)
 
 
 def _modalities(

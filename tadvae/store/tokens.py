@@ -4,7 +4,7 @@ A shard stores them in two binary columns, with one value per cell:
 
 - ``gene_ids``: gaps between the sorted vocabulary indices (the first: the index itself) as LEB128 varints;
 - ``counts``: the counts as LEB128 varints, or, where the column's metadata says ``float32``, as such
-  numbers, little-endian.
+  numbers, little-endian; only ``signed float32`` may be negative.
 
 Parquet's own list columns take five times as long to read (docs/decisions.md): they store a level for each
 token, and the reader builds the lists from these levels.
@@ -18,17 +18,18 @@ from tadvae.store.kernels import log_normalize, pack_varints, unpack_varints
 
 COLUMNS = ("gene_ids", "counts", "n_tokens")
 ENCODING = b"encoding"
-VARINT, FLOAT32 = b"varint", b"float32"
+VARINT, FLOAT32, SIGNED = b"varint", b"float32", b"signed float32"
+ENCODINGS = {"counts": VARINT, "log1p": FLOAT32, "effects": SIGNED}
+"""How the values of a dataset are encoded, by what they are."""
 LARGEST, LARGEST_BYTES = 2**31 - 1, 5
 """Largest number that can be stored, and the bytes that it needs."""
 
 
-def token_fields(whole: bool) -> list[pa.Field]:
-    """Fields of a shard's schema; ``whole``: counts are whole numbers up to :data:`LARGEST`."""
-    counts = VARINT if whole else FLOAT32
+def token_fields(values: str) -> list[pa.Field]:
+    """Fields of a shard's schema, by what the values are; counts are whole numbers up to :data:`LARGEST`."""
     return [
         pa.field("gene_ids", pa.binary(), nullable=False, metadata={ENCODING: b"varint gaps"}),
-        pa.field("counts", pa.binary(), nullable=False, metadata={ENCODING: counts}),
+        pa.field("counts", pa.binary(), nullable=False, metadata={ENCODING: ENCODINGS[values]}),
     ]
 
 
@@ -68,7 +69,7 @@ def unpack_tokens(table: pa.Table, n_genes: int = LARGEST + 1) -> tuple[np.ndarr
     ------
     UserError
         If the columns have other types, the bytes do not hold as many tokens as ``n_tokens`` says, a gene is
-        beyond the vocabulary, or a value is negative or not finite.
+        beyond the vocabulary, or a value is not finite, or negative without being an effect.
     """
     gaps, counts = _bytes(table, "gene_ids"), _bytes(table, "counts")
     offsets = _offsets(table, gaps[1])
@@ -79,8 +80,9 @@ def unpack_tokens(table: pa.Table, n_genes: int = LARGEST + 1) -> tuple[np.ndarr
     if not np.array_equal(starts - starts[0], 4 * offsets):
         raise _damaged("counts")
     values = data[starts[0] : starts[-1]].view("<f4").astype(np.float32, copy=False)
-    if len(values) and not (values.min() >= 0 and np.isfinite(values.max())):  # NaN compares as False
-        raise _damaged("counts")
+    least = -np.inf if encoding(table) == SIGNED else 0.0
+    if len(values) and not (values.min() >= least and np.isfinite([values.min(), values.max()]).all()):
+        raise _damaged("counts")  # NaN compares as False
     return ids, values, offsets
 
 
@@ -120,10 +122,15 @@ def unpack_normalized(
 
 def holds_whole(table: pa.Table) -> bool:
     """Whether the counts are whole numbers, which are stored as varints."""
-    encoding = (table.schema.field("counts").metadata or {}).get(ENCODING)
-    if encoding not in (VARINT, FLOAT32):
+    return encoding(table) == VARINT
+
+
+def encoding(table: pa.Table) -> bytes:
+    """How the column of counts is encoded, one of :data:`ENCODINGS`."""
+    found: bytes = (table.schema.field("counts").metadata or {}).get(ENCODING, b"")
+    if found not in ENCODINGS.values():
         raise _damaged("counts")
-    return bool(encoding == VARINT)
+    return found
 
 
 def one_array(column: pa.ChunkedArray) -> pa.Array:

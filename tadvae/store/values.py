@@ -16,13 +16,15 @@ from scipy import sparse
 from tadvae.base.errors import UserError
 from tadvae.store.tokens import LARGEST
 
-Said = Literal["counts", "log1p"]
+Said = Literal["counts", "log1p", "effects"]
 Kind = Literal["counts", "fractional", "normalised", "log1p", "unclear"]
 
 SAMPLE_ROWS = 512
 """Rows that :func:`kind_of` is given at most."""
 _LARGEST_LOG = 30.0
 """Logarithms of expression are smaller: e^30 is 10^13."""
+_LARGEST_EFFECT = 1e6
+"""Effects are smaller, in whatever unit; sums of squares of larger ones would overflow single precision."""
 _LOG_OF_CP10K = np.log(1e4 + 1)
 _CONSTANT, _ALIKE, _APART = 1.005, 1.5, 1e3
 """Ratio of the 95th to the 5th percentile of row sums: equal but for rounding, similar, very different."""
@@ -90,6 +92,10 @@ class ValueCheck:
         data = values.data
         if (bad := ~np.isfinite(data)).any():
             what, fix = "is not a finite number", "remove NaN and infinite values"
+        elif self.said == "effects":
+            if not (bad := np.abs(data) > _LARGEST_EFFECT).any():
+                return
+            what, fix = "is too large for an effect", "fix that value"
         elif (bad := data < 0).any():
             what, fix = "is negative, so these values look scaled", self.advice.raw
         elif self.said == "log1p" and (bad := data > _LARGEST_LOG).any():
@@ -113,6 +119,8 @@ class ValueCheck:
         """
         sample = self._rows
         self.check(sample, cells, genes)
+        if self.said == "effects":
+            return None if (sample.data < 0).any() else self._no_negative()
         largest = sample.data == sample.data.max(initial=0)
         if self.said == "log1p" and self.kind in ("counts", "fractional", "normalised"):
             raise self._wrong(sample, largest, cells, genes, *self._not_logarithms())
@@ -126,6 +134,13 @@ class ValueCheck:
                 f"{self.advice.counts}."
             )
         return None
+
+    def _no_negative(self) -> str:
+        """A note for effects of which none is negative."""
+        return (
+            f"{self.where}: taken for signed effects (0: no response) as you say, but none of its values is "
+            "negative; if they are expression or counts, say 'kind: profiles' or 'kind: cells'."
+        )
 
     def _not_whole(self) -> tuple[str, str]:
         """What a value that is not whole means where counts are expected, and the fix."""

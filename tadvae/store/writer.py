@@ -50,8 +50,9 @@ class DatasetPlan:
     n_source_rows: int
 
     def chunks(self, rows: int) -> list[tuple[int, int]]:
-        """Ranges (start, stop) of source rows, ``rows`` in each."""
-        return [(a, min(a + rows, self.n_source_rows)) for a in range(0, self.n_source_rows, rows)]
+        """Ranges (start, stop) of source rows, ``rows`` in each; the last also has the implied controls."""
+        spans = [(a, min(a + rows, self.n_source_rows)) for a in range(0, self.n_source_rows, rows)]
+        return [*spans[:-1], (spans[-1][0], self.n_source_rows + self.labels.n_implied)]
 
     @property
     def shard_starts(self) -> np.ndarray:
@@ -66,7 +67,8 @@ def spill_chunk(plan: DatasetPlan, start: int, stop: int, out: Location) -> None
     """
     with open_source(plan.spec) as source:
         source.keep(plan.columns)
-        values = source.rows(start, stop)
+        values = source.rows(start, min(stop, plan.n_source_rows))
+    values.resize(stop - start, values.shape[1])  # rows that the file does not hold are zero
     first, last = np.searchsorted(plan.labels.source_row, [start, stop])
     kept = slice(int(first), int(last))
     if kept.stop - kept.start < stop - start:
@@ -74,9 +76,11 @@ def spill_chunk(plan: DatasetPlan, start: int, stop: int, out: Location) -> None
     values = _to_vocabulary(values, plan)
     if plan.labels.total_counts is not None:
         total = plan.labels.total_counts[kept]
+    elif plan.spec.values == "effects":  # a sum of effects is no library size
+        total = np.zeros(values.shape[0])
     else:
         total = np.asarray(values.sum(axis=1, dtype=np.float64)).ravel()
-    moments = Moments.of(values, total, log1p=plan.spec.values == "log1p")
+    moments = Moments.of(values, total, plan.spec.values)
 
     position = plan.layout.position[kept]
     rows = _cells(plan, np.arange(kept.start, kept.stop), position, values, total)
@@ -183,7 +187,7 @@ def _row_group(parts: list[pa.RecordBatch], start: int, stop: int) -> pa.Table:
 
 def store_schema(plan: DatasetPlan) -> pa.Schema:
     """Arrow schema of a shard."""
-    return pa.schema([*_LABELS, *token_fields(plan.spec.values == "counts")])
+    return pa.schema([*_LABELS, *token_fields(plan.spec.values)])
 
 
 def _to_vocabulary(values: sparse.csr_matrix, plan: DatasetPlan) -> sparse.csr_matrix:

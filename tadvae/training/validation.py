@@ -107,6 +107,8 @@ class Validator:
             profile = control.astype(np.float32)
             own = predictor.counterfactual(cells, genes, profile, dataset, asked, row)  # (M, n, G)
             change = own.mean(axis=1, dtype=np.float64) - cells.dense(genes).mean(axis=0, dtype=np.float64)
-            for name, found in score_profiles(control + change, observed, control, METRICS).items():
+            effects = self.vocabulary.datasets[dataset].has_effects
+            scores = score_profiles(control + change, observed, control, METRICS, effects=effects)
+            for name, found in scores.items():
                 values[name].append(found)
         return {f"val_{name}": float(np.nanmean(np.concatenate(found))) for name, found in values.items()}

@@ -12,7 +12,7 @@ from scipy import sparse
 from tadvae.base.errors import UserError
 from tadvae.cells.moments import Moments
 from tadvae.cells.normalize import PreprocessConfig, normalize
-from tadvae.cells.variable_genes import choose_genes, rank_variable_genes
+from tadvae.cells.variable_genes import choose_genes, rank_effects, rank_variable_genes
 
 
 @pytest.fixture(scope="module")
@@ -25,8 +25,8 @@ def counts(simulated):
     return np.hstack([X, more]).astype(np.float64)
 
 
-def moments_of(X, *, log1p=False):
-    return Moments.of(sparse.csr_matrix(X), np.asarray(X.sum(axis=1)).ravel(), log1p=log1p)
+def moments_of(X, said="counts"):
+    return Moments.of(sparse.csr_matrix(X), np.asarray(X.sum(axis=1)).ravel(), said)
 
 
 def assert_scanpys_choice(chosen, X, n_top, scale):
@@ -113,8 +113,9 @@ def test_moments_of_chunks_are_those_of_one_pass(cuts, log1p):
     X[17] = 0  # a cell without counts
     X = np.log1p(X) if log1p else X
     edges = [0, *sorted(cuts), 60]
-    chunks = [moments_of(X[a:b], log1p=log1p) for a, b in pairwise(edges)]
-    one, merged = moments_of(X, log1p=log1p), Moments.sum(chunks, 12)
+    said = "log1p" if log1p else "counts"
+    chunks = [moments_of(X[a:b], said) for a, b in pairwise(edges)]
+    one, merged = moments_of(X, said), Moments.sum(chunks, 12)
     assert merged.n == 60
     np.testing.assert_array_equal(merged.detected, one.detected)
     np.testing.assert_allclose(merged.mean, one.mean, rtol=1e-12)
@@ -124,7 +125,7 @@ def test_moments_of_chunks_are_those_of_one_pass(cuts, log1p):
 def test_moments_against_numpy():
     X = np.random.default_rng(1).poisson(2.0, (30, 7)) * 1.0
     linear = X / X.sum(axis=1, keepdims=True) * 1e4
-    for moments in (moments_of(X), moments_of(np.log1p(linear), log1p=True)):
+    for moments in (moments_of(X), moments_of(np.log1p(linear), "log1p")):
         np.testing.assert_allclose(moments.mean, linear.mean(axis=0))
         np.testing.assert_allclose(moments.variance, linear.var(axis=0, ddof=1))
         np.testing.assert_array_equal(moments.detected, (X > 0).sum(axis=0))
@@ -201,3 +202,17 @@ def test_config():
     assert PreprocessConfig.load(None, ["n_top_genes=all"]).n_top_genes == "all"
     with pytest.raises(UserError, match="normalize"):
         PreprocessConfig.load(None, ["normalize=log"])
+
+
+def test_moments_of_effects_are_those_of_the_values_as_they_are():
+    X = np.random.default_rng(2).normal(0.3, [0.1, 1.0, 3.0, 0.0], (30, 4))
+    X[:5, :2] = 0.0
+    X[:, 3] = -2.0
+    moments = moments_of(X, "effects")
+    np.testing.assert_allclose(moments.mean, X.mean(axis=0))
+    np.testing.assert_allclose(moments.variance, X.var(axis=0, ddof=1), atol=1e-12)
+    np.testing.assert_array_equal(moments.detected, [25, 25, 30, 30])
+    np.testing.assert_array_equal(rank_effects(moments.mean, moments.variance), [3, 2, 0, 1])
+    config, none = PreprocessConfig(n_top_genes=2), np.array([], int)
+    chosen = choose_genes(moments, np.arange(4), none, config, effects=True)
+    np.testing.assert_array_equal(chosen, [2, 3])

@@ -32,8 +32,8 @@ def cells(draw, largest=LARGEST):
     return np.concatenate([empty, *ids]), np.concatenate([empty, *counts]).astype(np.int64), offsets
 
 
-def table_of(ids, counts, offsets, whole):
-    schema = pa.schema([("n_tokens", pa.int32()), *token_fields(whole)])
+def table_of(ids, counts, offsets, whole, said=None):
+    schema = pa.schema([("n_tokens", pa.int32()), *token_fields(said or ("counts" if whole else "log1p"))])
     packed = pack_tokens(ids, counts, offsets, whole)
     return pa.table([pa.array(np.diff(offsets), pa.int32()), *packed], schema=schema)
 
@@ -134,10 +134,11 @@ INT32 = st.integers(-(2**31), 2**31 - 1)
         max_size=4,
     ),
     st.booleans(),
+    st.sampled_from(["log1p", "effects"]),
 )
-def test_any_bytes_are_decoded_or_refused(rows, whole):
+def test_any_bytes_are_decoded_or_refused(rows, whole, said):
     """Whatever the columns hold, what comes out has the sizes that it says, and nothing beyond is read."""
-    schema = pa.schema([("n_tokens", pa.int32()), *token_fields(whole)])
+    schema = pa.schema([("n_tokens", pa.int32()), *token_fields("counts" if whole else said)])
     names = [field.name for field in schema]
     table = pa.Table.from_pylist([dict(zip(names, row, strict=True)) for row in rows], schema=schema)
     decoders = [lambda: unpack_tokens(table, 1000)]
@@ -149,6 +150,30 @@ def test_any_bytes_are_decoded_or_refused(rows, whole):
             Cells(ids, values, offsets, np.ones(len(rows)))
             assert not len(ids) or 0 <= ids.min() <= ids.max() < 1000
             assert np.isfinite(values).all()
+
+
+@SEEDED
+@given(
+    st.lists(
+        st.floats(width=32, allow_nan=False, allow_infinity=False).filter(lambda value: value != 0),
+        max_size=30,
+    )
+)
+def test_signed_values_come_back_bit_for_bit(values):
+    """Also the smallest and largest numbers of four bytes; only effects may be negative."""
+    drawn = np.array(values, np.float32)
+    ids, offsets = np.arange(len(drawn)), np.array([0, len(drawn), len(drawn)])
+    _, found, _ = unpack_tokens(table_of(ids, drawn, offsets, False, "effects"))
+    np.testing.assert_array_equal(found.view(np.uint32), drawn.view(np.uint32))
+    if (drawn < 0).any():
+        with pytest.raises(UserError, match="does not hold"):
+            unpack_tokens(table_of(ids, drawn, offsets, False, "log1p"))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_effects_are_finite(bad):
+    with pytest.raises(UserError, match="does not hold"):
+        unpack_tokens(table_of(np.array([1]), np.float32([bad]), np.array([0, 1]), False, "effects"))
 
 
 def test_a_number_of_36_bits_is_refused():
