@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from tadvae.cells.ragged import Cells, runs
-from tadvae.data.plan import Window
+from tadvae.data.plan import Window, n_parts
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Bag:
     Attributes
     ----------
     bag
-        Row of the bag in the store's bag table.
+        Id of the bag in the plan: its row in the store's bag table, or that of a part of it.
     dataset, context, perturbation
         Indices in the store.
     cells
@@ -74,6 +74,9 @@ class BatchAssembler:
         Number of bags in a batch.
     seed
         With the epoch and the id of a bag, it determines the bag's controls, on any rank.
+    cells_per_bag
+        Largest number of cells of a bag; bags of the plan are then parts of bags of the store. None: whole
+        bags.
     """
 
     def __init__(
@@ -83,6 +86,7 @@ class BatchAssembler:
         control_perturbation: int,
         bags_per_batch: int,
         seed: int,
+        cells_per_bag: int | None = None,
     ) -> None:
         self._dataset = bags["dataset"].to_numpy()
         self._context = bags["context"].to_numpy()
@@ -91,6 +95,7 @@ class BatchAssembler:
         self._control = control_perturbation
         self._per_batch = bags_per_batch
         self._seed = seed
+        self._parts = None if cells_per_bag is None else n_parts(bags["n_cells"].to_numpy(), cells_per_bag)
         self.skipped = 0
 
     def batches(
@@ -114,8 +119,9 @@ class BatchAssembler:
                 for a, b in runs(bag_of_row):
                     found[int(bag_of_row[a])] = cells[a:b]
             for bag in window.order.tolist():
-                if bag in found:
-                    pending.append(self._bag(bag, found[bag], epoch))
+                part = self._part(bag, found, epoch)
+                if part is not None and len(part):
+                    pending.append(self._bag(bag, part, epoch))
                 else:
                     self.skipped += 1
                 if len(pending) == self._per_batch:
@@ -124,9 +130,19 @@ class BatchAssembler:
         if pending:
             yield self._batch(pending)
 
+    def _part(self, bag: int, found: Mapping[int, Cells], epoch: int) -> Cells | None:
+        """Cells of a bag of the plan; None if all cells of the stored bag are held out."""
+        part, stored = divmod(bag, len(self._dataset))
+        cells = found.get(stored)
+        if cells is None or self._parts is None or self._parts[stored] == 1:
+            return cells
+        order = np.random.default_rng([self._seed, epoch, 4, stored]).permutation(len(cells))
+        return cells.take(np.sort(np.array_split(order, self._parts[stored])[part]))
+
     def _bag(self, bag: int, cells: Cells, epoch: int) -> Bag:
-        dataset, context = int(self._dataset[bag]), int(self._context[bag])
-        perturbation = int(self._perturbation[bag])
+        stored = bag % len(self._dataset)
+        dataset, context = int(self._dataset[stored]), int(self._context[stored])
+        perturbation = int(self._perturbation[stored])
         controls = None
         if perturbation != self._control:
             pool = self._controls[dataset, context]
