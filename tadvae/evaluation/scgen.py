@@ -16,7 +16,8 @@ from tadvae.evaluation.answers import Answer
 from tadvae.evaluation.questions import Question
 
 Array = NDArray[np.float32]
-Context, Perturbation = int, int
+Context = int
+Perturbation = int
 
 
 def latent_shift(before: Sequence[Array], after: Sequence[Array]) -> NDArray[np.float64]:
@@ -89,12 +90,8 @@ class ScGen:
 
     def cells(self, perturbation: Perturbation) -> Array:
         """Predicted cells of the unseen context, one per control cell, (n, G)."""
-        shift = torch.from_numpy(self.shift.get(perturbation, self._mean).astype(np.float32))
-        with torch.no_grad():
-            z = torch.from_numpy(self._encode(self._controls))
-            change = self._vae.decode(z + shift) - self._vae.decode(z)
-        result: Array = self._controls + change.numpy()
-        return result
+        shift = self.shift.get(perturbation, self._mean)
+        return self._controls + self._decode(shift) - self._decode(np.zeros_like(shift))
 
     def answer(self, question: Question) -> Answer:
         """Predict every group of a question, whose control cells the model was fitted with."""
@@ -102,6 +99,16 @@ class ScGen:
         change = cells.mean(axis=1, dtype=np.float64) - self._controls.mean(axis=0, dtype=np.float64)
         mean = question.control + change  # the control cells are a sample, their mean profile is of all
         return Answer(mean, np.zeros_like(mean), cells, {})
+
+    def decoded(self, perturbation: Perturbation) -> Array:
+        """``D(E(x) + δ)`` alone, as published, (n, G)."""
+        return self._decode(self.shift.get(perturbation, self._mean))
+
+    def _decode(self, shift: NDArray[np.float64]) -> Array:
+        with torch.no_grad():
+            z = torch.from_numpy(self._encode(self._controls) + shift.astype(np.float32))
+            result: Array = self._vae.decode(z).numpy()
+        return result
 
     def _encode(self, cells: Array) -> Array:
         with torch.no_grad():
