@@ -30,7 +30,7 @@ def cells():
 @pytest.fixture(scope="module")
 def fitted(cells):
     class Small(ScGen):
-        WIDTH, LATENT, EPOCHS = 24, 5, 15
+        WIDTH, LATENT, EPOCHS = 24, 5, 40
 
     others = {key: each for key, each in cells.items() if key[0] != 3}
     others[1, RARE] = others[1, CONTROL][:9] + 1  # a perturbation of one context
