@@ -21,6 +21,7 @@ from studies import DATA, STUDIES, Split, Study, make_store
 from pipelines.cluster.connection import ray_map, ray_session
 from pipelines.train.ensemble import fold_runs, load_run, train_models
 from tadvae.base.filesystem import Location
+from tadvae.data.reader import training_bags
 from tadvae.data.splits import TEST, split_groups
 from tadvae.evaluation.evaluate import evaluate
 from tadvae.model.ensemble import Ensemble
@@ -28,6 +29,7 @@ from tadvae.settings.experiment import ExperimentConfig
 from tadvae.settings.presets import PRESETS
 from tadvae.store.reader import Store
 from tadvae.training.calibrate import calibrate, plan_calibration
+from tadvae.training.prepare import shifts_out_of_reach
 
 HERE = Path(__file__).parent
 PUBLISHED = ("dvae", "sena")
@@ -35,15 +37,30 @@ CALIBRATION_FOLDS, SEEDS_PER_FOLD = 4, 2
 
 
 def published(base: ExperimentConfig) -> dict[str, ExperimentConfig]:
-    """Published models with the data, split and length of ``base``: their network, loss and effects."""
-    found = {name: PRESETS[name]() for name in PUBLISHED}
+    """Published models as published, on the genes, pathways and split of ``base``."""
     result = {}
-    for name, preset in found.items():
-        parts = {"model": preset.model, "loss": preset.loss, "effects": preset.effects}
-        if preset.pathways.units is not None:  # hidden units in place of pathways
-            parts["pathways"] = preset.pathways
-        result[name] = base.model_copy(update=parts)
+    for name in PUBLISHED:
+        preset = PRESETS[name]()
+        shared = {"seed": base.seed, "preprocess": base.preprocess, "split": base.split}
+        if preset.pathways.units is None:  # else hidden units in place of pathways
+            shared["pathways"] = base.pathways
+        result[name] = preset.model_copy(update=shared)
     return result
+
+
+def trainable(
+    store: Store, groups: pd.DataFrame, models: dict[str, ExperimentConfig]
+) -> tuple[dict[str, ExperimentConfig], list[str]]:
+    """Models that can learn something from the training side of a split, and why the others cannot."""
+    kept, notes = {}, []
+    for name, config in models.items():
+        bags = training_bags(store, groups, config.split)
+        reason = shifts_out_of_reach(bags, store.control, config)
+        if reason is None:
+            kept[name] = config
+        else:
+            notes.append(f"{name}: not trained, {reason.split(';')[0]}")
+    return kept, notes
 
 
 def run_fold(
@@ -52,7 +69,7 @@ def run_fold(
     """Train what one fold needs, and score it."""
     store, folder = Store.open(str(store_path)), Location.of(work)
     groups = split_groups(store, config.split)
-    rivals = published(config)
+    rivals, refused = trainable(store, groups, published(config))
     seeded = {"tadvae": config} | rivals
     runs = {
         f"{name}/seed-{seed}": each.model_copy(update={"seed": seed})
@@ -74,7 +91,8 @@ def run_fold(
     for name in rivals:
         against[name] = Ensemble([load_run(folder / f"{name}/seed-{seed}")[0] for seed in seeds]), groups
     scores = evaluate(store, groups, Ensemble(members, calibration), rivals=against, mapper=ray_map)
-    return {"notes": scores.notes, "abstained": scores.abstained, "scores": compact(scores.table)}
+    notes = [*scores.notes, *refused]
+    return {"notes": notes, "abstained": scores.abstained, "scores": compact(scores.table)}
 
 
 def compact(table: pd.DataFrame) -> dict:
@@ -105,7 +123,7 @@ def run_study(name: str, study: Study, arguments: argparse.Namespace) -> None:
             place = arguments.out / name / f"{kind}-fold-{fold}.json"
             about = {"study": name, "split": kind, "fold": fold, "folds": split.folds}
             about |= {"seeds": seeds, "epochs": epochs, "settings": [*study.settings, *split.extra]}
-            about["published"] = sorted(published(ExperimentConfig()))
+            about["published"] = {name: each.summary for name, each in published(ExperimentConfig()).items()}
             if place.exists() and json.loads(place.read_text())["about"] == about:
                 print(f"{place}: already there", flush=True)
                 continue
@@ -140,7 +158,7 @@ def main(given: list[str] | None = None) -> None:
     parser.add_argument("--study", action="append", choices=list(STUDIES), help="default: all")
     parser.add_argument("--split", help="only this split of each study")
     parser.add_argument("--seeds", type=int, default=5, help="members of each ensemble")
-    parser.add_argument("--epochs", type=int, help="default: the study's own")
+    parser.add_argument("--epochs", type=int, help="of tadvae; default: the study's own")
     parser.add_argument("--max-folds", type=int, help="only the first folds of each split")
     parser.add_argument("--out", type=Path, default=HERE / "results")
     parser.add_argument("--work", type=Path, default=HERE / "work")

@@ -9,6 +9,7 @@ from studies import STUDIES
 from tadvae.evaluation.bootstrap import Interval, bootstrap_mean
 from tadvae.evaluation.evaluate import CEILING, COVERAGE, METHOD, NULL
 from tadvae.evaluation.metrics import HIGHER_IS_BETTER
+from tadvae.settings.experiment import ExperimentConfig
 
 COLUMNS = {
     "pearson_delta": "Pearson-Δ", "pearson_delta_de": "Pearson-Δ, responsive genes", "l2": "L2",
@@ -30,7 +31,9 @@ for groups that were not seen in training. **tadvae** is the mean prediction of 
 [95% bootstrap interval over groups]; the best method of a column is bold. `noise_ceiling` scores one half of
 a group's cells against the other half; `null_95` is the 95th percentile of the distance between two such
 halves. Neither exists for mean profiles. Coverage is measured: the share of genes whose observed mean lies
-inside the ensemble's 90% interval.
+inside the ensemble's 90% interval. Below each table: masking, width, heads, epochs and seeds of every model.
+Published models run as published (`model.md`, Presets), or are left out where nothing in the data can
+teach them.
 """
 
 
@@ -191,8 +194,28 @@ def _section(kind: str, folds: list[dict]) -> str:
         lines.append(
             f"Groups for which the model abstains: {len(abstained)} (for example: {abstained[0]}).\n"
         )
-    lines += [f"- {note}" for note in sorted({note for each in folds for note in each["notes"]})]
+    notes = {note for each in folds for note in each["notes"] if not note.startswith(f"{METHOD}, seed ")}
+    lines += [f"- {note}" for note in sorted(notes | _earlier_models(folds))]
     return "\n".join(lines) + "\n"
+
+
+def _earlier_models(folds: list[dict]) -> set[str]:
+    """What the models of folds are that were stored before evaluations said so."""
+    found = set()
+    for about in (each["about"] for each in folds if not _describes(each["notes"])):
+        settings = [*about["settings"], f"train.epochs={about['epochs']}"]
+        config = ExperimentConfig.load(None, [each for each in settings if not each.startswith("split=")])
+        found.add(f"{METHOD}: {config.summary}; seeds {', '.join(map(str, about['seeds']))}")
+        names = " and ".join(about["published"])
+        found.add(
+            f"{names}: trained before these presets had their own schedule, with the learning rate, the "
+            f"batches and the {about['epochs']} epochs of {METHOD}; not comparable with the publications"
+        )
+    return found
+
+
+def _describes(notes: list[str]) -> bool:
+    return any(note.startswith(f"{METHOD}: ") for note in notes)
 
 
 def values_of(folds: list[dict], metric: str, method: str) -> np.ndarray:

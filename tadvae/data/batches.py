@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from tadvae.cells.ragged import Cells, runs
-from tadvae.data.plan import Window
+from tadvae.data.plan import Window, n_parts
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Bag:
     Attributes
     ----------
     bag
-        Row of the bag in the store's bag table.
+        Id of the bag in the plan: its row in the store's bag table, or that of a part of it.
     dataset, context, perturbation
         Indices in the store.
     cells
@@ -86,6 +86,9 @@ class BatchAssembler:
         Number of bags in a batch.
     seed
         With the epoch and the ids of the bags of a batch, it determines their controls, on any rank.
+    cells_per_bag
+        Largest number of cells of a bag; bags of the plan are then parts of bags of the store. None: whole
+        bags.
     """
 
     def __init__(
@@ -95,6 +98,7 @@ class BatchAssembler:
         control_perturbation: int,
         bags_per_batch: int,
         seed: int,
+        cells_per_bag: int | None = None,
     ) -> None:
         self._dataset = bags["dataset"].to_numpy()
         self._context = bags["context"].to_numpy()
@@ -103,6 +107,7 @@ class BatchAssembler:
         self._control = control_perturbation
         self._per_batch = bags_per_batch
         self._seed = seed
+        self._parts = None if cells_per_bag is None else n_parts(bags["n_cells"].to_numpy(), cells_per_bag)
         self.skipped = 0
 
     def batches(
@@ -126,8 +131,9 @@ class BatchAssembler:
                 for a, b in runs(bag_of_row):
                     found[int(bag_of_row[a])] = cells[a:b]
             for bag in window.order.tolist():
-                if bag in found:
-                    pending.append((bag, found[bag]))
+                part = self._part(bag, found, epoch)
+                if part is not None and len(part):
+                    pending.append((bag, part))
                 else:
                     self.skipped += 1
                 if len(pending) == self._per_batch:
@@ -136,21 +142,35 @@ class BatchAssembler:
         if pending:
             yield self._batch(pending, epoch)
 
+    def _part(self, bag: int, found: Mapping[int, Cells], epoch: int) -> Cells | None:
+        """Cells of a bag of the plan; None if all cells of the stored bag are held out."""
+        part, stored = divmod(bag, len(self._dataset))
+        cells = found.get(stored)
+        if cells is None or self._parts is None or self._parts[stored] == 1:
+            return cells
+        order = np.random.default_rng([self._seed, epoch, 4, stored]).permutation(len(cells))
+        return cells.take(np.sort(np.array_split(order, self._parts[stored])[part]))
+
     def _batch(self, members: list[tuple[int, Cells]], epoch: int) -> Batch:
         places: dict[tuple[int, int], list[tuple[int, Cells]]] = {}
         for bag, cells in sorted(members, key=lambda member: member[0]):
-            places.setdefault((int(self._dataset[bag]), int(self._context[bag])), []).append((bag, cells))
+            stored = bag % len(self._dataset)
+            place = int(self._dataset[stored]), int(self._context[stored])
+            places.setdefault(place, []).append((bag, cells))
         bags = []
         for place, inside in sorted(places.items()):
             controls = self._matched(place, inside, epoch)
             for bag, cells in inside:
-                own = int(self._perturbation[bag])
+                own = self._perturbation_of(bag)
                 bags.append(Bag(bag, *place, own, cells, None if own == self._control else controls))
         return Batch(bags)
 
+    def _perturbation_of(self, bag: int) -> int:
+        return int(self._perturbation[bag % len(self._perturbation)])
+
     def _matched(self, place: tuple[int, int], inside: list[tuple[int, Cells]], epoch: int) -> Cells | None:
         """Controls for the perturbed bags of one (dataset, context); None if there are no such bags."""
-        is_control = [self._perturbation[bag] == self._control for bag, _ in inside]
+        is_control = [self._perturbation_of(bag) == self._control for bag, _ in inside]
         sizes = [len(cells) for (_, cells), control in zip(inside, is_control, strict=True) if not control]
         if not sizes:
             return None

@@ -20,6 +20,9 @@ class StreamConfig(Config):
 
     bags_per_batch: int = Field(8, ge=1)
     """Bags (groups of up to ``layout.bag_size`` cells) per step on each worker."""
+    cells_per_bag: int | None = Field(None, ge=2)
+    """Largest number of cells of a bag in training: larger bags of the store are divided into parts of equal
+    size, drawn anew in every epoch. Use it for the batch size of a publication. None: bags of the store."""
     shuffle_window: int = Field(8, ge=1)
     """Row groups whose bags are shuffled together; more of them mix better and need more memory."""
     max_controls: int = Field(2048, ge=1)
@@ -44,6 +47,36 @@ class Window:
 
     reads: list[tuple[int, int, np.ndarray]]
     order: np.ndarray
+
+
+def divided_bags(bags: pd.DataFrame, cells_per_bag: int | None, n_stored: int) -> pd.DataFrame:
+    """Divide bags into parts of at most ``cells_per_bag`` cells, one row per part.
+
+    Part k of bag b has the id ``b + k · n_stored``, so the plan treats parts as bags, and a reader finds the
+    stored bag by the remainder.
+
+    Parameters
+    ----------
+    bags
+        Rows of ``Store.bags`` with their ids as index.
+    cells_per_bag
+        None: bags stay as they are.
+    n_stored
+        Number of all bags of the store.
+    """
+    if cells_per_bag is None:
+        return bags
+    parts = n_parts(bags["n_cells"].to_numpy(), cells_per_bag)  # (N,)
+    result = bags.loc[bags.index.repeat(parts)]
+    part = np.concatenate([np.arange(n) for n in parts] or [np.empty(0, np.int64)])
+    each = np.repeat(parts, parts)
+    return result.assign(n_tokens=result["n_tokens"] // each).set_axis(result.index + part * n_stored)
+
+
+def n_parts(n_cells: np.ndarray, cells_per_bag: int) -> np.ndarray:
+    """Number of parts of at most ``cells_per_bag`` cells of each bag, shape (N,)."""
+    result: np.ndarray = np.maximum(-(-n_cells // cells_per_bag), 1)
+    return result
 
 
 def rank_bags(

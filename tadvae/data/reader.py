@@ -53,7 +53,11 @@ class CellReader:
     held_out: bool = False
 
     def read(self, shard: int, row_group: int, bag_ids: np.ndarray) -> tuple[np.ndarray, Cells]:
-        """Read some bags of a row group: bag ids of the cells on this side of the split, and the cells."""
+        """Read some bags of a row group: bag ids of the cells on this side of the split, and the cells.
+
+        Ids of parts (:func:`tadvae.data.plan.divided_bags`) stand for their bags.
+        """
+        bag_ids = np.unique(bag_ids % len(self.store.bags))
         table, bag_of_row = self.store.read_bags(shard, row_group, bag_ids, COLUMNS)
         entry = self.store.manifest.shards[shard]
         try:

@@ -264,6 +264,7 @@ class Vocabulary:
         text: dict[str, Any] = {
             "hash": self.hash,
             "min_measured": self.min_measured,
+            "permuted_pathways": self.membership.permuted,
             "pathways": [
                 {"id": i, "name": name}
                 for i, name in zip(self.membership.pathway_ids, self.membership.names, strict=True)
@@ -297,6 +298,7 @@ class Vocabulary:
                 pathway=edges["pathway"].to_numpy(np.int64),
                 gene=edges["gene"].to_numpy(np.int64),
                 n_genes=len(genes),
+                permuted=text.get("permuted_pathways"),
             )
             panels = [arrays[f"dataset.{i}"] for i in range(len(text["datasets"]))]
             spellings = read_spellings(files, panels)
@@ -351,6 +353,8 @@ class Vocabulary:
             texts += [entry.name for entry in entries]
         require(all(isinstance(text, str) for text in texts), "a name is no text")
         require(_is_index(self.min_measured), "min_measured is no whole number")
+        permuted = self.membership.permuted
+        require(permuted is None or _is_index(permuted), "permuted_pathways is no seed")
         signs = all(_is_index(sign, 2, least=-1) for sign in self.signs)
         require(signs and len(self.signs) == len(self.modalities), "modalities without their signs")
         for target in self.targets:

@@ -31,8 +31,9 @@ from tadvae.evaluation.metrics import (
     score_profiles,
 )
 from tadvae.evaluation.questions import Question, ask, held_out_groups
+from tadvae.evaluation.scgen import ScGen
 from tadvae.model.conformal import Calibration
-from tadvae.model.ensemble import Ensemble, Model
+from tadvae.model.ensemble import Ensemble, Model, description
 from tadvae.store.manifest import GROUP_KEYS
 from tadvae.store.reader import Store
 
@@ -111,12 +112,17 @@ def evaluate(
         check_leaks(store, split, rival, mapper)
     rows: list[dict[str, Any]] = []
     abstained: dict[str, str] = {}
-    notes: list[str] = []
+    notes = [f"{METHOD}: {description(model)}"]
+    notes += [f"{name}: {description(rival)}" for name, (rival, _) in rivals.items()]
     calibration = model.calibration if isinstance(model, Ensemble) else None
     for question in ask(store, groups, tested, model.vocabulary, model.config.split, mapper):
         given = {METHOD: answer(store, model, question)}
         given |= {name: answer(store, rival, question) for name, (rival, _) in rivals.items()}
         abstained |= given[METHOD].abstained
+        if question.elsewhere and any(p != store.control for _, p in question.elsewhere):
+            cells = {key: each.dense(question.genes) for key, each in question.elsewhere.items()}
+            scgen = ScGen().fit(question.controls.dense(question.genes), cells, store.control)
+            given = {ScGen.name: scgen.answer(question)} | given
         rows += _score(question, given, calibration)
         if not question.has_cells:
             kind = "signatures" if question.has_effects else "mean profiles"

@@ -4,7 +4,7 @@ The data that methods may use come from training rows; the truth comes only from
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
@@ -22,6 +22,8 @@ from tadvae.store.reader import Store
 
 CELLS = 256
 """Largest number of cells of a group that predictions start from and that the MMD compares."""
+MOST_CELLS = 20_000
+"""About the largest number of training cells that a baseline across contexts is fitted to."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,9 @@ class Question:
         False if the dataset holds mean profiles or signatures.
     has_effects
         Whether the values are signed effects; the control is then zero.
+    elsewhere
+        For a context without any perturbation in training, the training cells of the dataset's other contexts
+        by (context, perturbation); otherwise empty.
     """
 
     place: tuple[int, int]
@@ -65,6 +70,7 @@ class Question:
     cells: list[Cells]
     has_cells: bool
     has_effects: bool = False
+    elsewhere: dict[tuple[int, int], Cells] = field(default_factory=dict)
 
     @property
     def perturbations(self) -> list[int]:
@@ -147,6 +153,13 @@ def ask(
             continue
         keys: list[Group] = [(*place, int(p)) for p in part["perturbation"]]
         entry = vocabulary.datasets[place[0]]
+        has_cells = entry.kind == "cells" and len(controls[place]) > 1
+        elsewhere: dict[tuple[int, int], Cells] = {}
+        if has_cells and not any(key[:2] == place and key[2] != store.control for key in known.mean):
+            ours = train_bags[train_bags["dataset"] == place[0]]
+            each = max(1, min(CELLS, MOST_CELLS // max(len(ours.groupby(GROUP_KEYS)), 1)))
+            found = load_groups(train_reader, ours, each, mapper)
+            elsewhere = {(c, p): cells for (_, c, p), cells in found.items() if c != place[1]}
         yield Question(
             place=place,
             groups=part,
@@ -157,8 +170,9 @@ def ask(
             profiles=training_profiles(store, place, known, vocabulary),
             observed=np.stack([truth.mean[key] for key in keys]),
             cells=[cells[key] for key in keys],
-            has_cells=entry.kind == "cells" and len(controls[place]) > 1,
+            has_cells=has_cells,
             has_effects=entry.has_effects,
+            elsewhere=elsewhere,
         )
 
 

@@ -41,6 +41,7 @@ def model_card(vocabulary: Vocabulary, config: ExperimentConfig) -> str:
     return _template().render(
         head=yaml.safe_dump(head, sort_keys=False),
         config=config,
+        warning=vocabulary.membership.warning,
         version=metadata.version("tadvae"),
         n_genes=f"{genes:,}",
         n_pathways=f"{vocabulary.membership.n_pathways:,}",

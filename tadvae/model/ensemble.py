@@ -175,6 +175,13 @@ Model = TADVAE | Ensemble
 """Whatever can be asked for predictions."""
 
 
+def description(model: "Model") -> str:
+    """What a model is, in a few words, with its seeds: for pages and tables."""
+    members = model.members if isinstance(model, Ensemble) else [model]
+    seeds = ", ".join(str(member.config.seed) for member in members)
+    return f"{model.config.summary}; seed{'s' if len(members) > 1 else ''} {seeds}"
+
+
 def load_model(place: str | os.PathLike[str]) -> Model:
     """Load a run or an ensemble."""
     ensemble = RunFolder(place).is_ensemble

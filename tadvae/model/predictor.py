@@ -49,7 +49,7 @@ class Predictor:
         self.vocabulary = vocabulary
         self.effects = effects
         self._known_by = config.model.causal.targets
-        self._temperature = config.loss.temperature.high
+        self._temperature = config.loss.temperature.at(config.train.epochs)  # where training ended
         self._share = config.effects.weight
 
     def unknown(self, target: int) -> str | None:

@@ -70,6 +70,9 @@ class Membership:
         Size G of the vocabulary.
     coverage
         What :func:`membership` kept and dropped; ``None`` for a membership made in another way.
+    permuted
+        Seed of the permutation of genes, for the control with permuted pathways
+        (:func:`tadvae.pathways.permuted.permuted_genes`); ``None``: the genes are those of the pathways.
 
     Raises
     ------
@@ -83,6 +86,7 @@ class Membership:
     gene: np.ndarray  # (E,)
     n_genes: int
     coverage: Coverage | None = None
+    permuted: int | None = None
 
     def __post_init__(self) -> None:
         if len(self.names) != len(self.pathway_ids):
@@ -99,6 +103,16 @@ class Membership:
                 raise ValueError(f"{name}: expected values in [0, {limit})")
         if np.any(np.diff(self.pathway * self.n_genes + self.gene) <= 0):
             raise ValueError("edges are not sorted by (pathway, gene) without repeats")
+
+    @property
+    def warning(self) -> str | None:
+        """What everyone must know who reads pathways of this membership; None: nothing."""
+        if self.permuted is None:
+            return None
+        return (
+            f"PERMUTED PATHWAYS (seed {self.permuted}): this is a control. The genes of all pathways were "
+            "exchanged at random, so names and activities of pathways have no biological meaning."
+        )
 
     @property
     def n_pathways(self) -> int:

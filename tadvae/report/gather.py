@@ -15,7 +15,7 @@ from tadvae.evaluation.answers import answer
 from tadvae.evaluation.evaluate import METHOD, Scores
 from tadvae.evaluation.metrics import pearson_delta
 from tadvae.evaluation.questions import ask
-from tadvae.model.ensemble import Ensemble, Model, load_model
+from tadvae.model.ensemble import Ensemble, Model, description, load_model
 from tadvae.model.run_folder import RunFolder
 from tadvae.report.data import Comparison, Report
 from tadvae.report.learned import causal_graph, learned_graph, mask_change, profile_activity
@@ -84,7 +84,9 @@ def gather(run: Run, store: Store | None, mapper: Mapper = loop) -> Report:
     mapper
         Runs the reading of the store.
     """
-    vocabulary, notes = run.model.vocabulary, []
+    vocabulary = run.model.vocabulary
+    warning = vocabulary.membership.warning
+    notes = [] if warning is None else [warning]
     scores = run.folder.scores()
     held = run.held_out
     name = shlex.quote(str(run.folder))
@@ -131,10 +133,9 @@ def gather(run: Run, store: Store | None, mapper: Mapper = loop) -> Report:
 
 def _about(run: Run) -> dict[str, str]:
     config, started = run.model.config, run.started
-    seeds = f"{len(run.members)} seeds" if isinstance(run.model, Ensemble) else f"seed {config.seed}"
     return {
         "tadvae": started["tadvae_version"],
-        "model": f"{config.model.pathway.masking} masking, {config.model.causal.n_factors} factors, {seeds}",
+        "model": description(run.model),
         "pathways": f"{started['pathways']} ({config.pathways.file or 'the packaged set'})",
         "split": f"{config.split.kind}: {len(run.held_out)} held-out groups of {len(run.groups)}",
         "training": f"{config.train.epochs} epochs of {started['bags']} bags, {started['workers']} worker(s)",

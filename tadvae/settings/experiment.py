@@ -2,7 +2,7 @@
 
 from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from tadvae.base.config import Config
 from tadvae.base.filesystem import absolute
@@ -13,6 +13,7 @@ from tadvae.data.splits import SplitConfig, ValidationConfig
 from tadvae.effects.model import EffectsConfig
 from tadvae.nn.losses import LossConfig
 from tadvae.nn.network import ModelConfig
+from tadvae.nn.strategies.base import STRATEGIES
 from tadvae.pathways.membership import MIN_MEASURED
 
 
@@ -26,6 +27,16 @@ class PathwaysConfig(Config):
     """Number of hidden units that see all genes, in place of pathways (D-VAE); None: pathways."""
     min_measured: int = Field(MIN_MEASURED, ge=1)
     """Measured genes that a pathway needs to be available in a dataset."""
+    permuted: int | None = Field(None, ge=0)
+    """Seed of a random permutation of the measured genes, as a control: pathways keep their sizes and
+    overlaps, but not their genes. What a model does as well with it, it does not owe to the pathways. None:
+    the genes of the pathways."""
+
+    @model_validator(mode="after")
+    def _pathways_to_permute(self) -> Self:
+        if self.permuted is not None and self.units is not None:
+            raise ValueError("permuted: units that see all genes have no pathways to permute; leave it out")
+        return self
 
 
 class TrainConfig(Config):
@@ -85,6 +96,27 @@ class ExperimentConfig(Config):
     """The regression of mean effects."""
     train: TrainConfig = TrainConfig()
     """Optimisation and checkpoints."""
+
+    @property
+    def summary(self) -> str:
+        """The model in a few words, for tables and pages: masking, width, heads, factors, training."""
+        pathway, encoder = self.model.pathway, self.model.encoder.kind
+        parts = [f"{pathway.masking} masking"]
+        if self.pathways.units is not None:
+            parts = [f"{self.pathways.units} hidden units in place of pathways"]
+        if self.pathways.permuted is not None:
+            parts.append(f"PERMUTED pathways (seed {self.pathways.permuted})")
+        if STRATEGIES[pathway.masking].has_tokens:
+            parts.append(f"width {pathway.d_embed}, {pathway.n_heads} heads, encoder {encoder}")
+        identity = self.model.latent.kind == "identity"
+        parts.append("a factor per pathway" if identity else f"{self.model.causal.n_factors} factors")
+        batch = f"{self.stream.bags_per_batch} bags" + (
+            "" if self.stream.cells_per_bag is None else f" of {self.stream.cells_per_bag} cells"
+        )
+        train = self.train
+        parts.append(f"{train.epochs} epochs, {batch} per batch, learning rate {train.learning_rate:g}")
+        parts.append(f"share of the regression {self.effects.weight:g}")
+        return "; ".join(parts)
 
     def located(self) -> Self:
         """Return the config with absolute file paths, for processes with another working directory."""

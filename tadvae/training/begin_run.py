@@ -2,7 +2,6 @@
 
 from tadvae.base.version import __version__
 from tadvae.data.plan import rank_bags, steps_per_epoch
-from tadvae.data.reader import training_bags
 from tadvae.effects.file import save_effects
 from tadvae.model.card import write_card
 from tadvae.model.run_folder import RunFolder
@@ -10,6 +9,7 @@ from tadvae.model.weights import CONFIG, begin_model
 from tadvae.settings.experiment import ExperimentConfig
 from tadvae.store.reader import Store
 from tadvae.training.prepare import Preparation
+from tadvae.training.training_set import planned_bags
 
 
 def begin_run(
@@ -31,7 +31,7 @@ def begin_run(
         What the run was asked to train on; only written down.
     """
     vocabulary = prepared.vocabulary
-    bags = training_bags(store, prepared.groups, config.split, config.stream.control_bags)
+    bags = planned_bags(store, prepared.groups, config)
     most = workers[1] if isinstance(workers, tuple) else workers
     _, repeated = rank_bags(bags, config.seed, 0, 0, most)
     run.model.make_folder()
@@ -55,5 +55,6 @@ def begin_run(
             "steps_per_epoch": steps_per_epoch(len(bags), config.stream, most),
             "bags_repeated_per_epoch": repeated,
             "pathways": str(vocabulary.membership.coverage),
+            "permuted_pathways": vocabulary.membership.permuted,
         },
     )

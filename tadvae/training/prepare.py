@@ -20,6 +20,7 @@ from tadvae.effects.observe import fit_effects
 from tadvae.nn.network import TADVAEModule
 from tadvae.pathways.default import default_pathways
 from tadvae.pathways.membership import hidden_units, membership
+from tadvae.pathways.permuted import permuted_genes
 from tadvae.pathways.read import read_pathways
 from tadvae.settings.experiment import ExperimentConfig
 from tadvae.store.reader import Store
@@ -58,6 +59,8 @@ def prepare_training(store: Store, config: ExperimentConfig, mapper: Mapper = lo
     _require_counts(store, config)
     groups = split_groups(store, config.split, config.validation)
     bags = training_bags(store, groups, config.split)
+    if (reason := shifts_out_of_reach(bags, store.control, config)) is not None:
+        raise UserError(reason)
     views = make_views(store, bags, config.split, config.preprocess, mapper)
     controls = load_controls(CellReader(store, views, config.split), bags, config.stream.max_controls, mapper)
     _require_controls(store, bags, set(controls))
@@ -69,6 +72,8 @@ def prepare_training(store: Store, config: ExperimentConfig, mapper: Mapper = lo
         if sets is None:
             sets = default_pathways(genes, panels, store.gene_reference, least)
         mask = membership(sets, genes, resolver(store), panels, least)
+        if config.pathways.permuted is not None:
+            mask = permuted_genes(mask, panels, config.pathways.permuted)
     vocabulary = build_vocabulary(store, groups, views, controls, mask, least)
     TADVAEModule(config.model, config.loss, vocabulary)  # a config that cannot be built fails here
     by_row = dict(enumerate(controls.values()))
@@ -77,6 +82,38 @@ def prepare_training(store: Store, config: ExperimentConfig, mapper: Mapper = lo
         reader = CellReader(store, views, config.split)
         effects = fit_effects(reader, bags, vocabulary, by_row, config.effects, mapper)
     return Preparation(groups, vocabulary, by_row, effects)
+
+
+def shifts_out_of_reach(bags: pd.DataFrame, control: int, config: ExperimentConfig) -> str | None:
+    """Why no term of the loss depends on the shifts of targets, as one sentence; None if one does.
+
+    Shifts are learned from the MMD, which compares sets of two or more cells, and from mean matching. Without
+    either they would stay as the seed drew them, and predictions would be noise.
+
+    Parameters
+    ----------
+    bags
+        The training bags.
+    control
+        Store index of the control.
+    """
+    perturbed = bags[bags["perturbation"] != control]
+    if perturbed.empty or config.loss.mean_match > 0 or config.effects.weight == 1:
+        return None
+    alpha = config.loss.alpha
+    if max(alpha.low, alpha.high) <= 0:
+        why = "loss.alpha and loss.mean_match are 0"
+    elif perturbed["n_cells"].max() < 2:
+        why = (
+            "loss.mean_match is 0, and the MMD needs two or more cells of a perturbation, but every training "
+            "bag is a single profile"
+        )
+    else:
+        return None
+    return (
+        f"nothing in the data can teach this model what perturbations do: {why}; set loss.mean_match above "
+        "0, or take another preset (dvae, sena and tadvae-paper need single cells)."
+    )
 
 
 def _require_counts(store: Store, config: ExperimentConfig) -> None:

@@ -9,7 +9,7 @@ import torch
 from tadvae.cells.ragged import Cells
 from tadvae.data.batches import Batch, BatchAssembler
 from tadvae.data.build_vocabulary import context_rows, interventions
-from tadvae.data.plan import Window, bags_left, epoch_windows, steps_per_epoch
+from tadvae.data.plan import Window, bags_left, divided_bags, epoch_windows, steps_per_epoch
 from tadvae.data.reader import CellReader, load_controls, training_bags
 from tadvae.data.views import views_of
 from tadvae.data.vocabulary import Vocabulary
@@ -19,13 +19,19 @@ from tadvae.store.reader import Store
 from tadvae.training.checkpoint import Earlier, Position
 
 
+def planned_bags(store: Store, groups: pd.DataFrame, config: ExperimentConfig) -> pd.DataFrame:
+    """The bags of an epoch: the training bags of a split, or their parts, with the ids of the plan."""
+    bags = training_bags(store, groups, config.split, config.stream.control_bags)
+    return divided_bags(bags, config.stream.cells_per_bag, len(store.bags))
+
+
 class TrainingSet:
     """The training side of a store: its bags in the order of a plan, as batches of the model.
 
     Attributes
     ----------
     bags
-        Rows of ``store.bags``.
+        Rows of ``store.bags``, or their parts (:func:`tadvae.data.plan.divided_bags`).
     reader
         Reads their cells.
     """
@@ -34,12 +40,17 @@ class TrainingSet:
         self, store: Store, groups: pd.DataFrame, vocabulary: Vocabulary, config: ExperimentConfig
     ) -> None:
         self.config, self.vocabulary = config, vocabulary
-        self.bags = training_bags(store, groups, config.split, config.stream.control_bags)
+        self.bags = planned_bags(store, groups, config)
         self.reader = CellReader(store, views_of(store, vocabulary), config.split)
         every = training_bags(store, groups, config.split)
         controls = load_controls(self.reader, every, config.stream.max_controls)
         self._assembler = BatchAssembler(
-            store.bags, controls, store.control, config.stream.bags_per_batch, config.seed
+            store.bags,
+            controls,
+            store.control,
+            config.stream.bags_per_batch,
+            config.seed,
+            config.stream.cells_per_bag,
         )
         self._contexts = context_rows(store, vocabulary)
         self._interventions = interventions(store, vocabulary)

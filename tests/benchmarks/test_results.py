@@ -73,6 +73,8 @@ def test_one_command_trains_stores_and_writes(results, ray_cluster, tmp_path, ca
     one_seed = np.mean([scores["l2"][f"tadvae, seed {s}"] for s in (0, 1)], axis=0)
     assert f"{bootstrap_mean(one_seed).mean:.3f} [" in page
     assert "### cells" in page
+    for model in ("tadvae: hard masking; width 8, 2 heads", "dvae: 128 hidden units", "sena: linear masking"):
+        assert f"- {model}" in page
 
     arithmetic = {m for m in scores["l2"] if not m.startswith("tadvae")} - {"noise_ceiling", "dvae", "sena"}
     best = min(arithmetic, key=lambda m: np.mean(scores["l2"][m]))
@@ -95,12 +97,37 @@ def test_published_models_take_part(results):
     assert set(found) == {"dvae", "sena"}
     for name, config in found.items():
         preset = PRESETS[name]()
-        for part in ("model", "loss", "effects"):
+        for part in ("model", "loss", "effects", "train", "stream"):
             assert getattr(config, part) == getattr(preset, part) != getattr(base, part)
-        assert (config.seed, config.split, config.train) == (4, base.split, base.train)
+        assert (config.seed, config.split, config.preprocess) == (4, base.split, base.preprocess)
         assert config.pathways.units == preset.pathways.units
     assert found["dvae"].pathways.units is not None
     assert found["sena"].pathways == base.pathways
+
+
+def test_models_that_cannot_learn_are_left_out_with_the_reason(results, convert_here, tmp_path):
+    store = convert_here(tmp_path / "screens" / "spec.yaml")
+    base = ExperimentConfig.load(None, ["split={kind: combo, folds: 4}"])
+    groups = split_groups(store, base.split)
+    models = {"dvae": results.published(base)["dvae"], "none": base.model_copy(deep=True)}
+    kept, notes = results.trainable(store, groups, models)
+    assert (set(kept), notes) == ({"dvae", "none"}, [])
+    models["none"] = ExperimentConfig.load(None, ["loss={mean_match: 0, alpha: {high: 0}}"])
+    kept, (note,) = results.trainable(store, groups, models)
+    assert set(kept) == {"dvae"}
+    assert note.startswith("none: not trained, nothing in the data")
+
+
+def test_the_page_says_what_every_model_is(results):
+    page = importlib.import_module("results_page")
+    about = {"settings": ["model.pathway={d_embed: 32, n_heads: 2}"], "epochs": 7, "seeds": [0, 1]}
+    earlier = {"about": about | {"published": ["dvae", "sena"]}, "notes": []}
+    tadvae, published = sorted(page._earlier_models([earlier]), reverse=True)
+    assert "width 32, 2 heads" in tadvae
+    assert "7 epochs" in tadvae
+    assert tadvae.endswith("seeds 0, 1")
+    assert published.startswith("dvae and sena: trained before these presets had their own schedule")
+    assert not page._earlier_models([earlier | {"notes": ["tadvae: hard masking; seed 0"]}])
 
 
 def fold(number: int, pearson: list, l2: list) -> dict:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tadvae.cells.ragged import Cells
 from tadvae.data.batches import BatchAssembler
-from tadvae.data.plan import StreamConfig, bags_left, epoch_windows, rank_bags, steps_per_epoch
+from tadvae.data.plan import StreamConfig, bags_left, divided_bags, epoch_windows, rank_bags, steps_per_epoch
 from tadvae.data.plan import _in_step as in_step
 
 SEEDED = settings(max_examples=60, deadline=None, derandomize=True)
@@ -337,6 +337,38 @@ def test_controls_change_with_epoch_and_seed():
     assert contents(assemble(BIG, windows, 4)) == first
     assert contents(assemble(BIG, windows, 4, epoch=1)) != first
     assert contents(assemble(BIG, windows, 4, seed=1)) != first
+
+
+@SEEDED
+@given(tables(), worlds, st.integers(2, 6), st.integers(0, 2))
+def test_parts_of_bags_hold_every_cell_once(table, world, size, epoch):
+    store = bag_table([[100]])
+    store.loc[table.index, table.columns] = table.assign(n_cells=table["n_cells"] * 3)
+    table = store.loc[table.index].assign(perturbation=CONTROL)
+    divided = divided_bags(table, size, len(store))
+    assert divided.index.is_unique
+    seen, config = {}, StreamConfig(bags_per_batch=1)
+    for rank in range(world):
+        windows = plan(divided, config, 3, epoch, rank, world)
+        stored = [bags % len(store) for window in windows for _, _, bags in window.reads]
+        reads = (
+            (np.repeat(bags, sizes), Cells.concat([cells_of_bag(b, n) for b, n in sizes.items()]))
+            for bags, sizes in ((np.unique(b), store["n_cells"].loc[np.unique(b)]) for b in stored)
+        )
+        everything = BatchAssembler(store.assign(perturbation=CONTROL), POOLS, CONTROL, 1, 3, size)
+        for batch in everything.batches(windows, reads, epoch):
+            (bag,) = batch.bags
+            assert 0 < len(bag.cells) <= size
+            assert set(bag.cells.gene_ids) == {bag.bag % len(store)}
+            seen[bag.bag] = bag.cells.values.tolist()  # the same on every rank that repeats it
+    assert set(seen) == set(divided.index)
+    for bag, row in table.iterrows():
+        found = [value for part, values in seen.items() if part % len(store) == bag for value in values]
+        assert sorted(found) == list(range(1, row["n_cells"] + 1))
+
+
+def test_whole_bags_without_a_size():
+    assert divided_bags(BIG, None, 50) is BIG
 
 
 @pytest.mark.parametrize("world", [1, 3])

@@ -154,6 +154,17 @@ def test_published_schedules():
         assert loss.alpha.at(27) == pytest.approx(alpha / 2)
         assert [loss.beta.at(e) for e in (0, 9, 10, 99)] == [0, 0, 0, beta]
         assert [loss.temperature.at(e) for e in (0, 4, 5, 99)] == [1, 1, 1, temperature]
+    for config in (PRESETS[name]() for name in ("dvae", "sena", "sena-1e-2", "tadvae-paper")):
+        ends = [schedule.end for schedule in (config.loss.alpha, config.loss.beta, config.loss.temperature)]
+        assert max(ends) < config.train.epochs == 100  # every schedule reaches its end in training
+        assert (config.train.learning_rate, config.train.clip_norm, config.train.weight_average) == (
+            1e-3, None, None,
+        )  # fmt: skip
+        assert (config.stream.bags_per_batch, config.stream.cells_per_bag) == (1, 32)
+        assert not config.stream.control_bags
+    last = PRESETS["netactivity"]()
+    assert (last.train.epochs, last.train.learning_rate) == (25 + 20 + 50, 1e-3)
+    assert last.stream.bags_per_batch * last.stream.cells_per_bag == 128
     assert PRESETS["dvae"]().loss.sigma == 1000.0
     assert PRESETS["sena"]().loss.sigma == 200.0
     # at equal β, SENA's KL term is 1 / (z·B) of the discrepancy VAE's: 1/3360 for z = 105, B = 32
