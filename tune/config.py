@@ -90,8 +90,8 @@ class SweepConfig(Space):
     def _workers_have_gpus(self) -> "SweepConfig":
         if self.workers > 1 and 0 < self.gpus < 1:
             raise ValueError(
-                f"the workers of a trial cannot share a GPU (gpus {self.gpus:g}, workers {self.workers}); set "
-                "gpus to 1, or workers to 1"
+                f"the workers of a trial cannot share a GPU (gpus {self.gpus:g}, workers {self.workers}); "
+                "set gpus to 1, or workers to 1"
             )
         return self
 

@@ -108,8 +108,8 @@ def _prepare(store: Store, experiment: ExperimentConfig, mapper: Mapper, first: 
     for dataset, context in sorted(set(_places(held)) - controlled):
         name, where = store.manifest.datasets[dataset].name, store.manifest.contexts[context]
         raise UserError(
-            f"dataset '{name}', context '{where}': perturbations are held out for validation, but there are no "
-            "control cells to predict them from; convert with a coarser context, or without these cells."
+            f"dataset '{name}', context '{where}': perturbations are held out for validation, but there are "
+            "no control cells to predict them from; convert with a coarser context, or without these cells."
         )
     return prepared
 
