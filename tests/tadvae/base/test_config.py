@@ -1,9 +1,9 @@
 """Configs: YAML in and out, dotted overrides, and one clear sentence for what is wrong."""
 
-import pytest
 import re
 from pathlib import Path
 
+import pytest
 from pydantic import Field
 
 from tadvae.base.config import Config, override, read_yaml
