@@ -63,6 +63,7 @@ def run_trial(
         run.place.delete()
     if run.is_finished:
         return
+    device = chosen_device(gpu) if workers == 1 else None
     experiment = ExperimentConfig.load_text(config["experiment"], "the trial's settings")
     if workers == 1:
         opened = Store.open(store)
@@ -74,7 +75,7 @@ def run_trial(
             if metric in record:
                 ray.tune.report(record)
 
-        train_alone(run, opened, report, device=chosen_device(gpu))
+        train_alone(run, opened, report, device)
         return
     train(
         store,

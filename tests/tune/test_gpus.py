@@ -1,10 +1,19 @@
 """GPUs of a sweep: what a trial asks Ray for, how many have room, and what the command accepts."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
+import torch
 
 from tune.cli import main
 from tune.config import SweepConfig
 from tune.sweep import resources, room
+
+ROOT = Path(__file__).parents[2]
+WITHOUT_A_CLUSTER = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
 
 
 def sweep(small_space, **changes):
@@ -78,3 +87,33 @@ def test_paper_is_a_grid_that_says_what_it_leaves_out(monkeypatch, tmp_path, cap
             main([*command, *more])
         assert ended.value.code == 2
         assert sentence in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.skipif(torch.cuda.is_available(), reason="trials would find the GPU that the test pretends")
+def test_a_trial_is_given_the_gpu_that_it_asks_for(store, space_file, tmp_path):
+    """A Ray that pretends two GPUs starts trials on them, and torch finds none there."""
+    code = (
+        "import pipelines, ray, sys\n"
+        "from tune.config import SweepConfig\n"
+        "from tune.sweep import run_sweep\n"
+        "ray.init(address='local', num_cpus=4, num_gpus=2)\n"
+        "store, out, space = sys.argv[1:]\n"
+        "config = SweepConfig.load(space, ['trials=2', 'gpus=0.5'])\n"
+        "for record in run_sweep(store, out, config):\n    print(record.status, record.reason)\n"
+        "config = SweepConfig.load(space, ['gpus=1', 'max_concurrent=3'])\n"
+        "try:\n    run_sweep(store, out + '2', config)\nexcept Exception as error:\n    print(error)\n"
+    )
+    words = [str(store.folder), str(tmp_path / "out"), str(space_file)]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=WITHOUT_A_CLUSTER,
+        timeout=500,
+    )
+    said = done.stdout.splitlines()
+    assert sum(line.startswith("failed --gpu: torch ") for line in said) == 2, done.stderr
+    assert "2 GPUs, but this run needs 3" in done.stdout

@@ -369,7 +369,7 @@ def test_trials_of_two_workers_finish_stop_and_fail(
     config = SweepConfig.parse({**data, "seed": seed}, "data")
     earlier = set(ray_cluster.util.placement_group_table())
     sentence = refused(run_sweep, str(store.folder), str(tmp_path / "sweep"), config)
-    assert "a trial with min_measured=90: none of its 9 pathways" in sentence
+    assert sentence.startswith("a trial with min_measured=90: ")
     assert not (tmp_path / "sweep").exists()
     monkeypatch.setattr(
         "tune.sweep.check_trials", lambda store, trials, mapper: prepare_training(store, config.experiment)
