@@ -2,6 +2,8 @@
 
 import itertools
 import math
+import re
+from pathlib import Path
 
 import optuna
 import pytest
@@ -123,8 +125,6 @@ def test_every_proposal_of_the_default_space_can_be_trained():
     ],
 )
 def test_bad_spaces(refused, changes, sentence):
-    import re
-
     assert re.search(sentence, refused(spoiled, **changes))
 
 
@@ -259,3 +259,15 @@ parameters:
 )
 def test_bad_sweeps(refused, changes, sentence):
     assert sentence in refused(spoiled, **changes)
+
+
+def test_the_space_of_the_page_is_one():
+    page = (Path(__file__).parents[2] / "docs/sweeps.md").read_text(encoding="utf-8")
+    (text,) = re.findall(r"^```text\n(search: .*?)^```$", page, re.M | re.S)
+    config = SweepConfig.load_text(text, "docs/sweeps.md")
+    config.check(config.experiment)
+    assert config.n_trials == 3
+    assert config.scheduler is None
+    defaults = SweepConfig.load(DEFAULT_SPACE)
+    assert f"{defaults.trials} (`--trials`)" in page
+    assert f"The first {len(defaults.points())} trials have every pair" in page
