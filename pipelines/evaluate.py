@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 
 import pandas as pd
+import torch
 from rich.table import Table
 from rich.text import Text
 
@@ -11,6 +12,7 @@ from tadvae.base.errors import UserError
 from tadvae.base.filesystem import Location
 from tadvae.evaluation.evaluate import CEILING, METHOD, NULL, Scores, evaluate
 from tadvae.evaluation.metrics import HIGHER_IS_BETTER
+from tadvae.model.device import chosen_device
 from tadvae.model.ensemble import Model, load_model
 from tadvae.model.run_folder import RunFolder
 from tadvae.store.reader import Store
@@ -25,7 +27,11 @@ SHOWN = {
 
 
 def evaluate_run(
-    run_path: str, category: str | None = None, store_path: str | None = None, against: Sequence[str] = ()
+    run_path: str,
+    category: str | None = None,
+    store_path: str | None = None,
+    against: Sequence[str] = (),
+    gpu: bool = False,
 ) -> Scores:
     """Evaluate a finished run or ensemble; the scores are also written to ``RUN/evaluation``.
 
@@ -37,6 +43,8 @@ def evaluate_run(
         Path or URL of the run's store, if it has moved; None: its path at training.
     against
         Other runs or ensembles of the same split to include in the table.
+    gpu
+        Predict on the GPU of this process.
 
     Raises
     ------
@@ -44,7 +52,8 @@ def evaluate_run(
         If the run is not finished, the store is not that of the run, or there is nothing to evaluate.
     """
     run = RunFolder(run_path)
-    model, groups, store_of_run = _load(run_path)
+    device = chosen_device(gpu)
+    model, groups, store_of_run = _load(run_path, device)
     store = Store.open(store_path or store_of_run)
     if store.manifest.vocabulary_hash != model.vocabulary.hash:
         raise UserError(
@@ -53,7 +62,7 @@ def evaluate_run(
         )
     rivals: dict[str, tuple[Model, pd.DataFrame]] = {}
     for path in against:
-        rival, split, _ = _load(path)
+        rival, split, _ = _load(path, device)
         if rival.vocabulary.hash != model.vocabulary.hash:
             raise UserError(f"--against {path}: it was trained on another store; compare runs of one store.")
         rivals[_free_name(Location.of(path).name, rivals)] = rival, split
@@ -63,10 +72,10 @@ def evaluate_run(
     return scores
 
 
-def _load(path: str) -> tuple[Model, pd.DataFrame, str]:
+def _load(path: str, device: torch.device) -> tuple[Model, pd.DataFrame, str]:
     """Load a run or ensemble, its split, and the path of its store."""
     first = next(iter(RunFolder(path).members().values()))
-    model = load_model(path)
+    model = load_model(path, device)
     first.require_run("evaluate")
     return model, first.split(), first.about()["store"]
 

@@ -3,14 +3,18 @@
 It is here and not in ``pipelines``, because ``tune`` imports ``pipelines``; see docs/decisions.md.
 """
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+import typer.core
 
 from pipelines.cli import main as commands
 from pipelines.cli.main import StoreArgument, app
 from pipelines.cli.show import out
 from tadvae.base.errors import UserError
+
+if TYPE_CHECKING:
+    from tune.config import SweepConfig
 
 tune_app = typer.Typer(help="Search for better settings with Ray Tune, and show the results.")
 app.add_typer(tune_app, name="tune")
@@ -19,7 +23,39 @@ SweepArgument = Annotated[str, typer.Argument(metavar="SWEEP", help="Folder or U
 FORMATS = ("csv", "parquet", "markdown", "html", "yaml")
 
 
-@tune_app.command("run")
+class _GpuNeedsNoNumber(typer.core.TyperCommand):
+    """Lets ``--gpu`` stand alone: Typer's options either always have a value, or never."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        words = list(args)
+        for i, word in enumerate(args):
+            if word == "--gpu" and not _is_number(args[i + 1] if i + 1 < len(args) else ""):
+                words[i] = "--gpu=1"
+        return super().parse_args(ctx, words)
+
+
+def _is_number(word: str) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True
+
+
+def about_grid(config: "SweepConfig") -> str:
+    """How many trials a grid has, and which combinations it leaves out."""
+    from tune.shown import short_name
+
+    names = " × ".join(map(short_name, config.parameters))
+    about = [f"{config.n_trials} trials: {names} in every combination"]
+    for key, parameter in config.parameters.items():
+        for other, values in parameter.when.items():
+            where = " or ".join(map(str, values))
+            about.append(f"{short_name(key)} varies only where {short_name(other)} is {where}")
+    return "; ".join(about)
+
+
+@tune_app.command("run", cls=_GpuNeedsNoNumber)
 def run(
     store: StoreArgument,
     out_: Annotated[str, typer.Option("--out", metavar="SWEEP", help="Folder or URL of the sweep.")],
@@ -36,6 +72,22 @@ def run(
         int | None, typer.Option(min=1, help="Largest number of trials at the same time.")
     ] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Ray Train workers per trial.")] = None,
+    gpu: Annotated[
+        float | None,
+        typer.Option(
+            "--gpu",
+            metavar="[FRACTION]",
+            help="Train on GPUs: one per worker, or with a fraction, such as 0.25, four trials on each GPU.",
+        ),
+    ] = None,
+    paper: Annotated[
+        bool,
+        typer.Option(
+            "--paper",
+            help="Compare all maskings, embeddings and encoders: every combination, 10 epochs each, none "
+            "stopped early.",
+        ),
+    ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted sweep.")] = False,
     settings: Annotated[
         list[str] | None,
@@ -48,20 +100,30 @@ def run(
 ) -> None:
     """Train many times with different settings; trials with worse results stop early.
 
+    The first trials compare masking, embedding and encoder; then the search varies all settings of its space.
+
     Example: tadvae tune run store --out sweep --trials 20 --set experiment.pathways.file=go.gmt
     """
-    from tune.config import DEFAULT_SPACE, SweepConfig
+    from tune.config import DEFAULT_SPACE, PAPER, SweepConfig
     from tune.sweep import run_sweep
 
-    given = {"max_concurrent": max_concurrent, "workers": workers}
+    if paper and config is not None:
+        raise UserError("--paper has its own search space; leave out --config.")
+    given = {"max_concurrent": max_concurrent, "workers": workers, "gpus": gpu}
     overrides = [f"{key}={value}" for key, value in given.items() if value is not None]
     if resume:
-        if config or settings or overrides:
+        if config or paper or settings or overrides:
             raise UserError("--resume continues with the sweep's own settings; only --trials can be changed.")
         records = run_sweep(store, out_, None, resume=True, trials=trials)
     else:
         overrides += [f"trials={trials}"] if trials is not None else []
-        sweep = SweepConfig.load(config or DEFAULT_SPACE, [*(settings or []), *overrides])
+        sweep = SweepConfig.load(
+            config or (PAPER if paper else DEFAULT_SPACE), [*(settings or []), *overrides]
+        )
+        if trials is not None and sweep.search == "grid":
+            raise UserError("a grid has one trial per combination; leave out --trials.")
+        if sweep.search == "grid":
+            out.print(about_grid(sweep))
         records = run_sweep(store, out_, sweep)
     counts = {name: sum(r.status == name for r in records) for name in ("finished", "stopped", "failed")}
     out.print(
@@ -98,7 +160,7 @@ def table(
     """
     from tadvae.base.filesystem import Location
     from tune.records import read_records, read_sweep
-    from tune.table import as_rich, rows_of, write_report
+    from tune.table import for_terminal, rows_of, write_report
 
     if formats and out_ is None:
         raise UserError("--format says which files to write; name their folder with --out.")
@@ -110,7 +172,8 @@ def table(
     if not records:
         raise UserError(f"{sweep}: no trial has started yet; wait for the first one.")
     rows = rows_of(records, config)
-    out.print(as_rich(rows, config, sweep))
+    for part in for_terminal(rows, config, sweep, out.width):
+        out.print(part)
     if out_ is not None:
         for path in write_report(Location.of(out_), sweep, config, records, formats or FORMATS):
             out.print(f"written: {path}")

@@ -22,8 +22,8 @@ from tadvae.report.charts import (
     text,
 )
 from tune.config import SweepConfig
-from tune.journal import short
 from tune.records import CELLS_SEEN, TrialRecord
+from tune.shown import assignments, short, short_name
 
 WIDTH, HEIGHT = 960, 380
 BOX = Box(left=74, right=WIDTH - 74, top=52, bottom=HEIGHT - 58)
@@ -59,7 +59,7 @@ def legend(config: SweepConfig) -> list[Key]:
     key = colour_key(config)
     if key is None:
         return []
-    name, choice = key.rsplit(".", 1)[-1], config.parameters[key].choice or []
+    name, choice = short_name(key), config.parameters[key].choice or []
     return [Key(COLOURS[i % len(COLOURS)], f"{name} {short(value)}") for i, value in enumerate(choice)]
 
 
@@ -116,7 +116,7 @@ def importance_bars(shares: dict[str, float], config: SweepConfig) -> Markup:
     parts = []
     for i, (key, share) in enumerate(shares.items()):
         y, star = 24 + 26 * i, " *" if config.parameters[key].when else ""
-        parts.append(text(left - 8, y + 14, key + star, "end"))
+        parts.append(text(left - 8, y + 14, short_name(key) + star, "end"))
         bar = {"x": left, "y": y, "width": scale(share) - left, "height": 18, "fill": COLOURS[0]}
         parts.append(element("rect", hover(f"{key}: {share:.3f}"), **bar))
         parts.append(text(scale(share) + 6, y + 14, f"{share:.3f}"))
@@ -158,7 +158,7 @@ class Axis:
 
 def _parameter_axis(key: str, config: SweepConfig) -> Axis:
     parameter = config.parameters[key]
-    name = key.removesuffix(".high").rsplit(".", 1)[-1]
+    name = short_name(key)
     if parameter.choice is not None:
         top = max(len(parameter.choice) - 1, 1)
         return Axis(name, Scale(0, top, BOX.bottom, BOX.top), parameter.choice)
@@ -174,6 +174,6 @@ def _look(record: TrialRecord) -> dict[str, object]:
 
 def _about(record: TrialRecord, config: SweepConfig) -> str:
     value = record.value(config.metric)
-    settings = ", ".join(f"{key}={short(v)}" for key, v in record.values.items())
     shown = "no value" if value is None else f"{value:.4f}"
-    return f"trial {record.number:04d} ({record.status}): {config.metric} {shown}; {settings}"
+    about = f"trial {record.number:04d} ({record.status}): {config.metric} {shown}"
+    return f"{about}; {assignments(record.values)}"

@@ -12,7 +12,8 @@ from tadvae.base.filesystem import Location
 from tadvae.base.terminal import print_text
 from tune.config import SweepConfig
 from tune.records import CELLS_SEEN, TrialRecord, write_record
-from tune.search import Halving
+from tune.search import Halving, TrainAll
+from tune.shown import assignments
 
 KEPT = ("epoch", CELLS_SEEN, "loss", "val_pearson_delta", "val_l2", "val_rmse", "val_cosine_logfc")
 
@@ -27,7 +28,11 @@ class Journal(Callback):
     """
 
     def __init__(
-        self, sweep: Location, config: SweepConfig, earlier: Sequence[TrialRecord], scheduler: Halving
+        self,
+        sweep: Location,
+        config: SweepConfig,
+        earlier: Sequence[TrialRecord],
+        scheduler: Halving | TrainAll,
     ) -> None:
         self.sweep, self.config, self.scheduler = sweep, config, scheduler
         self.records = {record.number: record for record in earlier}
@@ -40,8 +45,15 @@ class Journal(Callback):
         record = self.records.get(number, fresh)
         self._began[number] = (time.monotonic(), record.seconds)
         self._write(record)
-        shown = " ".join(f"{key.rsplit('.', 1)[-1]}={short(value)}" for key, value in values.items())
-        print_text(f"trial {number:04d}: {'continues' if record.curve else 'starts'}: {shown}")
+        began = "continues" if record.curve else "starts"
+        print_text(f"trial {number:04d}: {began}: {assignments(values)}")
+
+    def now(self) -> list[TrialRecord]:
+        """All records; of trials that are running, with the time until now."""
+        return [
+            self._timed(record) if record.number in self._began and record.status == "running" else record
+            for record in list(self.records.values())
+        ]
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
@@ -77,10 +89,13 @@ class Journal(Callback):
         print_text(f"trial {record.number:04d}: {status}{': ' + reason if reason else ''}")
 
     def _write(self, record: TrialRecord) -> None:
-        began, before = self._began[record.number]
-        record = record.model_copy(update={"seconds": round(before + time.monotonic() - began, 2)})
+        record = self._timed(record)
         self.records[record.number] = record
         write_record(self.sweep, record)
+
+    def _timed(self, record: TrialRecord) -> TrialRecord:
+        began, before = self._began[record.number]
+        return record.model_copy(update={"seconds": round(before + time.monotonic() - began, 2)})
 
 
 def _error_text(trial: Any) -> str:
@@ -95,8 +110,3 @@ def reason_of(text: str) -> str:
         return sentence
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[-1][:300] if lines else "it ended without an error message"
-
-
-def short(value: Any) -> str:
-    """Format a value in few characters."""
-    return f"{value:.3g}" if isinstance(value, float) else str(value)

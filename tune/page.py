@@ -12,8 +12,11 @@ from tadvae.report.rendering import Table, environment
 from tune.config import SweepConfig
 from tune.figures import importance_bars, learning_curves, legend, parallel_coordinates
 from tune.importance import importances
-from tune.journal import short
 from tune.records import TrialRecord, best_of
+from tune.shown import short
+from tune.views import views_of
+
+GROUPS = "The best trial of each combination, in the order of the search space"
 
 
 def page(
@@ -30,7 +33,7 @@ def page(
     """
     best = best_of(list(records), config)
     by_status = ", ".join(f"{n} {name}" for name, n in rows["status"].value_counts().items())
-    shares = importances(records, config)
+    shares, views = importances(records, config), views_of(rows, config)
     return (
         environment("tune")
         .get_template("sweep.html.j2")
@@ -45,7 +48,14 @@ def page(
             learning_curves=learning_curves(records, config),
             importance=importance_bars(shares, config) if shares else None,
             conditional=any(config.parameters[key].when for key in shares),
-            trials=Table.of(rows, "Trials, the best first", attributes=_attributes, number=short),
+            groups=None if views.groups is None else Table.of(views.groups, GROUPS, number=short),
+            trials=Table.of(
+                views.trials.assign(reason=rows["reason"]),
+                "Trials, the best first",
+                attributes=_attributes,
+                number=short,
+            ),
+            details=Table.of(views.details, "Other settings and scores of the same trials", number=short),
             best_yaml=best_yaml,
         )
     )

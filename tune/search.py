@@ -12,10 +12,10 @@ import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState
-from ray.tune.schedulers import ASHAScheduler, TrialScheduler
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search.optuna import OptunaSearch
 
-from tune.config import SweepConfig
+from tune.config import HalvingConfig, SweepConfig
 from tune.records import CELLS_SEEN, TrialRecord
 from tune.space import Parameter
 
@@ -88,7 +88,8 @@ class Define:
 def optuna_search(config: SweepConfig, records: Sequence[TrialRecord]) -> OptunaSearch:
     """The search by a tree-structured Parzen estimator; a parameter is sampled only if its condition holds.
 
-    Trials that were running when the sweep ended come first, with the same values and number.
+    Trials that were running when the sweep ended come first, with the same values and number; then those
+    whose values are known before the search.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     storage = optuna.storages.InMemoryStorage()
@@ -96,7 +97,11 @@ def optuna_search(config: SweepConfig, records: Sequence[TrialRecord]) -> Optuna
     for record in records:
         if record.status == "running":
             study.enqueue_trial(record.values, user_attrs={"number": record.number})
-    define = Define(config, max((record.number + 1 for record in records), default=0))
+    points, begun = config.points(), {record.number for record in records}
+    for number, values in enumerate(points):
+        if number not in begun:
+            study.enqueue_trial(values, user_attrs={"number": number})
+    define = Define(config, max([len(points), *(number + 1 for number in begun)]))
     seed = int(np.random.SeedSequence([config.seed, len(records)]).generate_state(1)[0])
     return OptunaSearch(
         space=define,
@@ -106,6 +111,20 @@ def optuna_search(config: SweepConfig, records: Sequence[TrialRecord]) -> Optuna
         storage=storage,
         study_name=STUDY,
     )
+
+
+class TrainAll(FIFOScheduler):
+    """No trial stops early.
+
+    Attributes
+    ----------
+    reasons
+        As of :class:`Halving`; empty.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reasons: dict[str, str] = {}
 
 
 class Halving(ASHAScheduler):
@@ -120,7 +139,7 @@ class Halving(ASHAScheduler):
     """
 
     def __init__(self, config: SweepConfig, cells_per_epoch: float) -> None:
-        epochs, halving = config.experiment.train.epochs, config.scheduler
+        epochs, halving = config.experiment.train.epochs, config.scheduler or HalvingConfig()
         super().__init__(
             time_attr=CELLS_SEEN,
             metric=config.metric,

@@ -4,13 +4,15 @@ Keys are dotted settings of :class:`~tadvae.settings.experiment.ExperimentConfig
 ``model.pathway.d_embed``.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 import optuna
-from pydantic import BaseModel, Field, model_validator
+from pydantic import Field, model_validator
 
-from tadvae.base.config import Config
+from tadvae.base.config import Config, IsFile
 from tadvae.base.errors import UserError
 from tadvae.settings.experiment import ExperimentConfig
 
@@ -18,6 +20,8 @@ Scalar = bool | int | float | str | None
 Values = dict[str, Any]
 """Value of each setting, by dotted key."""
 KINDS = ("choice", "uniform", "loguniform", "integer")
+SETTINGS: dict[str, IsFile | None] = dict(ExperimentConfig.every_setting())
+"""All settings of a run, with a marker if they name a file."""
 
 
 class Parameter(Config):
@@ -56,6 +60,15 @@ class Parameter(Config):
         """All values of a choice, or the two bounds of a range."""
         return list(self.choice or self.uniform or self.loguniform or self.integer or ())
 
+    def has(self, value: Any) -> bool:
+        """Whether this is one of the possible values."""
+        if self.choice is not None:
+            return any(value == each and type(value) is type(each) for each in self.choice)
+        if isinstance(value, bool) or not isinstance(value, int if self.integer else int | float):
+            return False
+        low, high = self.corners
+        return bool(low <= value <= high)
+
     def suggest(self, trial: optuna.trial.BaseTrial, key: str) -> Any:
         """Let Optuna choose a value."""
         if self.choice is not None:
@@ -75,6 +88,9 @@ class Derived(Config):
     """The setting is the value of the parameter divided by this number."""
 
 
+_NONE = object()
+
+
 class Space(Config):
     """Parameters, and settings that are derived from them."""
 
@@ -83,10 +99,21 @@ class Space(Config):
     derived: dict[str, Derived] = {}
     """Settings that are computed from a parameter, by dotted key."""
 
+    @classmethod
+    def locate(cls, data: Mapping[str, Any], folder: str | Path = "") -> dict[str, Any]:
+        """As for other configs; the values of a parameter may be files too, and those of conditions."""
+        result = super().locate(data, folder)
+        parameters = result.get("parameters")
+        if isinstance(parameters, Mapping):
+            result["parameters"] = {
+                key: _located(key, parameter, folder) for key, parameter in parameters.items()
+            }
+        return result
+
     @model_validator(mode="after")
     def _consistent(self) -> "Space":
         for key in [*self.parameters, *self.derived]:
-            if not _is_setting(key):
+            if key not in SETTINGS:
                 raise ValueError(f"unknown setting '{key}'; see `tadvae train` for those there are")
             if key.split(".")[0] in ("split", "validation"):
                 raise ValueError(f"'{key}' decides what trials are compared on, so it cannot vary among them")
@@ -138,9 +165,44 @@ class Space(Config):
         """Values of the parameters whose conditions hold, each from a call of ``value_of``."""
         found: Values = {}
         for key in self.order():
-            parameter = self.parameters[key]
-            if all(k in found and found[k] in values for k, values in parameter.when.items()):
-                found[key] = value_of(key, parameter)
+            if self._varies(key, found):
+                found[key] = value_of(key, self.parameters[key])
+        return found
+
+    def _varies(self, key: str, values: Values) -> bool:
+        """Whether the condition of a parameter holds."""
+        return all(k in values and values[k] in wanted for k, wanted in self.parameters[key].when.items())
+
+    def grid(self, keys: Collection[str]) -> list[Values]:
+        """Every combination of the values of some choices, the last choice varying fastest.
+
+        A choice whose condition does not hold has no value, so that no combination comes twice.
+        """
+        points: list[Values] = [{}]
+        for key in self.order():
+            choice = self.parameters[key].choice
+            if key not in keys or choice is None:
+                continue
+            points = [
+                {**point, **({} if value is _NONE else {key: value})}
+                for point in points
+                for value in (choice if self._varies(key, point) else [_NONE])
+            ]
+        return points
+
+    def completed(self, point: Values, base: ExperimentConfig) -> Values:
+        """A point with the values that ``base`` has for the other parameters, where they are possible."""
+        data: Any = base.model_dump(mode="json")
+        found: Values = {}
+        for key in self.order():
+            if not self._varies(key, found):
+                continue
+            value: Any = data
+            for name in key.split("."):
+                value = value[name]
+            value = point.get(key, value)
+            if self.parameters[key].has(value):
+                found[key] = value
         return found
 
     def settings(self, values: Values) -> Values:
@@ -172,6 +234,11 @@ class Space(Config):
         UserError
             If values do not fit together; the message names them.
         """
+        for values in self.extremes():
+            self.trial_experiment(base, values)
+
+    def extremes(self) -> Iterator[Values]:
+        """Values of trials that together have every value of a choice, and both bounds of every range."""
         for key, parameter in self.parameters.items():
             for value in parameter.corners:
                 wanted = self._wanted(key, value)
@@ -179,7 +246,7 @@ class Space(Config):
                 def value_of(k: str, p: Parameter, wanted: Values = wanted) -> Any:
                     return wanted.get(k, p.corners[0])
 
-                self.trial_experiment(base, self.pick(value_of))
+                yield self.pick(value_of)
 
     def _wanted(self, key: str, value: Any) -> Values:
         """A value of a parameter, with values of other parameters that satisfy its condition."""
@@ -193,11 +260,37 @@ class Space(Config):
         return wanted
 
 
-def _is_setting(key: str) -> bool:
-    model: Any = ExperimentConfig
-    for name in key.split("."):
-        fields: Mapping[str, Any] = getattr(model, "model_fields", {})
-        if name not in fields:
-            return False
-        model = fields[name].annotation
-    return not (isinstance(model, type) and issubclass(model, BaseModel))
+def covering(points: list[Values]) -> list[Values]:
+    """Few of the points that have every value, and every pair of values of two keys, that any point has.
+
+    Greedy: each is the first one with most pairs that none before it has.
+    """
+
+    def parts(point: Values) -> set[Any]:
+        return {*point.items(), *combinations(point.items(), 2)}
+
+    chosen: list[Values] = []
+    left = set().union(*map(parts, points)) if points else set()
+    while left:
+        chosen.append(max(points, key=lambda point: len(parts(point) & left)))
+        left -= parts(chosen[-1])
+    return chosen
+
+
+def _located(key: Any, parameter: Any, folder: str | Path) -> Any:
+    """A parameter that is not validated yet, with absolute paths of files."""
+    if not isinstance(parameter, Mapping):
+        return parameter
+
+    def values(name: Any, given: Any) -> Any:
+        marker = SETTINGS.get(name)
+        if marker is None or not isinstance(given, list):
+            return given
+        return [marker.located(value, folder) for value in given]
+
+    result = dict(parameter)
+    if "choice" in result:
+        result["choice"] = values(key, result["choice"])
+    if isinstance(result.get("when"), Mapping):
+        result["when"] = {name: values(name, given) for name, given in result["when"].items()}
+    return result

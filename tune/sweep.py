@@ -6,7 +6,7 @@ Also the entry point of a job: ``python -m tune run STORE --out SWEEP``.
 import json
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import ray
 import ray.tune
@@ -20,12 +20,13 @@ from tadvae.base.lock import locked
 from tadvae.base.terminal import print_text
 from tadvae.data.reader import training_bags, verify_shards
 from tadvae.store.reader import Store
-from tadvae.training.prepare import prepare_training
-from tune.config import SweepConfig
+from tune.config import DEFAULT_SPACE, SweepConfig
 from tune.journal import Journal
+from tune.preflight import check_settings, check_trials
+from tune.progress import Heartbeat, progress
 from tune.reclaim import Reclaim
 from tune.records import ABOUT, SWEEP, TRIALS, TrialRecord, best_of, read_records, read_sweep
-from tune.search import Halving, optuna_search
+from tune.search import Halving, TrainAll, optuna_search
 from tune.trial import beneath, run_trial
 
 TUNE_ENVIRONMENT = {
@@ -68,20 +69,26 @@ def _run(store_path: str, out: str, config: SweepConfig | None, resume: bool, tr
     sweep, store = Location.of(out), Store.open(store_path)
     if resume:
         config = _config_to_resume(sweep, store)
+        if trials is not None and config.search == "grid":
+            raise UserError(f"{sweep}: a grid has one trial per combination; leave out --trials.")
         config = config if trials is None else config.model_copy(update={"trials": trials})
     elif sweep.names():
         raise UserError(
             f"{sweep}: already holds a sweep; name another folder with --out, or continue it with --resume."
         )
-    config = config or SweepConfig.load(None)
-    config.check(config.experiment)
+    config = (config or SweepConfig.load(DEFAULT_SPACE)).located()
+    to_check = check_settings(config)
     # it warns about files that it was told not to write
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
-    with ray_session(config.workers * (config.max_concurrent or 1) + 2):
+    n_workers = config.workers * (config.max_concurrent or 1)
+    with (
+        Heartbeat(lambda: "still checking the store and the settings of the trials…") as heartbeat,
+        ray_session(n_workers + 2, gpus=config.gpus * n_workers),
+    ):
         if config.workers > 1:
             require_cleaning()
         verify_shards(store, store.bags, ray_map)
-        prepared = prepare_training(store, config.experiment, ray_map)
+        prepared = check_trials(store, to_check, ray_map)
         split = config.experiment.split
         bags = training_bags(store, prepared.groups, split, config.experiment.stream.control_bags)
         cells = float(bags["n_cells"].sum())
@@ -90,7 +97,7 @@ def _run(store_path: str, out: str, config: SweepConfig | None, resume: bool, tr
         if not resume:
             _begin(sweep, store, store_path, config)
         earlier = read_records(sweep)
-        _tune(store_path, out, config, earlier, cells)
+        _tune(store_path, out, config, earlier, cells, heartbeat)
     _write_best(sweep, config, read_records(sweep))
 
 
@@ -123,37 +130,47 @@ def _config_to_resume(sweep: Location, store: Store) -> SweepConfig:
 
 
 def _tune(
-    store_path: str, out: str, config: SweepConfig, earlier: Sequence[TrialRecord], cells: float
+    store_path: str,
+    out: str,
+    config: SweepConfig,
+    earlier: Sequence[TrialRecord],
+    cells: float,
+    heartbeat: Heartbeat,
 ) -> None:
     sweep = Location.of(out)
     ended = [record for record in earlier if record.status != "running"]
-    left = config.trials - len(ended)
+    left = config.n_trials - len(ended)
     if left <= 0:
-        print_text(f"all {config.trials} trials have ended; nothing to do")
+        print_text(f"all {config.n_trials} trials have ended; nothing to do")
         return
     if earlier:
         print_text(f"{len(ended)} trials have ended, {len(earlier) - len(ended)} continue, {left} to run")
-    scheduler = Halving(config, cells)
-    for record in ended:
-        if record.status != "failed":
-            scheduler.replay(record)
-    room = int(ray.cluster_resources().get("CPU", 0) - 2) // config.workers
+    scheduler: Halving | TrainAll = TrainAll()
+    if config.scheduler is not None:
+        scheduler = Halving(config, cells)
+        for record in ended:
+            if record.status != "failed":
+                scheduler.replay(record)
+    at_once = config.max_concurrent or room(ray.cluster_resources(), config)
+    journal = Journal(sweep, config, earlier, scheduler)
+    heartbeat.line = lambda: progress(journal.now(), config, at_once)
     trainable = ray.tune.with_parameters(
         run_trial,
         store=store_path,
         folder=beneath(out, TRIALS),
         metric=config.metric,
         workers=config.workers,
+        gpu=config.gpus > 0,
     )
     (sweep / "tune").delete()
     reclaim = Reclaim()
     tuner = ray.tune.Tuner(
-        ray.tune.with_resources(trainable, {"CPU": 1 if config.workers == 1 else DRIVER_CPUS}),
+        ray.tune.with_resources(trainable, resources(config)),
         tune_config=ray.tune.TuneConfig(
             search_alg=optuna_search(config, earlier),
             scheduler=scheduler,
             num_samples=left,
-            max_concurrent_trials=config.max_concurrent or max(room, 1),
+            max_concurrent_trials=at_once,
             trial_name_creator=_name,
             trial_dirname_creator=_name,
         ),
@@ -161,13 +178,31 @@ def _tune(
             name="tune",
             storage_path=sweep.path,
             storage_filesystem=sweep.filesystem,
-            callbacks=[Journal(sweep, config, earlier, scheduler), reclaim],
+            callbacks=[journal, reclaim],
             verbose=0,
         ),
     )
     tuner.fit()
     reclaim.finish()
     (sweep / "tune").delete()
+
+
+def resources(config: SweepConfig) -> dict[str, float]:
+    """What a trial asks Ray for itself; the workers of a trial of several ask for their own."""
+    if config.workers > 1:
+        return {"CPU": DRIVER_CPUS}
+    return {"CPU": 1} | ({"GPU": config.gpus} if config.gpus else {})
+
+
+def room(cluster: Mapping[str, float], config: SweepConfig) -> int:
+    """Number of trials that can run at the same time, at least 1.
+
+    Two CPUs are left to the tasks that read the store. A trial's part of a GPU is on one GPU.
+    """
+    workers = int(cluster.get("CPU", 0) - 2)
+    if config.gpus:
+        workers = min(workers, int(cluster.get("GPU", 0)) * int(1 / config.gpus + 1e-6))
+    return max(workers // config.workers, 1)
 
 
 def _name(trial: ray.tune.experiment.Trial) -> str:

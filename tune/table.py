@@ -6,18 +6,21 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import pandas as pd
+from rich.box import SIMPLE_HEAD
+from rich.console import Console, JustifyMethod
 from rich.table import Table
 
 from tadvae.base.filesystem import Location
 from tadvae.model.card import escape_markdown
 from tune.config import SweepConfig
-from tune.journal import short
 from tune.page import page
 from tune.records import CELLS_SEEN, TrialRecord, best_of
+from tune.shown import short
 from tune.sweep import best_yaml
+from tune.views import views_of
 
-FIXED = ("rank", "trial", "status")
-ENDS = ("epochs", CELLS_SEEN, "loss", "seconds", "reason")
+WIDTH = 100
+"""Characters of a line on the terminal."""
 FILES = {
     "csv": "trials.csv",
     "parquet": "trials.parquet",
@@ -73,20 +76,50 @@ def rows_of(records: Sequence[TrialRecord], config: SweepConfig) -> pd.DataFrame
     return frame
 
 
-def as_rich(rows: pd.DataFrame, config: SweepConfig, name: str) -> Table:
-    """The table for the terminal, with complete reasons."""
+def for_terminal(rows: pd.DataFrame, config: SweepConfig, name: str, width: int = WIDTH) -> list[Table | str]:
+    """Tables and lines for the terminal; a wide table goes on below, so that nothing is cut.
+
+    Parameters
+    ----------
+    width
+        Of the terminal, in characters; more than :data:`WIDTH` are not used.
+    """
     sign = "↑" if config.mode == "max" else "↓"
-    table = Table(title=f"{name}: {len(rows)} trials by {config.metric} {sign}", title_justify="left")
-    varied = [key for key in config.parameters if rows[key].notna().any()]
-    columns = [*FIXED, *varied, config.metric, "epochs", "seconds", "reason"]
+    views, width = views_of(rows, config), min(width, WIDTH)
+    parts: list[Table | str] = []
+    if views.groups is not None:
+        names = ", ".join(views.groups.columns[: list(views.groups.columns).index("trials")])
+        parts += _tables(views.groups, f"best of {names} by {config.metric} {sign}", width, repeated=0)
+    parts += _tables(views.trials, f"{name}: {len(rows)} trials by {config.metric} {sign}", width)
+    parts += _tables(views.details, "the same trials, other settings and scores", width)
+    for reason, trials in rows[rows["reason"].ne("")].groupby("reason", sort=False)["trial"]:
+        parts.append(f"{', '.join(f'{number:04d}' for number in trials)}: {reason}")
+    return parts
+
+
+def _tables(frame: pd.DataFrame, title: str, width: int, repeated: int = 2) -> list[Table | str]:
+    """A table in as many parts as the width asks for; its first columns are repeated in each part."""
+    columns = list(frame.columns)
+    found: list[Table | str] = []
+    shown = columns[: repeated + 1]
+    for column in [*columns[repeated + 1 :], None]:
+        wider = _table(frame, [*shown, column], "") if column is not None else None
+        if wider is not None and Console(width=10_000).measure(wider).maximum <= width:
+            shown.append(column)
+            continue
+        found.append(_table(frame, shown, title if not found else f"{title}, continued"))
+        shown = [*columns[:repeated], column]
+    return found
+
+
+def _table(frame: pd.DataFrame, columns: Sequence[str], title: str) -> Table:
+    table = Table(title=title or None, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     for column in columns:
-        number = pd.api.types.is_numeric_dtype(rows[column])
-        heading = (
-            column.rsplit(".", 1)[-1] if column.rsplit(".", 1)[-1] != "high" else column.rsplit(".", 2)[-2]
-        )
-        table.add_column(heading, justify="right" if number else "left", overflow="fold")
-    for row in rows.to_dict("records"):
-        table.add_row(*(text(row[column]) for column in columns), style="bold" if row["rank"] == 1 else None)
+        side: JustifyMethod = "right" if pd.api.types.is_numeric_dtype(frame[column]) else "left"
+        table.add_column(column, justify=side, overflow="fold", min_width=len(column), max_width=60)
+    for row in frame.to_dict("records"):
+        best = row.get("rank") == 1
+        table.add_row(*(text(row[column]) for column in columns), style="bold" if best else None)
     return table
 
 

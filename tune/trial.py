@@ -12,6 +12,7 @@ from ray.tune.integration.ray_train import TuneReportCallback
 
 from pipelines.train.alone import train_alone
 from pipelines.train.train import train
+from tadvae.model.device import chosen_device
 from tadvae.model.run_folder import RunFolder
 from tadvae.settings.experiment import ExperimentConfig
 from tadvae.store.reader import Store
@@ -37,7 +38,9 @@ class ReportValidations(TuneReportCallback):
             super().after_report(run_context, metrics, None)
 
 
-def run_trial(config: dict[str, Any], store: str, folder: str, metric: str, workers: int) -> None:
+def run_trial(
+    config: dict[str, Any], store: str, folder: str, metric: str, workers: int, gpu: bool = False
+) -> None:
     """The function that Ray Tune calls: start a run, resume an existing one, or report a finished one.
 
     Parameters
@@ -46,6 +49,8 @@ def run_trial(config: dict[str, Any], store: str, folder: str, metric: str, work
         ``number`` of the trial, and its ``experiment`` as YAML.
     folder
         Path or URL of the folder of trials.
+    gpu
+        Whether each worker has a GPU, or a part of one.
     """
     place = beneath(folder, f"{config['number']:04d}/run")
     run = RunFolder(place)
@@ -58,19 +63,26 @@ def run_trial(config: dict[str, Any], store: str, folder: str, metric: str, work
         run.place.delete()
     if run.is_finished:
         return
+    device = chosen_device(gpu) if workers == 1 else None
     experiment = ExperimentConfig.load_text(config["experiment"], "the trial's settings")
     if workers == 1:
         opened = Store.open(store)
         if not begun:
             prepared = prepare_training(opened, experiment)
-            begin_run(run, opened, store, experiment, prepared, workers=1, gpu=False)
-        train_alone(run, opened, report=lambda record: ray.tune.report(record) if metric in record else None)
+            begin_run(run, opened, store, experiment, prepared, workers=1, gpu=gpu)
+
+        def report(record: dict[str, Any]) -> None:
+            if metric in record:
+                ray.tune.report(record)
+
+        train_alone(run, opened, report, device)
         return
     train(
         store,
         place,
         None if begun else experiment,
         workers=workers,
+        gpu=gpu,
         resume=begun,
         callbacks=[ReportValidations(metric)],
         progress=False,

@@ -44,6 +44,7 @@ app.add_typer(pathways_app, name="pathways")
 app.add_typer(datasets_app, name="datasets")
 
 StoreArgument = Annotated[str, typer.Argument(metavar="STORE", help="Folder or URL of a cell store.")]
+OnGpu = Annotated[bool, typer.Option("--gpu", help="Predict on a GPU of this machine.")]
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="Folder or URL of a run.")]
 
 
@@ -164,7 +165,9 @@ def train(
     seeds: Annotated[
         int,
         typer.Option(
-            min=1, help="Train an ensemble of this size, with prediction intervals; one CPU per member."
+            min=1,
+            help="Train an ensemble of this size, with prediction intervals; one CPU per member, with --gpu "
+            "one GPU.",
         ),
     ] = 1,
     calibration_folds: Annotated[
@@ -191,14 +194,20 @@ def train(
     base = None if preset is None else settings_of(preset)
     experiment = None if resume else ExperimentConfig.load(config, settings or [], base)
     if seeds > 1 or (resume and RunFolder(out_).is_ensemble):
-        if gpu or count != 1:
-            raise UserError("--seeds trains each member on one CPU; leave out --gpu and --workers.")
+        if count != 1:
+            raise UserError("--seeds trains each member in one process; leave out --workers.")
         if calibration_folds == 1:
             raise UserError("--calibration-folds 1: a fold needs others to train on; give 0, or 2 and more.")
         from pipelines.train.ensemble import train_ensemble
 
         train_ensemble(
-            store, out_, experiment, seeds=seeds, calibration_folds=calibration_folds, resume=resume
+            store,
+            out_,
+            experiment,
+            seeds=seeds,
+            calibration_folds=calibration_folds,
+            gpu=gpu,
+            resume=resume,
         )
     else:
         from pipelines.train.train import train as run
@@ -231,6 +240,7 @@ def evaluate(
         list[str] | None,
         typer.Option(metavar="RUN2", help="Another run of the same split to compare with; may be repeated."),
     ] = None,
+    gpu: OnGpu = False,
 ) -> None:
     """Compare a run, or an ensemble, with baselines on its held-out perturbations.
 
@@ -239,7 +249,7 @@ def evaluate(
     from pipelines.evaluate import as_json, evaluate_run, tables
     from tadvae.model.run_folder import RunFolder
 
-    scores = evaluate_run(run, split, store, against or [])
+    scores = evaluate_run(run, split, store, against or [], gpu)
     for table in tables(scores):
         out.print(table)
     for note in scores.notes:
@@ -293,6 +303,7 @@ def predict(
     values: Annotated[
         Literal["counts", "log1p"], typer.Option(help="Whether --controls holds counts or log1p values.")
     ] = "counts",
+    gpu: OnGpu = False,
 ) -> None:
     """Predict cells under a perturbation of one or several targets.
 
@@ -300,7 +311,9 @@ def predict(
     """
     from pipelines.predict import predict_to
 
-    adata = predict_to(run, target, context, out_, controls_path=controls, dataset=dataset, values=values)
+    adata = predict_to(
+        run, target, context, out_, controls_path=controls, dataset=dataset, values=values, gpu=gpu
+    )
     about = adata.uns["tadvae"]
     change = (adata.var["predicted_mean"] - adata.var["control_mean"]).sort_values()
     up = ", ".join(f"{gene} {value:+.2f}" for gene, value in change.iloc[::-1].head(5).items())

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import nn
 
 from pipelines.train.prefetch import read_ahead
 from pipelines.train.rank import Rank, keep_weights, train_rank
@@ -23,18 +25,23 @@ from tadvae.store.reader import Store
 from tadvae.training.validation import Patience
 
 
-def train_alone(run: RunFolder, store: Store, report: Callable[[dict[str, Any]], None] | None = None) -> None:
+def train_alone(
+    run: RunFolder,
+    store: Store,
+    report: Callable[[dict[str, Any]], None] | None = None,
+    device: torch.device | None = None,
+) -> None:
     """Train a run that has begun, from its last checkpoint on, to its final weights.
 
     Parameters
     ----------
     report
         Called after every checkpoint with the record of the last step.
+    device
+        Where to train; None: on the CPU.
     """
-    import torch
-
     torch.set_num_threads(1)  # as Ray's workers have: other numbers of threads round differently
-    rank = _OnlyRank(run, run.config(), report)
+    rank = _OnlyRank(run, run.config(), report, device or torch.device("cpu"))
     train_rank(run, store, rank)
     names = run.checkpoints.names()
     best = rank.best()
@@ -46,12 +53,20 @@ class _OnlyRank(Rank):
     """The one worker of a run: it reads with its own threads and keeps the checkpoints itself."""
 
     def __init__(
-        self, run: RunFolder, config: ExperimentConfig, report: Callable[[dict[str, Any]], None] | None
+        self,
+        run: RunFolder,
+        config: ExperimentConfig,
+        report: Callable[[dict[str, Any]], None] | None,
+        device: torch.device,
     ) -> None:
+        self.device = device
         self._run, self._config, self._report = run, config, report
         self._key = Patience(config.validation).key
         self._validated: list[dict[str, Any]] | None = None
         """Records of the steps with a validation; the log is read once, when it first has them all."""
+
+    def parallel(self, module: nn.Module) -> nn.Module:
+        return module.to(self.device)
 
     def checkpoint(self) -> AbstractContextManager[str] | None:
         return self._run.checkpoints.last()

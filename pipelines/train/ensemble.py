@@ -1,7 +1,8 @@
 """``tadvae train --seeds N``: members and calibration models, one Ray task each.
 
-A task trains one model in one process, so the cluster trains as many at once as it has CPUs (or
-``at_once``). Every model is a run's folder of its own; one that is finished is not trained again.
+A task trains one model in one process, so the cluster trains as many at once as it has CPUs, or GPUs
+if each has one (or ``at_once``). Every model is a run's folder of its own; one that is finished is not
+trained again.
 """
 
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from tadvae.base.filesystem import Location, absolute
 from tadvae.base.lock import locked
 from tadvae.data.reader import verify_shards
 from tadvae.data.splits import split_groups
+from tadvae.model.device import chosen_device
 from tadvae.model.run_folder import RunFolder
 from tadvae.model.tadvae import TADVAE
 from tadvae.settings.experiment import ExperimentConfig
@@ -35,6 +37,7 @@ def train_ensemble(
     calibration_folds: int = 4,
     seeds_per_fold: int = 2,
     at_once: int | None = None,
+    gpu: bool = False,
     resume: bool = False,
 ) -> RunFolder:
     """Train an ensemble with intervals; returns its folder.
@@ -50,7 +53,9 @@ def train_ensemble(
     seeds_per_fold
         Models trained without each fold.
     at_once
-        Most models in training at one time; None: as the cluster has CPUs.
+        Most models in training at one time; None: as the cluster has CPUs, or GPUs.
+    gpu
+        Train each model on a GPU of its own.
 
     Raises
     ------
@@ -61,7 +66,9 @@ def train_ensemble(
     folder = RunFolder(out)
     store = Store.open(store_path)
     with locked(folder.place):
-        _train(folder, store, store_path, config, seeds, calibration_folds, seeds_per_fold, at_once, resume)
+        _train(
+            folder, store, store_path, config, seeds, calibration_folds, seeds_per_fold, at_once, gpu, resume
+        )
     return folder
 
 
@@ -74,6 +81,7 @@ def _train(
     calibration_folds: int,
     seeds_per_fold: int,
     at_once: int | None,
+    gpu: bool,
     resume: bool,
 ) -> None:
     if resume:
@@ -101,12 +109,12 @@ def _train(
     seeds_of_fold = [config.seed + i for i in range(about["seeds_per_fold"])]
     of_fold = [] if plan is None else fold_runs(config, plan, seeds_of_fold)
     runs |= {name: each for fold in of_fold for name, each in fold.items()}
-    with ray_session():
+    with ray_session(gpus=1 if gpu else 0):
         verify_shards(store, store.bags, ray_map)
         if not resume:
             prepare_training(store, config, ray_map)  # what cannot be trained fails here, before all writing
             folder.begin_ensemble(config, about)
-        train_models(store_path, folder.place, runs, at_once)
+        train_models(store_path, folder.place, runs, at_once, gpu)
         if plan is not None and not folder.is_calibrated:
             _calibrate(store, folder, groups, plan, [list(fold) for fold in of_fold], about["members"][0])
 
@@ -122,25 +130,29 @@ def fold_runs(
 
 
 def train_models(
-    store_path: str, folder: Location, runs: dict[str, ExperimentConfig], at_once: int | None = None
+    store_path: str,
+    folder: Location,
+    runs: dict[str, ExperimentConfig],
+    at_once: int | None = None,
+    gpu: bool = False,
 ) -> None:
     """Train the runs that are not finished, a task each; their names are folders inside ``folder``."""
     left = [name for name in runs if not RunFolder(folder / name).is_finished]
-    task = ray.remote(num_cpus=1)(train_one)
-    calls = [(task, (store_path, str(folder / name), runs[name].to_yaml())) for name in left]
+    task = ray.remote(num_cpus=1, num_gpus=1 if gpu else 0)(train_one)
+    calls = [(task, (store_path, str(folder / name), runs[name].to_yaml(), gpu)) for name in left]
     run_tasks("training models", calls, at_once or len(runs), already=len(runs) - len(left))
 
 
-def train_one(store_path: str, out: str, config_yaml: str) -> None:
+def train_one(store_path: str, out: str, config_yaml: str, gpu: bool = False) -> None:
     """Train one model in this process and write its run's folder; the weights come last."""
     import torch
 
     torch.set_num_threads(1)  # a task has one CPU
     config = ExperimentConfig.load_text(config_yaml, f"{out}/config.yaml")
     store, run = Store.open(store_path), RunFolder(out)
-    model, groups = fit(store, config)
+    model, groups = fit(store, config, chosen_device(gpu))
     prepared = Preparation(groups, model.vocabulary, model.controls, model.effects)
-    begin_run(run, store, store_path, config, prepared, workers=1, gpu=False)
+    begin_run(run, store, store_path, config, prepared, workers=1, gpu=gpu)
     model.save_pretrained(str(run.model))
 
 

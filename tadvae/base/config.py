@@ -4,16 +4,43 @@ Each component defines its config class next to the code that reads it; this mod
 they share. The resolved config is saved with every run.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tadvae.base.documents import parse_yaml
 from tadvae.base.errors import UserError
-from tadvae.base.filesystem import refuse_credentials
+from tadvae.base.filesystem import absolute, refuse_credentials
+
+
+@dataclass(frozen=True)
+class IsFile:
+    """Marks a setting as the path or URL of a file: ``Annotated[str | None, IsFile()]``.
+
+    Attributes
+    ----------
+    words
+        Values that are no files.
+    """
+
+    words: tuple[str, ...] = ()
+
+    def located(self, value: Any, folder: str | Path = "") -> Any:
+        """The value with an absolute path; a relative one starts from a folder, by default the working one.
+
+        ``None``, URLs and the marker's words stay as they are, as does whatever validation will refuse.
+        """
+        if not isinstance(value, str) or not value or value in self.words:
+            return value
+        return absolute(value if "://" in value else Path(folder) / Path(value).expanduser())
+
+
+OptionalFile = Annotated[str | None, IsFile()]
+"""Type of a setting that is the path or URL of a file, or None."""
 
 
 class Config(BaseModel):
@@ -40,6 +67,8 @@ class Config(BaseModel):
     ) -> Self:
         """Read a YAML file (``None``: the defaults) and apply ``key.sub=value`` overrides.
 
+        Relative paths in the file start from its folder, those of overrides from the working folder.
+
         Parameters
         ----------
         base
@@ -49,6 +78,8 @@ class Config(BaseModel):
         if not isinstance(data, dict):
             raise UserError(f"{path}: expected a mapping of settings, found {type(data).__name__}.")
         source = str(path) if path is not None else "--set"
+        if path is not None:
+            data = cls.locate(data, Path(path).absolute().parent)
         return cls.parse(override(_over(base or {}, data), overrides), source)
 
     @classmethod
@@ -66,6 +97,39 @@ class Config(BaseModel):
             if isinstance(node, dict):
                 node.pop(leaf, None)
         return cls.parse(data, source)
+
+    @classmethod
+    def every_setting(cls) -> Iterator[tuple[str, IsFile | None]]:
+        """Dotted names of all single settings, each with its marker if it names a file."""
+        for name, field in cls.model_fields.items():
+            if (group := _group(field.annotation)) is not None:
+                yield from ((f"{name}.{key}", marker) for key, marker in group.every_setting())
+            else:
+                yield name, _marker(field.metadata)
+
+    @classmethod
+    def locate(cls, data: Mapping[str, Any], folder: str | Path = "") -> dict[str, Any]:
+        """Return settings that are not validated yet, with absolute paths of all files.
+
+        Parameters
+        ----------
+        folder
+            Where relative paths start; by default the working folder.
+        """
+        result = dict(data)
+        for name, field in cls.model_fields.items():
+            if name not in result:
+                continue
+            group, marker, value = _group(field.annotation), _marker(field.metadata), result[name]
+            if group is not None and isinstance(value, Mapping):
+                result[name] = group.locate(value, folder)
+            elif marker is not None:
+                result[name] = marker.located(value, folder)
+        return result
+
+    def located(self) -> Self:
+        """Return the config with absolute paths of files, for processes with another working folder."""
+        return type(self).model_validate(self.locate(self.model_dump()))
 
     def to_yaml(self) -> str:
         """The resolved config as YAML, every default written out."""
@@ -105,6 +169,15 @@ def override(data: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any
                 raise UserError(f"--set {item}: '{name}' is a value, not a group of settings.")
         node[leaf] = parse_yaml(text, f"--set {key.strip()}")
     return result
+
+
+def _group(annotation: Any) -> type[Config] | None:
+    """The config that a field holds; None for a single setting."""
+    return annotation if isinstance(annotation, type) and issubclass(annotation, Config) else None
+
+
+def _marker(metadata: Iterable[Any]) -> IsFile | None:
+    return next((each for each in metadata if isinstance(each, IsFile)), None)
 
 
 def _copy(data: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,14 +4,16 @@ Source: the paper's section "Data" (CPM, log1p, the most variable genes). The va
 chosen in :mod:`tadvae.cells.variable_genes`.
 """
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import Field
 
-from tadvae.base.config import Config
+from tadvae.base.config import Config, IsFile
 from tadvae.base.errors import UserError
 
+ALL, PROTEIN_CODING = "all", "protein_coding"
+"""Genes that need no list."""
 SCALE = {"cpm": 1e6, "cp10k": 1e4, "tpm": 1e6}
 """Total to which each method scales a cell."""
 
@@ -27,7 +29,7 @@ class PreprocessConfig(Config):
     - ``tpm``: transcripts per million; use it for full-length protocols and bulk profiles. It needs gene
       lengths in the store (``genes: {length: …}`` in the spec).
     """
-    genes: str = "all"
+    genes: Annotated[str, IsFile(words=(ALL, PROTEIN_CODING))] = ALL
     """Genes that the model may use as input; perturbation targets are always kept.
 
     - ``all``: all genes of the store; the usual choice.

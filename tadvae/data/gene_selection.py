@@ -8,9 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tadvae.base.errors import UserError
+from tadvae.cells.normalize import ALL, PROTEIN_CODING
 from tadvae.store.reader import Store
-
-ALL, PROTEIN_CODING = "all", "protein_coding"
 
 
 def selected_genes(store: Store, which: str) -> np.ndarray:

@@ -9,11 +9,13 @@ from typing import Any, Literal, Self
 import anndata as ad
 import numpy as np
 import pandas as pd
+import torch
 
 from tadvae.base.errors import UserError
 from tadvae.cells.ragged import Cells
 from tadvae.data.vocabulary import Vocabulary
 from tadvae.model.conformal import Calibration
+from tadvae.model.device import to_numpy
 from tadvae.model.factor_graph import edge_stability
 from tadvae.model.run_folder import RunFolder
 from tadvae.model.tadvae import TADVAE
@@ -45,6 +47,12 @@ class Ensemble:
         calibration = folder.calibration()
         _require_one_vocabulary(members, calibration, folder)
         return cls(members, calibration)
+
+    def to(self, device: str | torch.device) -> Self:
+        """Move the networks of all members, see :meth:`TADVAE.to`."""
+        for member in self.members:
+            member.to(device)
+        return self
 
     @property
     def vocabulary(self) -> Vocabulary:
@@ -165,7 +173,7 @@ class Ensemble:
         See :func:`tadvae.model.factor_graph.edge_stability`; besides, ``source_name`` and
         ``target_name``, the pathway that each factor reads most.
         """
-        loadings = [m.module.factors.loadings.detach().numpy() for m in self.members]
+        loadings = [to_numpy(m.module.factors.loadings) for m in self.members]
         edges = edge_stability([m.graph() for m in self.members], loadings, threshold)
         name = self.members[0].factors(top=1).set_index("factor")["name"]
         return edges.assign(source_name=edges["source"].map(name), target_name=edges["target"].map(name))
@@ -182,10 +190,11 @@ def description(model: "Model") -> str:
     return f"{model.config.summary}; seed{'s' if len(members) > 1 else ''} {seeds}"
 
 
-def load_model(place: str | os.PathLike[str]) -> Model:
-    """Load a run or an ensemble."""
+def load_model(place: str | os.PathLike[str], device: str | torch.device = "cpu") -> Model:
+    """Load a run or an ensemble, whose networks compute on a device."""
     ensemble = RunFolder(place).is_ensemble
-    return Ensemble.from_pretrained(place) if ensemble else TADVAE.from_pretrained(place)
+    model: Model = Ensemble.from_pretrained(place) if ensemble else TADVAE.from_pretrained(place)
+    return model.to(device)
 
 
 def _require_one_vocabulary(

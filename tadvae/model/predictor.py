@@ -8,6 +8,7 @@ import torch
 from tadvae.cells.ragged import Cells
 from tadvae.data.vocabulary import Vocabulary
 from tadvae.effects.model import EffectModel
+from tadvae.model.device import device_of, to_numpy
 from tadvae.model.targets import why_unknown
 from tadvae.nn.causal import Intervention
 from tadvae.nn.network import TADVAEModule
@@ -29,7 +30,7 @@ class Predictor:
     Parameters
     ----------
     module
-        The network, in evaluation mode and on the CPU.
+        The network, in evaluation mode; what it computes is computed where it is.
     vocabulary
         What its indices mean.
     config
@@ -152,17 +153,21 @@ class Predictor:
         perturbations: Sequence[Pairs],
     ) -> np.ndarray:
         """What the network makes of the cells, float32, shape (M, n, G)."""
-        module, on = self.module, torch.from_numpy(genes)
+        module, device = self.module, device_of(self.module)
+        on = torch.from_numpy(genes).to(device)
         with torch.no_grad():
             shifts = self._shifts(dataset, perturbations)  # (M, K)
             z = self._latents(cells, genes)  # (n, K)
             before = module.decoder.hidden(module.causal(z))  # (n, d)
-            dense, offset = torch.from_numpy(cells.dense(genes)), torch.from_numpy(profile)
+            dense = torch.from_numpy(cells.dense(genes)).to(device)
+            offset = torch.from_numpy(profile).to(device)
             return np.stack(
                 [
-                    module.counterfactual(
-                        before, module.decoder.hidden(module.causal(z + shift)), dense, on, offset
-                    ).numpy()
+                    to_numpy(
+                        module.counterfactual(
+                            before, module.decoder.hidden(module.causal(z + shift)), dense, on, offset
+                        )
+                    )
                     for shift in shifts
                 ]
             )
@@ -177,7 +182,8 @@ class Predictor:
         before: np.ndarray,
     ) -> Iterator[tuple[slice, np.ndarray]]:
         """The network's means, some perturbations at a time: which, and their (m, G)."""
-        module, on = self.module, torch.from_numpy(genes)
+        module, device = self.module, device_of(self.module)
+        on, offset = torch.from_numpy(genes).to(device), torch.from_numpy(profile).to(device)
         decoder, causal = module.decoder, module.causal
         if decoder.config.kind == "mlp":  # ends in a LeakyReLU: its mean is not the LeakyReLU of a mean
             each = max(ROWS_AT_ONCE // 16 // max(len(cells), 1), 1)
@@ -196,21 +202,23 @@ class Predictor:
                     [decoder.hidden(u + some[:, None]).mean(1) for some in moved.split(each)]
                 )  # (m, d)
                 if decoder.config.counterfactual == "abduction":
-                    yield part, before + decoder.change(hidden - centre, on).numpy()
+                    yield part, before + to_numpy(decoder.change(hidden - centre, on))
                 else:
-                    yield part, module.decode(hidden, on, torch.from_numpy(profile)).numpy()
+                    yield part, to_numpy(module.decode(hidden, on, offset))
 
     def _latents(self, cells: Cells, genes: np.ndarray) -> torch.Tensor:
         """Latent means of cells on a gene list, shape (n, K)."""
         available = self.vocabulary.membership.availability(genes, self.vocabulary.min_measured)
-        packed = PackedCells.of(cells, panels=[genes])
-        _, z, _ = self.module.encode(packed, torch.from_numpy(available).expand(len(cells), -1))
+        device = device_of(self.module)
+        packed = PackedCells.of(cells, device, panels=[genes])
+        _, z, _ = self.module.encode(packed, torch.from_numpy(available).to(device).expand(len(cells), -1))
         return z
 
     def _shifts(self, dataset: int, perturbations: Sequence[Pairs]) -> torch.Tensor:
         """What M perturbations add to the latents, shape (M, K)."""
         flat = [(t, m, i) for i, pairs in enumerate(perturbations) for t, m in pairs]
-        target, modality, bag = (torch.tensor([row[j] for row in flat], dtype=torch.int64) for j in range(3))
+        columns = torch.tensor(flat, dtype=torch.int64).view(-1, 3).T
+        target, modality, bag = columns.to(device_of(self.module))
         where = torch.full_like(target, dataset)
         intervention = Intervention(target, modality, where, bag, n_bags=len(perturbations))
         return self.module.causal.shifts(intervention, self.module.decoder.gene, self._temperature)

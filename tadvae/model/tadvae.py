@@ -13,6 +13,7 @@ from typing import Any, Literal, Self
 import anndata as ad
 import numpy as np
 import pandas as pd
+import torch
 from safetensors.torch import save
 
 from tadvae.base.errors import UserError
@@ -26,6 +27,7 @@ from tadvae.effects.model import EffectModel, EffectsConfig
 from tadvae.model.card import write_card
 from tadvae.model.causal_graph import CausalGraph, pathway_effects, read_graph
 from tadvae.model.controls import check_controls, profile_cell
+from tadvae.model.device import to_numpy
 from tadvae.model.encode import contributions, encode
 from tadvae.model.hub import HUB, download, upload
 from tadvae.model.new_cells import cells_of, keep_results, unique_names
@@ -108,6 +110,11 @@ class TADVAE:
         controls = run.controls() if run.has_model else {}
         check_controls(controls, vocabulary, run)
         return cls(module, vocabulary, config, controls, effects)
+
+    def to(self, device: str | torch.device) -> Self:
+        """Move the network, such as to ``"cuda"``: activities and predictions are computed there."""
+        self.module.to(device)
+        return self
 
     def save_pretrained(self, place: str | os.PathLike[str]) -> None:
         """Write weights, config, vocabulary, mean effects and a model card (``README.md``).
@@ -244,7 +251,7 @@ class TADVAE:
             raise UserError(f"pathway '{pathway}' is not in the model; see model.vocabulary.membership.")
         p = membership.pathway_ids.index(pathway)
         cells = cells_of(adata, self.vocabulary, self.config.preprocess, layer=layer, values=values)
-        genes = np.intersect1d(self.module.pathway.reads(p).numpy(), cells.genes)
+        genes = np.intersect1d(to_numpy(self.module.pathway.reads(p)), cells.genes)
         result = contributions(self.module, cells, p, genes)
         names = np.array(cells.names, dtype=object)[np.searchsorted(cells.genes, genes)]
         return pd.DataFrame(result, index=adata.obs_names, columns=names)
@@ -399,7 +406,7 @@ class TADVAE:
 
     def factors(self, top: int = 10) -> pd.DataFrame:
         """The pathways that make each factor: the ``top`` largest |δ|, one row per (factor, pathway)."""
-        delta = self.module.factors.loadings.detach().numpy()  # (K, P)
+        delta = to_numpy(self.module.factors.loadings)  # (K, P)
         membership = self.vocabulary.membership
         rows = []
         for k, loadings in enumerate(delta):
@@ -413,7 +420,7 @@ class TADVAE:
         How the network composes its predictions, not what causes what: see docs/model.md, and
         :meth:`causal_graph`. Source: Zhang et al. 2023.
         """
-        return self.module.causal.adjacency().detach().numpy()
+        return to_numpy(self.module.causal.adjacency())
 
     def causal_graph(self, n_factors: int | None = None, threshold: float = 0.2) -> CausalGraph:
         """The graph that effects of single targets on pathways show; see :mod:`tadvae.model.causal_graph`.

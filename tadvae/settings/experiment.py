@@ -1,13 +1,11 @@
 """All settings of a run: what ``tadvae train --config`` reads, and saves with the run."""
 
-from typing import Literal, Self
+from typing import Literal
 
 from pydantic import Field, model_validator
 
-from tadvae.base.config import Config
-from tadvae.base.filesystem import absolute
+from tadvae.base.config import Config, OptionalFile
 from tadvae.cells.normalize import PreprocessConfig
-from tadvae.data.gene_selection import ALL, PROTEIN_CODING
 from tadvae.data.plan import StreamConfig
 from tadvae.data.splits import SplitConfig, ValidationConfig
 from tadvae.effects.model import EffectsConfig
@@ -20,7 +18,7 @@ from tadvae.pathways.membership import MIN_MEASURED
 class PathwaysConfig(Config):
     """The pathways of the model."""
 
-    file: str | None = None
+    file: OptionalFile = None
     """A GMT file, a two-column table, or a Parquet file of ``tadvae pathways``; None: the packaged GO terms,
     for each dataset the most specific ones with enough measured genes."""
     units: int | None = Field(None, ge=1)
@@ -117,17 +115,3 @@ class ExperimentConfig(Config):
         parts.append(f"{train.epochs} epochs, {batch} per batch, learning rate {train.learning_rate:g}")
         parts.append(f"share of the regression {self.effects.weight:g}")
         return "; ".join(parts)
-
-    def located(self) -> Self:
-        """Return the config with absolute file paths, for processes with another working directory."""
-
-        def found(place: str | None) -> str | None:
-            return None if place is None else absolute(place)
-
-        preprocess, pathways, pathway = self.preprocess, self.pathways, self.model.pathway
-        if preprocess.genes not in (ALL, PROTEIN_CODING):
-            preprocess = preprocess.model_copy(update={"genes": absolute(preprocess.genes)})
-        pathways = pathways.model_copy(update={"file": found(pathways.file)})
-        vectors = {name: found(getattr(pathway, name)) for name in ("gene_vectors", "pathway_vectors")}
-        model = self.model.model_copy(update={"pathway": pathway.model_copy(update=vectors)})
-        return self.model_copy(update={"preprocess": preprocess, "pathways": pathways, "model": model})

@@ -5,6 +5,7 @@ from copy import deepcopy
 
 import numpy as np
 import pandas as pd
+import torch
 from torch import Tensor
 
 from tadvae.cells.ragged import Cells
@@ -32,8 +33,15 @@ class _KeepBest(Observer):
             self.best = deepcopy(self._learner.final.state_dict())
 
 
-def fit(store: Store, config: ExperimentConfig) -> tuple[TADVAE, pd.DataFrame]:
+def fit(
+    store: Store, config: ExperimentConfig, device: torch.device | str = "cpu"
+) -> tuple[TADVAE, pd.DataFrame]:
     """Train in this process, without Ray and without a run's folder: for small stores, tests and studies.
+
+    Parameters
+    ----------
+    device
+        Where to train; the model stays there.
 
     Returns
     -------
@@ -41,7 +49,7 @@ def fit(store: Store, config: ExperimentConfig) -> tuple[TADVAE, pd.DataFrame]:
     """
     prepared = prepare_training(store, config)
     data = TrainingSet(store, prepared.groups, prepared.vocabulary, config)
-    learner = Learner(config, build_module(config, prepared.vocabulary))
+    learner = Learner(config, build_module(config, prepared.vocabulary).to(device))
     kept: dict[tuple[int, int, bytes], tuple[np.ndarray, Cells]] = {}
 
     def read(windows: Iterable[Window]) -> Iterator[tuple[np.ndarray, Cells]]:
@@ -60,7 +68,7 @@ def fit(store: Store, config: ExperimentConfig) -> tuple[TADVAE, pd.DataFrame]:
     train_epochs(
         learner,
         data,
-        data.stream(start, epochs, read),
+        data.stream(start, epochs, read, device=device),
         start,
         epochs,
         patience=patience,

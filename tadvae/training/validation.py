@@ -95,8 +95,8 @@ class Validator:
         return every is not None and ((epoch + 1) % every == 0 or epoch + 1 == self.config.train.epochs)
 
     def score(self, module: TADVAEModule) -> dict[str, float]:
-        """``val_pearson_delta`` and the like: means over the validation groups."""
-        predictor = Predictor(deepcopy(module).cpu().eval(), self.vocabulary, self.config, self.effects)
+        """``val_pearson_delta`` and the like: means over the validation groups, where the module is."""
+        predictor = Predictor(deepcopy(module).eval(), self.vocabulary, self.config, self.effects)
         values: dict[str, list[np.ndarray]] = {name: [] for name in METRICS}
         for (dataset, context), cells in self._controls.items():
             tested = [p for d, c, p in self._means if (d, c) == (dataset, context) and p != self._control]

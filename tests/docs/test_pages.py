@@ -128,7 +128,7 @@ def test_targets_of_make_exist():
 def test_the_troubles_are_what_the_program_says():
     source = "".join(
         re.sub(r'"\s*\n\s*f?"', "", path.read_text(encoding="utf-8"))
-        for package in ("tadvae", "pipelines")
+        for package in ("tadvae", "pipelines", "tune")
         for path in (ROOT / package).rglob("*.py")
     )
     said = re.findall(r"^\| `([^`]+)`", (ROOT / "docs/troubleshooting.md").read_text(), re.M)

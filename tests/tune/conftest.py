@@ -1,5 +1,6 @@
 """A sweep that takes two minutes: eight trials over every masking strategy, some of them stopped."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -42,9 +43,9 @@ def small_space() -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def space_file(simulated: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The small space as a file, on the simulated screens' pathways."""
+    """The small space as a file, on the simulated screens' pathways, which it names from its own folder."""
     path = tmp_path_factory.mktemp("space") / "space.yaml"
-    pathways = {"file": str(simulated.folder / "pathways.gmt")}
+    pathways = {"file": os.path.relpath(simulated.folder / "pathways.gmt", path.parent)}
     experiment = {**SPACE["experiment"], "pathways": pathways}
     path.write_text(yaml.safe_dump({**SPACE, "experiment": experiment}))
     return path

@@ -9,7 +9,7 @@ import yaml
 from tune.config import SweepConfig
 from tune.importance import importances
 from tune.records import TrialRecord, best_of
-from tune.search import Halving, optuna_search, study_of
+from tune.search import Halving, TrainAll, optuna_search, study_of
 
 EPOCH = 100.0
 
@@ -128,3 +128,29 @@ def test_importance_finds_what_matters(config):
     assert {key: shares[key] for key in always} == direct
     assert sum(direct.values()) == pytest.approx(1.0)
     assert importances(records[:1], config) == {}
+
+
+def test_known_trials_come_first_and_a_resumed_sweep_goes_on_with_them(config):
+    config = config.model_copy(update={"first": ["model.pathway.masking", "model.pathway.d_embed"]})
+    points = config.points()
+    search = optuna_search(config, [])
+    asked = [search.suggest(str(i)) for i in range(len(points) + 1)]
+    assert [each["number"] for each in asked] == list(range(len(points) + 1))
+    for each, point in zip(asked, points, strict=False):
+        assert each["values"].items() >= point.items()
+    # trials 0 and 1 have begun, 1 is to go on; trial 2 was deleted, 3 has ended
+    begun = [record(0, 0.1), record(1, 0.1, "running"), record(3, 0.1)]
+    search = optuna_search(config, begun)
+    numbers = [search.suggest(str(i))["number"] for i in range(len(points))]
+    assert numbers == [1, 2, *range(4, len(points)), len(points), len(points) + 1]
+
+
+def test_a_grid_asks_for_its_points_only(config):
+    grid = {"search": "grid", "scheduler": None, "experiment": {"validation": {"every": 1}}, "derived": {}}
+    choices = {"model.pathway.masking": {"choice": ["hard", "soft"]}, "seed": {"choice": [3, 4]}}
+    config = SweepConfig.parse({**grid, "parameters": choices}, "grid")
+    search = optuna_search(config, [])
+    assert [search.suggest(str(i))["values"] for i in range(4)] == config.points()
+    scheduler = TrainAll()
+    assert decisions(scheduler, 0, [0.5, 0.1, 0.0]) == ["CONTINUE"] * 3
+    assert scheduler.reasons == {}

@@ -1,12 +1,20 @@
 """The search space: what it accepts, what it refuses, and that what it proposes can be trained."""
 
+import itertools
+import math
+import re
+from pathlib import Path
+
 import optuna
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tadvae.base.errors import UserError
-from tune.config import DEFAULT_SPACE, SweepConfig
+from tune.config import DEFAULT_SPACE, PAPER, SweepConfig
 from tune.search import Define
+from tune.space import covering
 
 ATTENTION = ["hard", "soft", "soft_log", "none"]
 
@@ -117,8 +125,6 @@ def test_every_proposal_of_the_default_space_can_be_trained():
     ],
 )
 def test_bad_spaces(refused, changes, sentence):
-    import re
-
     assert re.search(sentence, refused(spoiled, **changes))
 
 
@@ -158,3 +164,110 @@ def test_no_parameters(refused):
     assert "'parameters' is missing" in sentence
     with pytest.raises(UserError, match=r"/nowhere\.yaml: no such file"):
         SweepConfig.load("/nowhere.yaml")
+
+
+def test_the_paper_grid_is_its_question():
+    """Five masks × {64/4, 128/8, 256/16} × {none, inducing}, each once; linear has neither of the two."""
+    config = SweepConfig.load(PAPER)
+    config.check(config.experiment)
+    experiments = [config.trial_experiment(config.experiment, values) for values in config.points()]
+    found = [
+        (e.model.pathway.masking, e.model.pathway.d_embed, e.model.pathway.n_heads, e.model.encoder.kind)
+        for e in experiments
+        if e.model.pathway.masking != "linear"
+    ]
+    assert sorted(found) == sorted(
+        (masking, d, heads, encoder)
+        for masking in ATTENTION
+        for d, heads in ((64, 4), (128, 8), (256, 16))
+        for encoder in ("none", "inducing")
+    )
+    assert config.n_trials == len(experiments) == 25
+    assert config.scheduler is None
+    assert {e.train.epochs for e in experiments} == {10}
+
+
+def test_the_default_space_begins_with_every_pair_of_the_three():
+    config = SweepConfig.load(DEFAULT_SPACE)
+    points, keys = config.points(), config.first
+    assert keys == ["model.pathway.masking", "model.pathway.d_embed", "model.encoder.kind"]
+    assert len(points) <= 14 < config.trials
+    for i, a in enumerate(keys):
+        for b in keys[i + 1 :]:
+            pairs = {(p[a], p[b]) for p in points if a in p and b in p}
+            assert pairs == {(p[a], p[b]) for p in config.grid(keys) if a in p and b in p}
+    assert {p["model.pathway.masking"] for p in points} == {*ATTENTION, "linear"}
+    for point in points:  # all else as it is without a sweep
+        other = {key: value for key, value in point.items() if key not in keys}
+        assert set(other) >= {"train.learning_rate", "loss.alpha.high", "model.causal.n_factors"}
+        experiment = config.trial_experiment(config.experiment, point)
+        assert experiment.loss == config.experiment.loss
+        assert experiment.train == config.experiment.train
+    assert len(config.model_copy(update={"trials": 4}).points()) == 4
+
+
+@given(
+    sizes=st.lists(st.integers(1, 4), min_size=1, max_size=4),
+    dropped=st.integers(0, 3),
+)
+def test_covering_has_every_pair_and_no_more_than_needed(sizes, dropped):
+    points = [
+        dict(zip("abcd", values, strict=False)) for values in itertools.product(*(range(n) for n in sizes))
+    ]
+    points = [point for i, point in enumerate(points) if i % 4 != dropped] or points
+    chosen = covering(points)
+    assert all(point in points for point in chosen)
+
+    def pairs(some):
+        return {pair for point in some for pair in itertools.combinations(sorted(point.items()), 2)}
+
+    assert pairs(chosen) == pairs(points)
+    assert len({tuple(p.items()) for p in chosen}) == len(chosen)
+    largest = sorted(sizes)[-2:]
+    if len(points) == math.prod(sizes):
+        assert len(chosen) >= math.prod(largest)
+
+
+def test_files_among_the_values_of_a_parameter(tmp_path, monkeypatch):
+    (tmp_path / "configs").mkdir()
+    text = """
+experiment: {validation: {every: 1}}
+parameters:
+  pathways.file: {choice: [a.gmt, /b.gmt, null]}
+  preprocess.genes: {choice: [all, genes.txt], when: {pathways.file: [a.gmt]}}
+"""
+    (tmp_path / "configs/space.yaml").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    config = SweepConfig.load("configs/space.yaml", ["experiment.model.pathway.gene_vectors=v.tsv"]).located()
+    here = str(tmp_path / "configs")
+    assert config.parameters["pathways.file"].choice == [f"{here}/a.gmt", "/b.gmt", None]
+    assert config.parameters["preprocess.genes"].choice == ["all", f"{here}/genes.txt"]
+    assert config.parameters["preprocess.genes"].when == {"pathways.file": [f"{here}/a.gmt"]}
+    assert config.experiment.model.pathway.gene_vectors == f"{tmp_path}/v.tsv"
+    assert SweepConfig.load_text(config.to_yaml(), "sweep.yaml").located() == config
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"first": ["loss.sparsity"]}, "'first' names 'loss.sparsity', which is not among the parameters"),
+        ({"first": ["train.learning_rate"]}, "'train.learning_rate' is a range"),
+        ({"search": "grid"}, "'train.learning_rate' is a range; a grid and 'first' need a choice"),
+        ({"workers": 2, "gpus": 0.5}, "cannot share a GPU"),
+        ({"gpus": 2}, "'gpus'"),
+    ],
+)
+def test_bad_sweeps(refused, changes, sentence):
+    assert sentence in refused(spoiled, **changes)
+
+
+def test_the_space_of_the_page_is_one():
+    page = (Path(__file__).parents[2] / "docs/sweeps.md").read_text(encoding="utf-8")
+    (text,) = re.findall(r"^```text\n(search: .*?)^```$", page, re.M | re.S)
+    config = SweepConfig.load_text(text, "docs/sweeps.md")
+    config.check(config.experiment)
+    assert config.n_trials == 3
+    assert config.scheduler is None
+    defaults = SweepConfig.load(DEFAULT_SPACE)
+    assert f"{defaults.trials} (`--trials`)" in page
+    assert f"The first {len(defaults.points())} trials have every pair" in page

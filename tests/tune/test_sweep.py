@@ -17,7 +17,6 @@ from pathlib import Path
 import pandas as pd
 import psutil
 import pytest
-import yaml
 
 from pipelines.train.train import train
 from tadvae.base.errors import UserError
@@ -25,6 +24,7 @@ from tadvae.base.filesystem import LOCK, Location
 from tadvae.model.card import escape_markdown
 from tadvae.model.tadvae import TADVAE
 from tadvae.settings.experiment import ExperimentConfig
+from tadvae.training.prepare import prepare_training
 from tadvae.training.validation import Validator
 from tune.cli import main
 from tune.config import SweepConfig
@@ -193,7 +193,8 @@ def test_the_report_has_the_figures_of_the_raw_results(swept, tmp_path, capsys):
     assert "http" not in html.replace("http://www.w3.org", "")
     assert len(page.titled) == 3
     assert all(f'id="{name}"' in html for names in page.titled for name in names.split())
-    assert [cells[1] for cells in page.cells] == ["trial", *(str(n) for n in order)]
+    rows = [cells[1] for cells in page.cells if cells[0] in ("rank", *map(str, range(1, 9)))]
+    assert rows == ["trial", *(str(n) for n in order)] * 2  # settings and results, then the other scores
     assert f"Best: trial {order[0]:04d} with {raw[order[0]][-1]:.4f}" in page.words
     assert sorted(int(line["data-trial"]) for line in page.lines) == sorted([*range(8), *range(8)])
     # the learning curve's points, back from pixels to the metric
@@ -329,7 +330,7 @@ def test_a_killed_sweep_goes_on_without_repeating(ray_cluster, store, space_file
     for record in ended:
         assert after[record.number] == record
         assert _touched(out, record.number) == touched[record.number]
-        assert f"trial {record.number:04d}" not in said
+        assert f"\ntrial {record.number:04d}:" not in said  # lines about the sweep may name it as the best
     assert f"trial {stopped_at.number:04d}: continues" in said
     again = after[stopped_at.number]
     assert again.values == stopped_at.values
@@ -347,9 +348,11 @@ def _touched(out: Path, number: int) -> dict[str, int]:
 
 
 @pytest.mark.slow
-def test_trials_of_two_workers_finish_stop_and_fail(ray_cluster, store, space_file, tmp_path, capsys):
-    """Ray Train's workers are given back; a setting that only the store can refuse fails its trial alone."""
-    data = yaml.safe_load(space_file.read_text())
+def test_trials_of_two_workers_finish_stop_and_fail(
+    ray_cluster, store, space_file, tmp_path, capsys, monkeypatch, refused
+):
+    """Ray Train's workers are given back; what nobody could know before fails its trial alone."""
+    data = SweepConfig.load(space_file).model_dump(mode="json")
     data |= {"trials": 3, "max_concurrent": 1, "workers": 2, "derived": {}}
     data["parameters"] = {
         "pathways.min_measured": {"choice": [2, 90]},
@@ -365,6 +368,12 @@ def test_trials_of_two_workers_finish_stop_and_fail(ray_cluster, store, space_fi
     seed = next(seed for seed in range(500) if suggested(seed) == good_bad_refused)
     config = SweepConfig.parse({**data, "seed": seed}, "data")
     earlier = set(ray_cluster.util.placement_group_table())
+    sentence = refused(run_sweep, str(store.folder), str(tmp_path / "sweep"), config)
+    assert sentence.startswith("a trial with min_measured=90: ")
+    assert not (tmp_path / "sweep").exists()
+    monkeypatch.setattr(
+        "tune.sweep.check_trials", lambda store, trials, mapper: prepare_training(store, config.experiment)
+    )
     records = run_sweep(str(store.folder), str(tmp_path / "sweep"), config)
     assert [r.status for r in records] == ["finished", "stopped", "failed"]
     assert {r["workers"] for r in log(tmp_path / "sweep/trials/0000/run")} == {2}
@@ -463,6 +472,7 @@ def test_the_wheel_carries_the_space(tmp_path):
         scripts = archive.read(next(n for n in names if n.endswith("entry_points.txt"))).decode()
     assert {
         "tune/cli.py",
+        "tune/configs/paper.yaml",
         "tune/configs/space.yaml",
         "pipelines/cli/main.py",
         "tadvae/model/tadvae.py",

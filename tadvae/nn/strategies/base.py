@@ -10,7 +10,7 @@ import torch
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
-from tadvae.base.config import Config
+from tadvae.base.config import Config, OptionalFile
 from tadvae.base.errors import UserError
 from tadvae.nn.attention import kernels
 from tadvae.nn.edges import EdgeTable
@@ -50,7 +50,7 @@ class PathwayConfig(Config):
     - ``text``: the table plus a learned map of the vectors in ``pathway_vectors``; use it if you have
       embeddings of pathway descriptions.
     """
-    pathway_vectors: str | None = None
+    pathway_vectors: OptionalFile = None
     """File of vectors by pathway id or name (Parquet, or text with tabs); only for ``pathway_init: text``."""
     value_mode: Literal["scale", "film", "bins"] = "scale"
     """How expression enters a token.
@@ -70,7 +70,7 @@ class PathwayConfig(Config):
     - ``expressed``: genes with counts; fast, the usual choice.
     - ``all``: every gene that the dataset measures; use it to reproduce the paper.
     """
-    gene_vectors: str | None = None
+    gene_vectors: OptionalFile = None
     """File of gene vectors (Parquet, or text with tabs: gene, numbers); genes without one are learned."""
     gene_vectors_use: Literal["warm", "frozen"] = "warm"
     """How given gene vectors are used.

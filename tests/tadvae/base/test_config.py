@@ -1,5 +1,8 @@
 """Configs: YAML in and out, dotted overrides, and one clear sentence for what is wrong."""
 
+import re
+from pathlib import Path
+
 import pytest
 from pydantic import Field
 
@@ -120,3 +123,41 @@ def test_files_of_an_experiment_hold_in_other_folders(tmp_path, monkeypatch):
     assert config.model.pathway.pathway_vectors == str(tmp_path / "text.tsv")
     assert config.model.pathway.gene_vectors == "s3://lab/genes.parquet"
     assert ExperimentConfig().located() == ExperimentConfig()
+
+
+def test_every_setting_that_names_a_file_is_marked():
+    """A file setting without its marker would be looked for in the folder of a worker or a trial."""
+    from pydantic import BaseModel
+
+    def walk(model, prefix=""):
+        for name, field in model.model_fields.items():
+            if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+                yield from walk(field.annotation, f"{prefix}{name}.")
+            elif field.annotation in (str, str | None) and re.search(
+                r"\b(files?|GMT)\b", field.description, re.I
+            ):
+                yield prefix + name
+
+    marked = {key for key, marker in ExperimentConfig.every_setting() if marker is not None}
+    assert marked == set(walk(ExperimentConfig))
+    assert marked == {
+        "pathways.file",
+        "preprocess.genes",
+        "model.pathway.gene_vectors",
+        "model.pathway.pathway_vectors",
+    }
+
+
+def test_paths_in_a_file_start_from_its_folder(tmp_path, monkeypatch):
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs/a.yaml").write_text(
+        "pathways: {file: ../sets.gmt}\npreprocess: {genes: all}\n"
+        "model: {pathway: {gene_vectors: s3://lab/genes.parquet}}\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    config = ExperimentConfig.load("configs/a.yaml")
+    assert Path(config.pathways.file).resolve() == tmp_path / "sets.gmt"
+    assert config.preprocess.genes == "all"
+    assert config.model.pathway.gene_vectors == "s3://lab/genes.parquet"
+    config = ExperimentConfig.load("configs/a.yaml", ["preprocess.genes=mine.txt"]).located()
+    assert config.preprocess.genes == str(tmp_path / "mine.txt")
