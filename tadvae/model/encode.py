@@ -1,5 +1,7 @@
 """What a network reads in cells: activities, latent means, and the genes behind an activity."""
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 
@@ -21,6 +23,33 @@ def encode(module: TADVAEModule, cells: NewCells) -> tuple[np.ndarray, np.ndarra
             activities.append(activity.numpy())
             latents.append(mean.numpy())
     return np.concatenate(activities), np.concatenate(latents)
+
+
+def smoothed_activities(module: TADVAEModule, cells: NewCells, profile: np.ndarray) -> np.ndarray:
+    """Activities read from the network's reconstruction of each cell, shape (n_cells, P).
+
+    The reconstruction has a value for every gene of the panel, with what the network knows from all genes of
+    the cell, and without the noise of their counts.
+
+    Parameters
+    ----------
+    profile : (G,)
+        Mean profile of the cells on ``cells.genes``, to which the decoder's values are added.
+    """
+    genes, available = torch.from_numpy(cells.genes), torch.from_numpy(cells.available)
+    mean = torch.from_numpy(profile.astype(np.float32))
+    parts = []
+    with torch.no_grad():
+        for start in range(0, len(cells.cells), CELLS_AT_ONCE):
+            part = PackedCells.of(cells.cells[start : start + CELLS_AT_ONCE], panels=[cells.genes])
+            n = part.n_cells
+            _, latent, _ = module.encode(part, available.expand(n, -1))
+            hidden = module.decoder.hidden(module.causal(latent))
+            values = module.decode(hidden, genes, mean)  # (n, G)
+            cell = torch.arange(n).repeat_interleave(len(genes))
+            dense = replace(part, gene_ids=genes.repeat(n), values=values.flatten(), cell=cell)
+            parts.append(module.pathway(dense).numpy())
+    return np.concatenate(parts)
 
 
 def contributions(module: TADVAEModule, cells: NewCells, pathway: int, genes: np.ndarray) -> np.ndarray:

@@ -25,6 +25,7 @@ SETTINGS = {
     "none": {"masking": "none", "value_mode": "bins"},
     "linear": {"masking": "linear", "value_mode": "bins"},
     "linear, leaking": {"masking": "linear", "leak": 0.2},
+    "members": {"masking": "members"},
     "hard, all tokens": {"tokens": "all", "value_mode": "film"},
 }
 ENCODERS = ["none", "full", "inducing"]
