@@ -80,11 +80,13 @@ class MemberMasking(AttentionLayer, name="members"):
     def _readouts(self) -> Tensor:
         """Read-outs o/√d_head, (P, h, d_head)."""
         readout = self._heads(self.readout)
-        return readout / readout.shape[-1] ** 0.5
+        result: Tensor = readout / readout.shape[-1] ** 0.5
+        return result
 
     def size_factor(self, edges: ActiveEdges) -> Tensor:
         """√m_p of the pathway of each edge, (E,)."""
-        return self.edges.size.to(self.bias.dtype).sqrt()[edges.pathway]
+        size: Tensor = self.edges.size.to(self.bias.dtype)
+        return size.sqrt()[edges.pathway]
 
     def token_values(self, cells: PackedCells, edges: ActiveEdges, pairs: CellEdges) -> Tensor:
         """Read-out ``√m_p (x/h + o_p·v_t / √d_head)`` of encoded tokens, one per pair, (N, h)."""
