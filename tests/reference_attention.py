@@ -124,13 +124,13 @@ def attention(layer, mask, cells):
     allowed, W = M, None
     if config.masking == "none":
         allowed = torch.ones_like(M)
-    elif config.masking != "hard":
+    elif config.masking not in ("hard", "members"):
         ends = layer.edges.pathway, layer.edges.gene
         allowed = torch.zeros_like(M).index_put(ends, torch.tensor(True))
         W = torch.zeros(P, G, dtype=E.dtype).index_put(ends, layer.mask)
 
     shares, weights = [], []
-    for cell in dense_cells(cells, config.tokens):
+    for cell, panel in zip(dense_cells(cells, config.tokens), cells.panel.tolist(), strict=True):
         share, attended = torch.zeros(P, G, dtype=E.dtype), torch.zeros(P, G, dtype=E.dtype)
         if cell.genes:
             genes = torch.tensor(cell.genes)
@@ -154,6 +154,10 @@ def attention(layer, mask, cells):
             live = seen.any(1)
             for head in range(h):
                 at = slice(head * width, (head + 1) * width)
+                if config.masking == "members":
+                    A, value = members(layer, M, Q[:, at], at, cells.panels[panel], cell, V[:, at])
+                    share = share.index_put((torch.arange(P)[:, None], genes), A * value, True)
+                    continue
                 S = Q[:, at] @ K[:, at].T / math.sqrt(width)  # (P, n)
                 if config.masking == "soft":
                     S = S * torch.sigmoid(W[:, genes])
@@ -168,6 +172,23 @@ def attention(layer, mask, cells):
         weights.append(attended)
     shares, weights = torch.stack(shares), torch.stack(weights)
     return shares.sum(2) + layer.bias, shares, weights
+
+
+def members(layer, mask, query, at, panel, cell, V):
+    """One head of ``members``: weights over what the panel measures, and read-outs, (P, n) each."""
+    config, (P, width) = layer.config, query.shape
+    key = affine(layer.w_key, layer.embedding()[panel])[:, at]
+    A = torch.zeros(P, mask.shape[1], dtype=key.dtype)
+    for p in range(P):
+        inside = [i for i, g in enumerate(panel.tolist()) if mask[p, g]]
+        if inside:
+            weight = torch.softmax(key[inside] @ query[p] / math.sqrt(width), dim=0)
+            A = A.index_put((torch.tensor(p), panel[inside]), weight)
+    limit = config.bins_max if config.value_mode == "bins" else math.inf
+    own = cell.x.clamp(max=limit) / config.n_heads  # (n,)
+    learned = layer.readout[:, at] @ V.T / math.sqrt(width)
+    size = mask.sum(1, keepdim=True).to(key)
+    return A[:, cell.genes], size.sqrt() * (own + learned)
 
 
 def activity(layer, mask, cells):

@@ -9,6 +9,8 @@ from tadvae.nn.network import TADVAEModule
 from tadvae.nn.packed import PackedCells
 
 CELLS_AT_ONCE = 1024
+SMOOTHED_AT_ONCE = 128
+"""Cells with a value for every gene of the panel that are read together."""
 
 
 def encode(module: TADVAEModule, cells: NewCells) -> tuple[np.ndarray, np.ndarray]:
@@ -23,6 +25,40 @@ def encode(module: TADVAEModule, cells: NewCells) -> tuple[np.ndarray, np.ndarra
             activities.append(to_numpy(activity))
             latents.append(to_numpy(mean))
     return np.concatenate(activities), np.concatenate(latents)
+
+
+def principal_axes(values: np.ndarray, n: int) -> np.ndarray:
+    """The n leading principal axes of cells (n_cells, G), orthonormal rows, shape (n, G) or fewer rows."""
+    centred = values - values.mean(axis=0)
+    axes: np.ndarray = np.linalg.svd(centred, full_matrices=False)[2][:n]
+    return axes
+
+
+def smoothed_activities(module: TADVAEModule, cells: NewCells, axes: np.ndarray) -> np.ndarray:
+    """Activities read from cells that are projected onto principal axes, shape (n_cells, P).
+
+    ``x̃ = m + (x − m) AᵀA`` with the mean m of the cells has a value for every measured gene: what the axes
+    know of it from all genes of the cell, without most of the noise of counts. The activity is then read as
+    usual, so that it remains a sum over the pathway's own genes, of x̃ in place of x.
+
+    Parameters
+    ----------
+    axes : (n, G)
+        Orthonormal rows on ``cells.genes``.
+    """
+    genes = torch.from_numpy(cells.genes)
+    values = cells.cells.dense(cells.genes)  # (n_cells, G)
+    mean = values.mean(axis=0)
+    values = (mean + (values - mean) @ axes.T @ axes).astype(np.float32)
+    parts = []
+    with torch.no_grad():
+        for start in range(0, len(values), SMOOTHED_AT_ONCE):
+            part = torch.from_numpy(values[start : start + SMOOTHED_AT_ONCE])
+            n = len(part)
+            cell, panel = torch.arange(n).repeat_interleave(len(genes)), torch.zeros(n, dtype=torch.int64)
+            packed = PackedCells(genes.repeat(n), part.flatten(), cell, n, (genes,), panel)
+            parts.append(module.pathway(packed).numpy())
+    return np.concatenate(parts)
 
 
 def contributions(module: TADVAEModule, cells: NewCells, pathway: int, genes: np.ndarray) -> np.ndarray:

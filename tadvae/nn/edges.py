@@ -153,10 +153,20 @@ class EdgeTable(nn.Module):
         none = torch.zeros(self.n_pathways, dtype=torch.int64, device=self.pathway.device)
         return none.index_add(0, self.pathway, torch.ones_like(self.pathway)) - self.size
 
-    def active(self, cells: PackedCells, pathway: int | None = None) -> ActiveEdges:
-        """Edges of the genes that the cells have tokens of; if ``pathway`` is given, only its edges."""
+    def active(
+        self, cells: PackedCells, pathway: int | None = None, genes: Tensor | None = None
+    ) -> ActiveEdges:
+        """Edges of some genes, with the tokens of the cells that belong to them.
+
+        Parameters
+        ----------
+        pathway
+            Index of the only pathway whose edges are wanted; None: all.
+        genes
+            Vocabulary indices; None: the genes that the cells have tokens of.
+        """
         keep = torch.zeros(self.n_genes, dtype=torch.bool, device=self.gene.device)
-        keep[cells.gene_ids] = True
+        keep[cells.gene_ids if genes is None else genes] = True
         kept = keep[self.gene] if pathway is None else keep[self.gene] & (self.pathway == pathway)
         edge = torch.nonzero(kept)[:, 0]  # (E,)
         genes, gene, degree = torch.unique_consecutive(

@@ -1,6 +1,6 @@
 """All settings of a run: what ``tadvae train --config`` reads, and saves with the run."""
 
-from typing import Literal
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 

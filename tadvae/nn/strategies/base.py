@@ -34,6 +34,8 @@ class PathwayConfig(Config):
       reproduce the paper.
     - ``soft_log``: attention whose weights are multiplied by learned gates; use it to learn which genes
       belong to a pathway.
+    - ``members``: attention over the members that the panel measures, expressed or not; use it for activities
+      that stay near a mean of the members' expression.
     - ``linear``: one signed weight per member gene, as NetActivity and SENA; use it for speed, or to
       reproduce them.
     - ``none``: attention over all genes of the cell; use it as the control without pathways.

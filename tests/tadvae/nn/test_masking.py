@@ -21,6 +21,7 @@ STRATEGY = {
     "soft, all": {"masking": "soft", "candidates": "all", "gate_noise": 0.5},
     "soft_log": {"masking": "soft_log", "candidates": 2, "gate_noise": 0.5},
     "none": {"masking": "none"},
+    "members": {"masking": "members"},
     "linear": {"masking": "linear"},
 }
 GRID = [

@@ -10,6 +10,8 @@ import torch
 
 from tadvae.base.errors import UserError
 from tadvae.data.batches import Batch
+from tadvae.model.encode import encode, principal_axes, smoothed_activities
+from tadvae.model.new_cells import cells_of
 from tadvae.model.tadvae import TADVAE
 from tadvae.nn.causal import CausalConfig
 from tadvae.nn.decoder import DecoderConfig
@@ -25,6 +27,7 @@ SETTINGS = {
     "none": {"masking": "none", "value_mode": "bins"},
     "linear": {"masking": "linear", "value_mode": "bins"},
     "linear, leaking": {"masking": "linear", "leak": 0.2},
+    "members": {"masking": "members"},
     "hard, all tokens": {"tokens": "all", "value_mode": "film"},
 }
 ENCODERS = ["none", "full", "inducing"]
@@ -120,6 +123,21 @@ def test_contributions_sum_to_the_activity(small_vocabulary, name, encoder):
         bias = model.module.pathway.bias[p].item()
         np.testing.assert_allclose(parts.sum(axis=1) + bias, activity.iloc[:, p], rtol=1e-4, atol=1e-5)
         assert set(parts.columns) <= set(adata.var_names)
+
+
+@pytest.mark.parametrize("name", ["members", "linear"])
+def test_all_axes_smooth_nothing(small_vocabulary, name):
+    """Projected onto all axes a cell is itself; onto none it is the mean cell, the same for all."""
+    model = door(small_vocabulary, {"masking": name})
+    adata = screen(small_vocabulary, [0, 1, 2, 4, 5, 6, 7, 9, 11])
+    cells = cells_of(adata, model.vocabulary, model.config.preprocess, layer=None, values="counts")
+    every = np.eye(len(cells.genes))
+    activity, _ = encode(model.module, cells)
+    np.testing.assert_allclose(smoothed_activities(model.module, cells, every), activity, atol=1e-5)
+    mean = smoothed_activities(model.module, cells, every[:0])
+    assert np.ptp(mean, axis=0).max() < 1e-5 < np.ptp(activity, axis=0).max()
+    axes = principal_axes(cells.cells.dense(cells.genes), 3)
+    np.testing.assert_allclose(axes @ axes.T, np.eye(3), atol=1e-5)
 
 
 @pytest.mark.parametrize(("name", "encoder"), GRID)
