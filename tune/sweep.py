@@ -74,6 +74,7 @@ def _run(store_path: str, out: str, config: SweepConfig | None, resume: bool, tr
             f"{sweep}: already holds a sweep; name another folder with --out, or continue it with --resume."
         )
     config = config or SweepConfig.load(None)
+    config = config.model_copy(update={"experiment": config.experiment.located()})  # trials run elsewhere
     config.check(config.experiment)
     # it warns about files that it was told not to write
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
