@@ -24,8 +24,8 @@ def private_folder() -> str:
     """Make a folder for Ray's sockets, logs and spilled data, which is deleted when this process ends.
 
     Ray lets every user read and write its folders, so they are in one that only this user enters: in
-    ``RAY_TMPDIR``, else in the folder for temporary files, or in ``/tmp`` where that path is too long. Those of
-    processes that were killed are deleted first.
+    ``RAY_TMPDIR``, else in the folder for temporary files, or in ``/tmp`` where that path is too long. Those
+    of processes that were killed are deleted first.
     """
     parents = [os.environ.get("RAY_TMPDIR"), tempfile.gettempdir(), "/tmp"]
     for parent in filter(None, parents):

@@ -7,7 +7,6 @@ A task trains one model in one process, so the cluster trains as many at once as
 from collections.abc import Sequence
 
 import pandas as pd
-import ray
 
 from pipelines.cluster.connection import ray_map, ray_session
 from pipelines.cluster.tasks import run_tasks
@@ -126,8 +125,7 @@ def train_models(
 ) -> None:
     """Train the runs that are not finished, a task each; their names are folders inside ``folder``."""
     left = [name for name in runs if not RunFolder(folder / name).is_finished]
-    task = ray.remote(num_cpus=1)(train_one)
-    calls = [(task, (store_path, str(folder / name), runs[name].to_yaml())) for name in left]
+    calls = [(train_one, (store_path, str(folder / name), runs[name].to_yaml())) for name in left]
     run_tasks("training models", calls, at_once or len(runs), already=len(runs) - len(left))
 
 

@@ -156,12 +156,12 @@ def _check_scalar(node: yaml.ScalarNode, loader: Any) -> None:
 def _is_usual(node: yaml.Node, value: Any) -> bool:
     """Whether a number or boolean is written as such, and not as YAML 1.1 reads 007, 1_000, 12:30 and no."""
     if node.tag == _TRUTH:
-        return node.value.lower() == str(value).lower()
+        return str(node.value).lower() == str(value).lower()
     if node.tag not in _NUMBERS or value != value or value in (float("inf"), float("-inf")):
         return True
     exact = repr(value)
     with_point = exact if "." in exact else exact.replace("e", ".0e")  # as PyYAML writes it
-    return node.value.lower() in (exact, with_point, f"{value:.0f}")
+    return str(node.value).lower() in (exact, with_point, f"{value:.0f}")
 
 
 def _refusal(reason: str, place: Any) -> yaml.MarkedYAMLError:
