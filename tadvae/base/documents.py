@@ -161,7 +161,7 @@ def _is_usual(node: yaml.Node, value: Any) -> bool:
         return True
     exact = repr(value)
     with_point = exact if "." in exact else exact.replace("e", ".0e")  # as PyYAML writes it
-    return str(node.value).lower() in (exact, with_point, f"{value:.0f}")
+    return str(node.value).lower() in (exact, with_point)
 
 
 def _refusal(reason: str, place: Any) -> yaml.MarkedYAMLError:
