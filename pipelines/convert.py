@@ -1,4 +1,4 @@
-"""``tadvae convert``: many ``.h5ad`` files → one cell store, as Ray tasks.
+"""``tadvae convert``: many ``.h5ad`` files → one cell store, in this process or as Ray tasks.
 
 There are two rounds of independent tasks (see :mod:`tadvae.store.writer`): every chunk of source rows is
 written sorted by target shard, then the rows of every shard are collected. On a disk, the store is built in
@@ -6,12 +6,11 @@ written sorted by target shard, then the rows of every shard are collected. On a
 when the manifest is written, which is the last step. An interrupted conversion of the same spec continues.
 """
 
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-import ray
-
-from pipelines.cluster.connection import ray_session
+from pipelines.cluster.connection import session_if_needed
 from pipelines.cluster.tasks import run_tasks
 from tadvae.base.checksums import SUMS
 from tadvae.base.errors import UserError
@@ -22,12 +21,7 @@ from tadvae.store.conversion import StorePlan, finish_store, plan_store
 from tadvae.store.manifest import MANIFEST, Manifest
 from tadvae.store.spec import load_spec
 from tadvae.store.values import ValuesError
-from tadvae.store.writer import (
-    DatasetPlan,
-    read_spilled_moments,
-    spill_chunk,
-    write_shard,
-)
+from tadvae.store.writer import read_spilled_moments, spill_chunk, write_shard
 
 MARK = "conversion.txt"
 """File with the fingerprint of the conversion that an unfinished store belongs to."""
@@ -53,7 +47,7 @@ def convert(spec_path: str, out: str, tasks_at_once: int | None = None) -> Manif
             partial.delete()
         raise
     _require_own(partial)
-    with locked(partial) as lock, ray_session():
+    with locked(partial) as lock, session_if_needed(plan.n_bytes):
         try:
             _require_new(store)  # another conversion may have ended meanwhile
             _start_or_continue(partial, plan)
@@ -72,9 +66,8 @@ def _run(plan: StorePlan, partial: Location, tasks_at_once: int | None) -> Manif
         for dataset in plan.datasets
         for spans in [dataset.chunks(plan.spec.layout.chunk_rows)]
     ]
-    references = [ray.put(dataset) for dataset in plan.datasets]
-    calls: list[tuple[Any, tuple]] = [
-        (_spill, (references[d], start, stop, place))
+    calls: list[tuple[Callable[..., Any], tuple]] = [
+        (spill_chunk, (plan.datasets[d], start, stop, place))
         for d in range(len(chunks))
         for (start, stop), place in chunks[d]
         if read_spilled_moments(place) is None
@@ -90,20 +83,10 @@ def _run(plan: StorePlan, partial: Location, tasks_at_once: int | None) -> Manif
         folder.make_folder()
         for shard in range(len(dataset.layout.shard_rows)):
             out = folder / f"part-{shard:05d}.parquet"
-            calls.append((_collect, (references[d], shard, places, out)))
+            calls.append((write_shard, (dataset, shard, places, out)))
     results = iter(run_tasks("writing shards", calls, tasks_at_once))
     shards = [[next(results) for _ in dataset.layout.shard_rows] for dataset in plan.datasets]
     return finish_store(plan, moments, shards, partial)
-
-
-@ray.remote(num_cpus=1, max_retries=3)
-def _spill(plan: DatasetPlan, start: int, stop: int, place: Location) -> None:
-    spill_chunk(plan, start, stop, place)
-
-
-@ray.remote(num_cpus=1, max_retries=3)
-def _collect(plan: DatasetPlan, shard: int, chunks: list[Location], out: Location) -> Any:
-    return write_shard(plan, shard, chunks, out)
 
 
 def _require_new(store: Location) -> None:

@@ -7,7 +7,7 @@ import torch
 from rich.table import Table
 from rich.text import Text
 
-from pipelines.cluster.connection import ray_map, ray_session
+from pipelines.cluster.connection import mapping
 from tadvae.base.errors import UserError
 from tadvae.base.filesystem import Location
 from tadvae.evaluation.evaluate import CEILING, METHOD, NULL, Scores, evaluate
@@ -66,8 +66,8 @@ def evaluate_run(
         if rival.vocabulary.hash != model.vocabulary.hash:
             raise UserError(f"--against {path}: it was trained on another store; compare runs of one store.")
         rivals[_free_name(Location.of(path).name, rivals)] = rival, split
-    with ray_session():
-        scores = evaluate(store, groups, model, rivals=rivals, category=category, mapper=ray_map)
+    with mapping(store.n_bytes) as mapper:
+        scores = evaluate(store, groups, model, rivals=rivals, category=category, mapper=mapper)
     run.write_scores(category or "all", scores.table, as_json(scores))
     return scores
 

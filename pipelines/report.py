@@ -1,6 +1,6 @@
 """``tadvae report``: a run's folder in, one page out."""
 
-from pipelines.cluster.connection import ray_map, ray_session
+from pipelines.cluster.connection import mapping
 from pipelines.evaluate import evaluate_run
 from tadvae.base.errors import UserError
 from tadvae.base.filesystem import Location
@@ -33,10 +33,10 @@ def report_run(run_path: str, out: str, store_path: str | None = None) -> Report
     if store is None:
         report = gather(run, None)
     else:
-        with ray_session():
+        with mapping(store.n_bytes) as mapper:
             if run.folder.scores() is None and not run.held_out.empty:
                 evaluate_run(run_path, store_path=store_path)
-            report = gather(run, store, ray_map)
+            report = gather(run, store, mapper)
     Location.of(out).write_text(page(report))
     return report
 

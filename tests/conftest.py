@@ -207,9 +207,7 @@ def refused() -> Callable[..., str]:
 
 
 @pytest.fixture
-def not_converted(
-    ray_cluster: Any, tmp_path: Path, refused: Callable[..., str]
-) -> Callable[[str | Path], str]:
+def not_converted(tmp_path: Path, refused: Callable[..., str]) -> Callable[[str | Path], str]:
     """Convert what cannot be converted, see that nothing is left of it, and return the sentence."""
     from pipelines.convert import convert
 

@@ -3,8 +3,9 @@
 import logging
 import os
 import socket
+import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from pipelines.cluster.address import find_cluster
@@ -12,6 +13,7 @@ from pipelines.cluster.private import private_folder, private_token
 from pipelines.cluster.ray_log import RAY_LOG, say
 from pipelines.cluster.signals import handlers_kept
 from tadvae.base.errors import UserError
+from tadvae.data.reader import Mapper, loop
 
 LOCAL_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -23,6 +25,42 @@ LOCAL_ENVIRONMENT = {
     # The dashboard shows training runs only if they are told to say what they do.
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",
 }
+SMALL = 300_000_000
+"""Bytes of cells up to which a command works in its own process: a local Ray needs longer to start."""
+
+
+def is_connected() -> bool:
+    """Whether this process is connected to a Ray."""
+    ray = sys.modules.get("ray")  # nobody is connected who has not imported it
+    return ray is not None and bool(ray.is_initialized())
+
+
+def is_cluster_named() -> bool:
+    """Whether ``RAY_ADDRESS`` names a cluster."""
+    return os.environ.get("RAY_ADDRESS", "local") not in ("", "local")
+
+
+@contextmanager
+def session_if_needed(n_bytes: int) -> Iterator[None]:
+    """Be connected to Ray inside the block where it is of use, see :func:`ray_session`.
+
+    That is where a cluster is named, where this process is connected already, and where one process would
+    need long.
+
+    Parameters
+    ----------
+    n_bytes
+        Size of what is read.
+    """
+    with ray_session() if is_cluster_named() or is_connected() or n_bytes > SMALL else nullcontext():
+        yield
+
+
+@contextmanager
+def mapping(n_bytes: int) -> Iterator[Mapper]:
+    """Yield what maps over the parts of a store: Ray tasks where they are of use, else a loop."""
+    with session_if_needed(n_bytes):
+        yield ray_map if is_connected() else loop
 
 
 @contextmanager

@@ -8,7 +8,6 @@ trained again.
 from collections.abc import Sequence
 
 import pandas as pd
-import ray
 
 from pipelines.cluster.connection import ray_map, ray_session
 from pipelines.cluster.tasks import run_tasks
@@ -138,9 +137,9 @@ def train_models(
 ) -> None:
     """Train the runs that are not finished, a task each; their names are folders inside ``folder``."""
     left = [name for name in runs if not RunFolder(folder / name).is_finished]
-    task = ray.remote(num_cpus=1, num_gpus=1 if gpu else 0)(train_one)
-    calls = [(task, (store_path, str(folder / name), runs[name].to_yaml(), gpu)) for name in left]
-    run_tasks("training models", calls, at_once or len(runs), already=len(runs) - len(left))
+    calls = [(train_one, (store_path, str(folder / name), runs[name].to_yaml(), gpu)) for name in left]
+    done = len(runs) - len(left)
+    run_tasks("training models", calls, at_once or len(runs), already=done, gpus=1 if gpu else 0)
 
 
 def train_one(store_path: str, out: str, config_yaml: str, gpu: bool = False) -> None:

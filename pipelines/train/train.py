@@ -3,14 +3,13 @@
 The files of a run: :mod:`tadvae.model.run_folder`.
 """
 
-import os
 import sys
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
-from pipelines.cluster.connection import ray_map, ray_session
+from pipelines.cluster.connection import is_cluster_named, ray_map, ray_session
 from pipelines.cluster.ray_log import say
 from pipelines.train.alone import train_alone
 from pipelines.train.checkpoints import require_own_checkpoints
@@ -137,7 +136,7 @@ def _needs_no_ray(
     run: RunFolder, workers: int | tuple[int, int], gpu: bool, callbacks: Sequence[Any]
 ) -> bool:
     """Whether this process can train the run: one worker on a CPU, no cluster, no run of Ray Train's."""
-    on_this_machine = workers == 1 and not gpu and os.environ.get("RAY_ADDRESS", "local") == "local"
+    on_this_machine = workers == 1 and not gpu and not is_cluster_named()
     return on_this_machine and not callbacks and not run.checkpoints.are_of_ray_train
 
 

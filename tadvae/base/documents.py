@@ -22,6 +22,7 @@ _INTEGERS = range(-(2**63), 2**64)
 """Integers that fit into 64 bits."""
 _MERGE, _VALUE = "tag:yaml.org,2002:merge", "tag:yaml.org,2002:value"
 _NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+_TRUTH = "tag:yaml.org,2002:bool"
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _RAW = (ValueError, LookupError, AttributeError, TypeError, OverflowError)
 """What PyYAML raises for a scalar that does not fit its type, such as the date 2024-99-99."""
@@ -147,6 +148,20 @@ def _check_scalar(node: yaml.ScalarNode, loader: Any) -> None:
         raise _refusal(f"{shown!a} is no {kind}; put quotes around it if it is text", node) from None
     if isinstance(value, int) and value not in _INTEGERS:
         raise _refusal(f"the number {shown} has more than 64 bits", node)
+    if not node.style and not _is_usual(node, value):
+        node.tag = "tag:yaml.org,2002:str"  # a label stays as it is written; a setting makes a number of it
+        del loader.constructed_objects[node]
+
+
+def _is_usual(node: yaml.Node, value: Any) -> bool:
+    """Whether a number or boolean is written as such, and not as YAML 1.1 reads 007, 1_000, 12:30 and no."""
+    if node.tag == _TRUTH:
+        return str(node.value).lower() == str(value).lower()
+    if node.tag not in _NUMBERS or value != value or value in (float("inf"), float("-inf")):
+        return True
+    exact = repr(value)
+    with_point = exact if "." in exact else exact.replace("e", ".0e")  # as PyYAML writes it
+    return str(node.value).lower() in (exact, with_point)
 
 
 def _refusal(reason: str, place: Any) -> yaml.MarkedYAMLError:

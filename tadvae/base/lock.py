@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from tadvae.base.documents import parse_json
-from tadvae.base.errors import UserError
+from tadvae.base.errors import StorageError, UserError
 from tadvae.base.filesystem import LOCK, Location
 
 _LOG = logging.getLogger(__name__)
@@ -148,7 +148,7 @@ def locked(folder: Location) -> Iterator[Lock]:
     try:
         yield lock
     except Exception as error:
-        if not isinstance(error, UserError):
+        if isinstance(error, StorageError) or not isinstance(error, UserError):
             lock.require()
         raise
     else:

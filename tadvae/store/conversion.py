@@ -65,6 +65,11 @@ class StorePlan:
     left_out: list[dict[str, int]]
     """Per dataset, the number of columns that are not genes, by kind."""
 
+    @property
+    def n_bytes(self) -> int:
+        """Size of the source files."""
+        return sum(_size_and_time(dataset.path)[0] for dataset in self.spec.datasets)
+
     def fingerprint(self) -> str:
         """Hash of the spec and the source files; a conversion resumes only if it is unchanged."""
         paths = [dataset.path for dataset in self.spec.datasets]

@@ -111,6 +111,11 @@ class Store:
         with self._damaged("perturbations.parquet"):
             checks.check_groups(self.perturbations, self.groups, self.manifest)
 
+    @property
+    def n_bytes(self) -> int:
+        """Size of the files of cells."""
+        return sum(shard.size for shard in self.manifest.shards)
+
     @cached_property
     def genes(self) -> pd.DataFrame:
         """The gene vocabulary, one row per gene."""

@@ -1,4 +1,7 @@
-"""Conversion as Ray tasks: the same store however it runs, whole or absent, and continued after a stop."""
+"""Conversion: the same store however it runs, whole or absent, and continued after a stop.
+
+Tests without ``ray_cluster`` convert in this process, as every small conversion without a cluster.
+"""
 
 import os
 import shutil
@@ -19,8 +22,6 @@ from pipelines.convert import convert
 from tadvae.base.errors import UserError
 from tadvae.base.filesystem import Location
 from tadvae.store.reader import Store
-
-pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 LAYOUT = {"chunk_rows": 8, "shard_rows": 16, "row_group_rows": 8, "bag_size": 4}
 
@@ -72,7 +73,10 @@ def partial(out):
     return out.with_name("store.partial")
 
 
-def test_the_same_store_as_without_ray(write_spec, screen, convert_here, out, calls):
+@pytest.mark.parametrize("how", ["here", pytest.param("on Ray", marks=pytest.mark.ray)])
+def test_the_same_store_however_it_is_made(write_spec, screen, convert_here, out, calls, request, how):
+    if how == "on Ray":
+        request.getfixturevalue("ray_cluster")
     spec = write_spec(screen, screen, layout=LAYOUT, batch="lane", total_counts="depth")
     manifest = convert(str(spec), str(out))
     assert manifest == Store.open(str(out)).manifest
@@ -83,7 +87,7 @@ def test_the_same_store_as_without_ray(write_spec, screen, convert_here, out, ca
 
 
 @pytest.mark.parametrize("at_once", [1, 3])
-def test_the_number_of_tasks_at_once_changes_nothing(write_spec, screen, out, at_once):
+def test_the_number_of_tasks_at_once_changes_nothing(ray_cluster, write_spec, screen, out, at_once):
     spec = write_spec(screen, layout=LAYOUT)
     convert(str(spec), str(out))
     convert(str(spec), str(out.with_name("other")), tasks_at_once=at_once)
@@ -99,7 +103,7 @@ def test_chunks_do_not_change_the_shards(write_spec, screen, out):
 
 
 def test_a_conversion_goes_on_where_it_was(
-    write_spec, screen, convert_here, out, partial, interrupt, calls, monkeypatch
+    ray_cluster, write_spec, screen, convert_here, out, partial, interrupt, calls, monkeypatch
 ):
     spec = write_spec(screen, screen, layout=LAYOUT)
     interrupt(spec)
@@ -212,12 +216,33 @@ def test_a_killed_conversion(ray_cluster, write_spec, screen, convert_here, out,
 
 
 @pytest.mark.parametrize("row", [0, 20, 47])
-def test_bad_input_among_many_tasks(not_converted, write_spec, screen, row):
+def test_bad_input_among_many_tasks(ray_cluster, not_converted, write_spec, screen, row):
     """Tasks that run on must neither bring the folder back nor end the driver."""
     X = screen.X.toarray()
     X[row, 0] = -1
     screen.X = X
     assert f"'cell{row:02d}'" in not_converted(write_spec(screen, screen, layout={"chunk_rows": 1}))
+
+
+def test_the_folder_goes_while_it_is_written(write_spec, screen, out, partial, refused, monkeypatch):
+    """Removed by somebody in the middle of the chunks: one sentence, and the same command works."""
+    spec = write_spec(screen, layout=LAYOUT)
+    spill, done = module.spill_chunk, []
+
+    def spill_and_remove(*arguments):
+        spill(*arguments)
+        done.append(arguments)
+        if len(done) == 3:
+            shutil.rmtree(partial)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "spill_chunk", spill_and_remove)
+        sentence = refused(convert, str(spec), str(out))
+    assert str(partial) in sentence
+    assert "was removed while the command was writing" in sentence
+    assert not out.exists()
+    convert(str(spec), str(out))
+    assert os.listdir(out.parent) == ["store"]
 
 
 def test_bad_input_on_a_restart(write_spec, screen, out, interrupt, refused):
@@ -270,7 +295,9 @@ def bucket(tmp_path):
     return Location(pafs.SubTreeFileSystem(str(tmp_path / "bucket"), pafs.LocalFileSystem()), "store")
 
 
-def test_an_object_store(write_spec, screen, convert_here, bucket, tmp_path, interrupt, calls, refused):
+def test_an_object_store(
+    ray_cluster, write_spec, screen, convert_here, bucket, tmp_path, interrupt, calls, refused
+):
     spec = write_spec(screen, layout=LAYOUT)
     interrupt(spec, bucket)
     assert "not a cell store" in refused(Store.open, bucket)  # no manifest, no store
@@ -323,7 +350,7 @@ def small_disk(tmp_path):
 
 
 @pytest.mark.parametrize("chunk_rows", [8, 1000])
-def test_a_full_disk(write_spec, screen, small_disk, refused, chunk_rows):
+def test_a_full_disk(ray_cluster, write_spec, screen, small_disk, refused, chunk_rows):
     many = ad.concat([screen] * 60, index_unique="-")
     spec = write_spec(many, layout={"chunk_rows": chunk_rows})
     sentence = refused(convert, str(spec), str(small_disk / "store"))
@@ -332,15 +359,14 @@ def test_a_full_disk(write_spec, screen, small_disk, refused, chunk_rows):
     assert not list(small_disk.iterdir())
 
 
-def test_a_ray_failure_is_no_user_error(write_spec, screen, out, partial, monkeypatch):
+def test_a_ray_failure_is_no_user_error(ray_cluster, write_spec, screen, out, partial, monkeypatch):
     """Something else than bad input: the traceback is wanted, and what is finished stays for a restart."""
     spec = write_spec(screen, layout=LAYOUT)
 
     def broken(*arguments):
         raise ZeroDivisionError("a bug")
 
-    remote = module.ray.remote(num_cpus=1, max_retries=0)(broken)
-    monkeypatch.setattr(module, "_collect", remote)
+    monkeypatch.setattr(module, "write_shard", broken)
     with pytest.raises(ZeroDivisionError, match="a bug") as caught:
         convert(str(spec), str(out))
     assert not isinstance(caught.value, UserError)
@@ -366,7 +392,7 @@ def s3():
 
 
 @pytest.mark.slow
-def test_s3(write_spec, screen, convert_here, s3, refused):
+def test_s3(ray_cluster, write_spec, screen, convert_here, s3, refused):
     """The whole way on S3; a local folder's store has the same bytes."""
     spec = write_spec(screen, layout=LAYOUT)
     convert(str(spec), s3("/deep/store"))

@@ -1,6 +1,7 @@
 """Evaluation and prediction of a finished run, and the command line around them."""
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import pytest
 import scanpy as sc
 
 from pipelines.cli.main import main
+from pipelines.cluster import connection
 from pipelines.evaluate import as_json, evaluate_run
 from pipelines.predict import predict_to
 from pipelines.train.train import train
@@ -97,6 +99,19 @@ def test_baselines_agree_with_plain_numpy_on_the_source_files(run, scores, simul
                     assert got[metric] == pytest.approx(value, rel=1e-4, abs=1e-5), (method, metric)
                     checked += 1
     assert checked >= 2 * 4 * 3
+
+
+@pytest.mark.slow
+def test_without_ray_the_scores_are_the_same(run, scores, tmp_path, monkeypatch):
+    """To the bit; the scores of the other tests are from Ray's tasks."""
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    monkeypatch.setattr(connection, "is_connected", lambda: False)
+    monkeypatch.setattr(connection, "ray_map", None)
+    again = evaluate_run(str(copy))
+    pd.testing.assert_frame_equal(again.table, scores.table, check_exact=True)
+    name = "evaluation/all.json"
+    assert (copy / name).read_bytes() == (run / name).read_bytes()
 
 
 @pytest.mark.slow

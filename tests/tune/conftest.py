@@ -78,5 +78,13 @@ def swept(
     from tune.sweep import run_sweep
 
     out = tmp_path_factory.mktemp("swept") / "sweep"
-    run_sweep(str(store.folder), str(out), SweepConfig.load(space_file))
+    config = SweepConfig.load(space_file)
+    with pytest.MonkeyPatch.context() as patch:  # a relative path, though trials have other working folders
+        patch.chdir(space_file.parent)
+        pathways = os.path.relpath(str(config.experiment.pathways.file))
+        run_sweep(
+            str(store.folder),
+            str(out),
+            SweepConfig.load(space_file, [f"experiment.pathways.file={pathways}"]),
+        )
     return out

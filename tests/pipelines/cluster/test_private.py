@@ -1,9 +1,11 @@
 """Folders and the token of a local Ray: for one user alone, and with a short path."""
 
 import os
+import shutil
 import stat
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -54,6 +56,38 @@ def test_the_folder_goes_with_its_process(short):
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert not Path(done.stdout.strip()).exists()
+
+
+def test_the_folder_of_a_killed_process_goes_with_the_next_start(short, monkeypatch, tmp_path_factory):
+    """And those of living processes, of others, and what only has the name stay."""
+    monkeypatch.setenv("RAY_TMPDIR", place := tempfile.mkdtemp(dir="/tmp"))
+    program = (
+        "import os, signal; from pipelines.cluster.private import private_folder; print(private_folder(), "
+        "flush=True); os.kill(os.getpid(), signal.SIGKILL) if os.environ['DIE'] else input()"
+    )
+    command = [sys.executable, "-c", program]
+    try:
+        for name in ("tadvae-empty", "tadvae-named/owner", "other"):
+            Path(place, name).mkdir(parents=True)
+        away = tmp_path_factory.mktemp("away")
+        (away / "owner").touch()
+        Path(place, "tadvae-link").symlink_to(away)
+        lives = subprocess.Popen(
+            command, env={**os.environ, "DIE": ""}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        living = lives.stdout.readline().strip()
+        killed = subprocess.run(command, env={**os.environ, "DIE": "1"}, capture_output=True, text=True)
+        dead = killed.stdout.strip()
+        assert killed.returncode == -9
+        assert Path(dead).is_dir()
+        mine = private_folder()
+        names = ["other", "tadvae-empty", "tadvae-link", "tadvae-named", os.path.basename(living)]
+        assert sorted(os.listdir(place)) == sorted([*names, os.path.basename(mine)])
+        assert (away / "owner").exists()
+        lives.communicate("\n")
+        assert not Path(living).exists()
+    finally:
+        shutil.rmtree(place)
 
 
 @pytest.fixture

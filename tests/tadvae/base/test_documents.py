@@ -9,7 +9,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tadvae.base.config import override
+from tadvae.base.config import Config, override
 from tadvae.base.documents import DEEPEST, LARGEST, parse_json, parse_yaml
 from tadvae.base.errors import UserError
 from tadvae.model.run_folder import RunFolder
@@ -28,7 +28,7 @@ MERGES = "a0: &a0 {x: 1}\n" + "".join(
     [
         ("a: 1\nb: 2\na: 3", 3, ["'a'", "given twice"]),
         ("a: 1\nb:\n  c: 2\n  'c': 3", 4, ["'c'", "given twice"]),
-        ("a: {1: x, 0x1: y}", 1, ["0x1", "given twice"]),
+        ("a: {1: x, 1.0: y}", 1, ["1.0", "given twice"]),
         ("a: 1\nb: &b [*b]", 2, ["alias", "inside"]),
         ("a: &a\n  b: *a", 1, ["alias", "inside"]),
         (BOMB, None, ["aliases written out"]),
@@ -68,7 +68,7 @@ def test_a_text_that_is_too_long(refused):
     [
         "a: &a {x: 1, y: 2}\nb: {<<: *a, y: 3}\nc: [*a, *a]",
         "x: {y: &y {<<: &z {k: 1, l: 1}, k: 2}}\nb: {<<: *y, k: 3}",
-        "a: 2024-01-01\nb: 1e3\nc: .inf\nd: ~\ne: yes\nf: 18446744073709551615\n=: 3",
+        "a: 2024-01-01\nb: 1e3\nc: .inf\nd: ~\ne: true\nf: 18446744073709551615\n=: 3",
         "",
         "# nothing",
         "[1, 2]",
@@ -77,6 +77,45 @@ def test_a_text_that_is_too_long(refused):
 )
 def test_what_yaml_means_stays(text):
     assert parse_yaml(text, "x") == yaml.safe_load(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["007", "0x1F", "1_000", "12:30:45", "+5", ".5", "5.", "1.50", "no", "yes", "On", "off"]
+)
+def test_what_is_no_usual_number_or_boolean_stays_as_it_is_written(text):
+    """A label is what its author wrote; where a number or a boolean is expected, it becomes one."""
+    for data in (parse_yaml(text, "x"), *parse_yaml(f"[{text}]", "x"), *parse_yaml(f"{text}: 1", "x")):
+        assert data == text
+    assert parse_yaml(f"[{text}, '{text}']", "x") == [text, text]
+
+    class Settings(Config):
+        label: str
+        flag: bool = False
+        number: float = 0
+
+    kind = "flag" if text.isalpha() else "number"
+    expected = {"007": 7, "1_000": 1000, "no": False, "yes": True, "On": True, "off": False}
+    with_number = f"label: {text}\n{kind}: {text}" if text not in ("0x1F", "12:30:45") else f"label: {text}"
+    found = Settings.load_text(with_number, "x")
+    assert found.label == text
+    assert text not in expected or getattr(found, kind) == expected[text]
+
+
+@pytest.mark.parametrize(
+    "text", ["7", "-7", "0", "1.0", "0.25", "1.0e-05", "1.0e+22", "true", "False", "TRUE"]
+)
+def test_usual_numbers_and_booleans_are_some(text):
+    found = parse_yaml(text, "x")
+    assert found == yaml.safe_load(text)
+    assert type(found) is type(yaml.safe_load(text))
+
+
+@given(st.floats() | st.integers(-(2**63), 2**64 - 1) | st.booleans())
+@settings(max_examples=50)
+def test_a_written_number_is_read_as_one(value):
+    found = parse_yaml(yaml.safe_dump([value]), "x")[0]
+    assert type(found) is type(value)
+    assert found == value or (found != found and value != value)
 
 
 def test_an_equals_sign_is_text():

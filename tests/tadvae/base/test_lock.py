@@ -15,7 +15,7 @@ import pytest
 from pyarrow import fs as pafs
 
 from tadvae.base import lock as module
-from tadvae.base.errors import UserError
+from tadvae.base.errors import StorageError, UserError
 from tadvae.base.filesystem import LOCK, Location
 from tadvae.base.lock import Holder, locked
 
@@ -152,7 +152,7 @@ def test_a_folder_that_is_removed(tmp_path, refused, monkeypatch):
             if error is not None:
                 raise error
 
-    for error in (None, FileNotFoundError("file"), RuntimeError("of Ray")):
+    for error in (None, FileNotFoundError("file"), RuntimeError("of Ray"), StorageError("x: gone.")):
         sentence = refused(work, error)
         assert str(folder) in sentence
         assert "was removed" in sentence
