@@ -108,9 +108,8 @@ class ExperimentConfig(Config):
             parts.append(f"width {pathway.d_embed}, {pathway.n_heads} heads, encoder {encoder}")
         identity = self.model.latent.kind == "identity"
         parts.append("a factor per pathway" if identity else f"{self.model.causal.n_factors} factors")
-        batch = f"{self.stream.bags_per_batch} bags" + (
-            "" if self.stream.cells_per_bag is None else f" of {self.stream.cells_per_bag} cells"
-        )
+        bags, cells = self.stream.bags_per_batch, self.stream.cells_per_bag
+        batch = f"{bags} bag{'' if bags == 1 else 's'}" + ("" if cells is None else f" of {cells} cells")
         train = self.train
         parts.append(f"{train.epochs} epochs, {batch} per batch, learning rate {train.learning_rate:g}")
         parts.append(f"share of the regression {self.effects.weight:g}")
