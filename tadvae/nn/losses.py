@@ -130,8 +130,13 @@ class _Kernel(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         return -grads[0] * ctx.saved_tensors[0], None
+
+
+def _kernel(distance: Tensor, bandwidths: Tensor) -> Tensor:
+    result: Tensor = _Kernel.apply(distance, bandwidths)  # type: ignore[no-untyped-call]
+    return result
 
 
 def mmd(
@@ -164,9 +169,9 @@ def mmd(
         observed = squared_distances(y, y)
         if bandwidths is None:
             bandwidths = median_bandwidths(observed, real_y)
-        kyy = _Kernel.apply(observed, bandwidths)
-    kxx = _Kernel.apply(squared_distances(x, x), bandwidths)
-    kxy = _Kernel.apply(squared_distances(x, y), bandwidths)
+        kyy = _kernel(observed, bandwidths)
+    kxx = _kernel(squared_distances(x, x), bandwidths)
+    kxy = _kernel(squared_distances(x, y), bandwidths)
     weight_x, weight_y = _weights(x, real_x), _weights(y, real_y)
     across = (weight_x[..., None, :] @ kxy @ weight_y[..., None]).squeeze(-1).squeeze(-1)
     return _mean_within(kxx, weight_x, unbiased) + _mean_within(kyy, weight_y, unbiased) - 2 * across
