@@ -98,7 +98,7 @@ def test_a_trial_is_given_the_gpu_that_it_asks_for(store, space_file, tmp_path):
         "import pipelines, ray, sys\n"
         "from tune.config import SweepConfig\n"
         "from tune.sweep import run_sweep\n"
-        "ray.init(address='local', num_cpus=4, num_gpus=2)\n"
+        "ray.init(address='local', num_cpus=8, num_gpus=2)\n"
         "store, out, space = sys.argv[1:]\n"
         "config = SweepConfig.load(space, ['trials=2', 'gpus=0.5'])\n"
         "for record in run_sweep(store, out, config):\n    print(record.status, record.reason)\n"
