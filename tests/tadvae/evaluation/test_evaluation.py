@@ -67,7 +67,8 @@ def test_every_split_trains_and_evaluates(kind, folder, store):
         "linear",
         "latent_additive",
     }
-    methods |= {"scgen"} if kind == "context" else set()
+    methods |= {"scgen"} if kind in ("context", "explicit") else set()
+    methods |= {"context_ridge"} if kind in ("combo", "single", "cells") else set()
     found = set(scores.table["method"])
     assert found == methods | {METHOD, CEILING, NULL}
     wide = scores.table[~scores.table["method"].isin([CEILING, NULL])]

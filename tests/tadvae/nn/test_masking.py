@@ -329,7 +329,7 @@ def test_half_precision_by_autocast(strategy):
 
 
 def test_strategies_of_today():
-    assert set(STRATEGIES) == {"hard", "soft", "soft_log", "linear", "none"}
+    assert set(STRATEGIES) == {"hard", "members", "soft", "soft_log", "linear", "none"}
     small, wide = PathwayConfig(), PathwayConfig(d_embed=256, n_heads=16)
     assert small.d_embed // small.n_heads == wide.d_embed // wide.n_heads == 16  # the paper's
 
