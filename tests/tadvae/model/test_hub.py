@@ -48,7 +48,7 @@ def test_a_card_says_what_the_model_is(model, tmp_path):
     head, body = card.removeprefix("---\n").split("\n---\n", 1)
     assert yaml.safe_load(head)["library_name"] == "tadvae"
     assert "2 datasets, 11 measured genes, 6 pathways, 3 targets seen in training" in body
-    assert "| screen | 8 | 4 | K562, A549 | CRISPRa, CRISPRi, ligand | 3 |" in body
+    assert "| screen | cells | 8 | 4 | K562, A549 | CRISPRa, CRISPRi, ligand | 3 |" in body
     assert "Targets: G0, G9, ligand." in body
     assert "known by identity" in body
     by_gene = ExperimentConfig.load(None, [*SMALL, "model.causal.targets=gene"])

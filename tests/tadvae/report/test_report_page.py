@@ -181,7 +181,7 @@ def test_no_name_breaks_a_card(small_vocabulary, name):
     assert [call.args[0].value, *(keyword.value.value for keyword in call.keywords)] == [name] * 3
     table = [line for line in card.splitlines() if line.startswith("|")]
     assert len(table) == 2 + len(vocabulary.datasets)
-    assert {len(re.findall(r"(?<!\\)\|", line)) for line in table} == {7}
+    assert {len(re.findall(r"(?<!\\)\|", line)) for line in table} == {8}
     outside = card.replace(snippet, "")
     assert "".join(card.split("\n")).isprintable()
     assert not re.search(r"https?://|www\.|(?<!\\)@", outside)
