@@ -47,7 +47,8 @@ def run_tasks(
     tasks = {
         function: ray.remote(num_cpus=1, num_gpus=gpus, max_retries=3)(function) for function, _ in calls
     }
-    shared = {id(first): ray.put(first) for _, (first, *_) in calls}
+    firsts = {id(first): first for _, (first, *_) in calls}
+    shared = {key: ray.put(first) for key, first in firsts.items()}
     at_once = at_once or max(2 * int(ray.cluster_resources().get("CPU", 1)), 2)
     results: dict[int, Any] = {}
     running: dict[Any, int] = {}
