@@ -82,6 +82,7 @@ class TADVAEModule(nn.Module):
     """
 
     available: Tensor
+    place: Tensor
 
     def __init__(
         self, config: ModelConfig, loss: LossConfig, vocabulary: Vocabulary, files: bool = True
@@ -108,14 +109,18 @@ class TADVAEModule(nn.Module):
         if loss.likelihood == "negative_binomial":
             self.log_dispersion = nn.Parameter(torch.zeros(n_genes))
         self.register_buffer("available", torch.from_numpy(vocabulary.available), persistent=False)
+        place = np.zeros(len(vocabulary.contexts), np.int64)  # row of each context among its dataset's
         for i, dataset in enumerate(vocabulary.datasets):
             column = np.full(n_genes, -1, np.int64)
             column[dataset.genes] = np.arange(len(dataset.genes))
             self.register_buffer(f"genes_{i}", torch.from_numpy(dataset.genes), persistent=False)
             self.register_buffer(f"column_{i}", torch.from_numpy(column), persistent=False)
-            profiles = [context.profile for context in vocabulary.contexts if context.dataset == i]
+            own = [c for c, context in enumerate(vocabulary.contexts) if context.dataset == i]
+            place[own] = np.arange(len(own))
+            profiles = [vocabulary.contexts[c].profile for c in own]
             stacked = np.stack(profiles) if profiles else np.empty((0, len(dataset.genes)), np.float32)
             self.register_buffer(f"profiles_{i}", torch.from_numpy(stacked), persistent=False)
+        self.register_buffer("place", torch.from_numpy(place), persistent=False)
 
     def encode(self, cells: PackedCells, available: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Activities (B, P), latent means and log variances (B, K) or None; ``available``: (B, P) bool."""
@@ -178,7 +183,7 @@ class TADVAEModule(nn.Module):
             encoded = self.dense(batch.tokens, part.dataset, part.cells)  # (N, G)
             own = z[part.cells]  # (N, K)
             before = self.decoder.hidden(self.causal(own))  # (N, d)
-            decoded = self.decode(before, genes, profiles[part.context])  # (N, G)
+            decoded = self.decode(before, genes, profiles[self.place[part.context]])  # (N, G)
             errors = self._errors(decoded, encoded, part.per_unit, genes).mean(1)  # (N,)
             reconstruction = reconstruction + part.weight.to(errors.dtype) @ errors
             bags = part.perturbed
@@ -187,7 +192,11 @@ class TADVAEModule(nn.Module):
             shifted = own[bags.start] + shifts[bags.bag][:, None]  # (b, n, K)
             after = self.decoder.hidden(self.causal(shifted.flatten(0, 1))).unflatten(0, bags.start.shape)
             predicted = self.counterfactual(
-                before[bags.start], after, encoded[bags.start], genes, profiles[bags.context][:, None]
+                before[bags.start],
+                after,
+                encoded[bags.start],
+                genes,
+                profiles[self.place[bags.context]][:, None],
             )  # (b, n, G)
             observed = self.dense(batch.tokens, part.dataset, bags.cells, bags.row, bags.is_observed.numel())
             observed = observed.unflatten(0, bags.is_observed.shape)  # (b, m, G)

@@ -155,7 +155,7 @@ class Perturbed:
     bag : (b,) int64
         Index of each bag among all bags of the batch, which is its row of shifts.
     context : (b,) int64
-        Row of each bag's control profile among those of the dataset.
+        Index of each bag's context in the model.
     start : (b, n) int64
         The encoded cells that each bag starts from, as rows of :attr:`DatasetBags.cells`; padding repeats
         the first.
@@ -192,7 +192,7 @@ class DatasetBags:
     cells
         Range of the N encoded cells: sets of matched controls, and bags of controls.
     context : (N,) int64
-        Row of each encoded cell's control profile among those of the dataset.
+        Index of each encoded cell's context in the model.
     weight : (N,) float64
         Weight of each encoded cell in the reconstruction, which is the mean over the batch's bags of the
         mean over the cells that a bag encodes. Over all datasets the weights sum to one.
@@ -274,7 +274,6 @@ def pack(
     set_of_bag = [number[id(bag.cells if bag.controls is None else bag.controls)] for bag in batch.bags]
     sizes = np.array([len(cells) for cells in encoded])
     first = np.concatenate([[0], np.cumsum(sizes)])  # row of each set's first cell, among all sets
-    local = _place_in_dataset(vocabulary)
 
     def move(values: np.ndarray) -> Tensor:
         return torch.from_numpy(values).to(device)
@@ -288,7 +287,7 @@ def pack(
         rows = slice(int(first[sets[0]]), int(first[sets[-1] + 1]))
         scale = SCALE.get(vocabulary.datasets[d].method, np.nan)
         counts = np.concatenate([encoded[s].total_counts for s in sets]) / scale
-        context = {i: local[context_row[d, batch.bags[i].context]] for i in bags}
+        context = {i: context_row[d, batch.bags[i].context] for i in bags}
         of_set = {set_of_bag[i]: context[i] for i in bags}
         uses = np.bincount([set_of_bag[i] for i in bags], minlength=len(encoded))[sets]
         perturbed = [i for i in bags if batch.bags[i].controls is not None]
@@ -360,13 +359,3 @@ def _perturbed(
         is_observed=move(is_observed),
         n_mmd=int(((n_start > 1) & (n_observed > 1)).sum()),
     )
-
-
-def _place_in_dataset(vocabulary: Vocabulary) -> list[int]:
-    """Row of each context among the contexts of its dataset."""
-    seen: dict[int, int] = {}
-    places = []
-    for context in vocabulary.contexts:
-        places.append(seen.get(context.dataset, 0))
-        seen[context.dataset] = places[-1] + 1
-    return places
