@@ -17,6 +17,7 @@ from torch import Tensor
 
 from tadvae.nn.edges import ActiveEdges, CellEdges, EdgeTable, softmax_by_slot, sum_by_slot
 from tadvae.nn.packed import PackedCells
+from tadvae.nn.precision import at_least_single
 from tadvae.nn.tokens import Basis
 
 
@@ -44,7 +45,7 @@ def edge_dot(left: Tensor, right: Tensor, edges: ActiveEdges, numba: bool = True
     -------
     (n_basis, E, h)
     """
-    left, right = _wide(left), _wide(right)
+    left, right = at_least_single(left), at_least_single(right)
     fused = _kernels_for(numba, left, right)
     if fused is not None:
         result: Tensor = fused.EdgeDot.apply(left, right, edges)
@@ -70,8 +71,8 @@ def edge_attention(
     load : (n_basis, E, h)
         Read-out of the value of each edge, per basis function.
     """
-    x, phi, load = _wide(cells.values), _wide(basis.phi), _wide(load)
-    match, shift = _wide_or_none(match), _wide_or_none(shift)
+    x, phi, load = at_least_single(cells.values), at_least_single(basis.phi), at_least_single(load)
+    match, shift = at_least_single(match), at_least_single(shift)
     fused = _kernels_for(numba, x, phi, load, match, shift)
     if fused is not None:
         result: Tensor = fused.EdgeAttention.apply(x, phi, match, shift, load, basis.first, cells, edges)
@@ -111,7 +112,7 @@ def edge_sum(
     weight : (E, n_basis)
         Weight of each edge, per basis function.
     """
-    phi, weight = _wide(basis.phi), _wide(weight)
+    phi, weight = at_least_single(basis.phi), at_least_single(weight)
     fused = _kernels_for(numba, phi, weight)
     if fused is not None:
         result: Tensor = fused.EdgeSum.apply(phi, weight, basis.first, cells, edges)
@@ -143,8 +144,13 @@ def token_attention(
     gate, shift : (E,) or None
         Factor and summand of the logits of each edge; None: one, and zero.
     """
-    query, readout, key, value = _wide(query), _wide(readout), _wide(key), _wide(value)
-    gate, shift = _wide_or_none(gate), _wide_or_none(shift)
+    query, readout, key, value = (
+        at_least_single(query),
+        at_least_single(readout),
+        at_least_single(key),
+        at_least_single(value),
+    )
+    gate, shift = at_least_single(gate), at_least_single(shift)
     fused = _kernels_for(numba, query, readout, key, value, gate, shift)
     if fused is not None:
         result: Tensor = fused.TokenAttention.apply(query, readout, key, value, gate, shift, cells, edges)
@@ -199,12 +205,3 @@ def _kernels_for(wanted: bool, *tensors: Tensor | None) -> ModuleType | None:
     fit = first.device.type == "cpu" and first.dtype in (torch.float32, torch.float64)
     same = all(tensor is None or tensor.dtype == first.dtype for tensor in tensors)
     return kernels() if wanted and fit and same else None
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    # A softmax or sum over hundreds of tokens loses too many digits in half precision.
-    return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
-
-
-def _wide_or_none(tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None else _wide(tensor)

@@ -26,6 +26,7 @@ from tadvae.nn.losses import (
     published_bandwidths,
 )
 from tadvae.nn.packed import ModelBatch, PackedCells, PackedTokens, Perturbed
+from tadvae.nn.precision import at_least_single
 from tadvae.nn.strategies.base import STRATEGIES, PathwayConfig, PathwayLayer, pathway_layer
 from tadvae.nn.vectors import given_vectors
 
@@ -159,7 +160,7 @@ class TADVAEModule(nn.Module):
         # All that follows is about small differences of large numbers (after − before, distances of cells),
         # which half precision loses: autocast ends here.
         with torch.autocast(mean.device.type, enabled=False):
-            return self._loss(batch, _single(mean), _single_or_none(log_variance), epoch, generator)
+            return self._loss(batch, at_least_single(mean), at_least_single(log_variance), epoch, generator)
 
     def _loss(
         self,
@@ -255,14 +256,6 @@ class TADVAEModule(nn.Module):
         )
         counts = (bags.is_start.sum(1) > 1) & (bags.is_observed.sum(1) > 1)
         return (each * counts).sum()
-
-
-def _single(tensor: Tensor) -> Tensor:
-    return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
-
-
-def _single_or_none(tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None else _single(tensor)
 
 
 def _mean_of(rows: Tensor, real: Tensor) -> Tensor:

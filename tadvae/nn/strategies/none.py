@@ -31,8 +31,9 @@ class NoMasking(AttentionLayer, name="none"):
         key, value = self.keys_and_values(cells, embedding)
         lengths = Lengths.of(cells.offsets)
         seen = attention_by_cell(query.repeat(B, 1, 1), key, value, Lengths.same(P, B), lengths, scale=1.0)
-        nothing = 0.0 * (query.sum() + key.sum() + value.sum())  # DDP waits for a gradient of every parameter
-        result: Tensor = (seen.unflatten(0, (B, P)) * readout).sum((2, 3)) + nothing
+        result: Tensor = (seen.unflatten(0, (B, P)) * readout).sum((2, 3))
+        if not len(key):  # DDP waits for a gradient of every parameter
+            result = result + 0.0 * (query.sum() + key.sum() + value.sum())
         return result
 
     def _sums_of_pairs(self, cells: PackedCells, embedding: Tensor, query: Tensor, readout: Tensor) -> Tensor:
