@@ -1,7 +1,7 @@
 """Batches of bags of cells with matched control cells, built from the cells that an epoch's plan reads."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -152,31 +152,27 @@ class BatchAssembler:
         return cells.take(np.sort(np.array_split(order, self._parts[stored])[part]))
 
     def _batch(self, members: list[tuple[int, Cells]], epoch: int) -> Batch:
-        places: dict[tuple[int, int], list[tuple[int, Cells]]] = {}
-        for bag, cells in sorted(members, key=lambda member: member[0]):
-            stored = bag % len(self._dataset)
+        places: dict[tuple[int, int], list[Bag]] = {}
+        for number, cells in sorted(members, key=lambda member: member[0]):
+            stored = number % len(self._dataset)
             place = int(self._dataset[stored]), int(self._context[stored])
-            places.setdefault(place, []).append((bag, cells))
-        bags = []
+            bag = Bag(number, *place, int(self._perturbation[stored]), cells, None)
+            places.setdefault(place, []).append(bag)
+        bags: list[Bag] = []
         for place, inside in sorted(places.items()):
-            controls = self._matched(place, inside, epoch)
-            for bag, cells in inside:
-                own = self._perturbation_of(bag)
-                bags.append(Bag(bag, *place, own, cells, None if own == self._control else controls))
+            own = [bag for bag in inside if bag.perturbation == self._control]
+            perturbed = [bag for bag in inside if bag.perturbation != self._control]
+            if perturbed:
+                largest = max(len(bag.cells) for bag in perturbed)
+                controls = self._matched(place, own, largest, [self._seed, epoch, 2, inside[0].bag])
+                perturbed = [replace(bag, controls=controls) for bag in perturbed]
+            bags += sorted([*own, *perturbed], key=lambda bag: bag.bag)
         return Batch(bags)
 
-    def _perturbation_of(self, bag: int) -> int:
-        return int(self._perturbation[bag % len(self._perturbation)])
-
-    def _matched(self, place: tuple[int, int], inside: list[tuple[int, Cells]], epoch: int) -> Cells | None:
-        """Controls for the perturbed bags of one (dataset, context); None if there are no such bags."""
-        is_control = [self._perturbation_of(bag) == self._control for bag, _ in inside]
-        sizes = [len(cells) for (_, cells), control in zip(inside, is_control, strict=True) if not control]
-        if not sizes:
-            return None
-        own = [cells for (_, cells), control in zip(inside, is_control, strict=True) if control]
-        if own and len(largest := max(own, key=len)) >= max(sizes):
+    def _matched(self, place: tuple[int, int], own: list[Bag], n: int, seed: list[int]) -> Cells:
+        """At least ``n`` controls of a (dataset, context): a bag of controls of the batch, or drawn cells."""
+        largest = max((bag.cells for bag in own), key=len, default=None)
+        if largest is not None and len(largest) >= n:
             return largest
-        pool, n = self._controls[place], max(sizes)
-        rng = np.random.default_rng([self._seed, epoch, 2, inside[0][0]])
-        return pool.take(rng.choice(len(pool), n, replace=n > len(pool)))
+        pool = self._controls[place]
+        return pool.take(np.random.default_rng(seed).choice(len(pool), n, replace=n > len(pool)))

@@ -135,7 +135,7 @@ class AttentionLayer(PathwayLayer):
     def keys_and_values(
         self, cells: PackedCells, embedding: Tensor, read: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Keys K and values V of the tokens at sorted positions ``read``, (T', h, d_head) each; None: all."""
+        """Keys K and values V of every token, (T, h, d_head) each; with an encoder, of those at ``read``."""
         rows, x = embedding[cells.gene_ids], cells.values  # (T, d)
         tokens = self.values(rows, x)
         if self.encoder is not None:
@@ -157,18 +157,19 @@ class AttentionLayer(PathwayLayer):
         if self.encoder is None:
             basis = self.expression.of(cells.values)
             return edge_attention(cells, edges, basis, *self.edge_scalars(edges), self.numba)
+        kept, edges, projected = self.encoded(cells, edges)
+        return token_attention(kept, edges, *projected, *self.gates(edges), self.numba)
+
+    def encoded(
+        self, cells: PackedCells, edges: ActiveEdges
+    ) -> tuple[PackedCells, ActiveEdges, tuple[Tensor, Tensor, Tensor, Tensor]]:
+        """The cells and edges of the tokens with an edge alone; queries, read-outs, their keys and values."""
+        read = torch.nonzero(edges.token_gene >= 0)[:, 0]  # (T',)
+        kept = replace(cells, gene_ids=cells.gene_ids[read], values=cells.values[read], cell=cells.cell[read])
         embedding = self.embedding()
         query, readout = self.queries(embedding), self._heads(self.readout)
-        read, cells_read, edges = self.read(cells, edges)
-        projected = self.keys_and_values(cells, embedding, read)
-        return token_attention(cells_read, edges, query, readout, *projected, *self.gates(edges), self.numba)
-
-    @staticmethod
-    def read(cells: PackedCells, edges: ActiveEdges) -> tuple[Tensor, PackedCells, ActiveEdges]:
-        """The tokens with an edge: their positions (T',), the cells and the edges of them alone."""
-        read = torch.nonzero(edges.token_gene >= 0)[:, 0]
-        kept = replace(cells, gene_ids=cells.gene_ids[read], values=cells.values[read], cell=cells.cell[read])
-        return read, kept, replace(edges, token_gene=edges.token_gene[read])
+        projected = query, readout, *self.keys_and_values(cells, embedding, read)
+        return kept, replace(edges, token_gene=edges.token_gene[read]), projected
 
     def pairs(self, cells: PackedCells, pathway: int | None = None) -> Pairs:
         """Attention weights and values of every pair, for one pathway or for all; in plain torch."""
@@ -180,12 +181,9 @@ class AttentionLayer(PathwayLayer):
             logits = edge_logits(cells.values, match, shift, pairs, like=load)
             value = edge_values(self.expression.of(cells.values), load, pairs)
         else:
-            embedding = self.embedding()
-            query, readout = self.queries(embedding), self._heads(self.readout)
-            read, kept, edges = self.read(cells, edges)
-            projected = self.keys_and_values(cells, embedding, read)
-            cells, pairs = kept, edges.expand(kept)
-            logits, value = token_pairs(edges, pairs, query, readout, *projected, *self.gates(edges))
+            cells, edges, projected = self.encoded(cells, edges)
+            pairs = edges.expand(cells)
+            logits, value = token_pairs(edges, pairs, *projected, *self.gates(edges))
         return Pairs(
             cell=cells.cell[pairs.token],
             gene=cells.gene_ids[pairs.token],
