@@ -91,6 +91,15 @@ def perturbation_key(targets: Iterable[str]) -> Perturbation:
     return tuple(sorted(set(targets)))
 
 
+def changes(profiles: Profiles) -> dict[Perturbation, Array]:
+    """Change from the control of every training condition, each (G,); equal sets of targets are averaged."""
+    rows: dict[Perturbation, list[Array]] = {}
+    for targets, mean in zip(profiles.targets, profiles.means, strict=True):
+        rows.setdefault(perturbation_key(targets), []).append(mean)
+    # Sorted, so that the rounding of sums does not depend on the order of the conditions.
+    return {key: np.mean(rows[key], axis=0) - profiles.control for key in sorted(rows)}
+
+
 class Baseline(ABC):
     """One predictor: ``fit`` on training profiles, ``predict`` for any perturbations.
 
@@ -111,12 +120,8 @@ class Baseline(ABC):
 
     def fit(self, profiles: Profiles) -> Self:
         """Fit to the training conditions; without any, every prediction is the control."""
-        rows: dict[Perturbation, list[Array]] = {}
-        for targets, mean in zip(profiles.targets, profiles.means, strict=True):
-            rows.setdefault(perturbation_key(targets), []).append(mean)
         self.control = profiles.control
-        # Sorted, so that the rounding of sums does not depend on the order of the conditions.
-        self.deltas = {key: np.mean(rows[key], axis=0) - profiles.control for key in sorted(rows)}
+        self.deltas = changes(profiles)
         self.mean_delta = np.mean(list(self.deltas.values()) or [np.zeros_like(self.control)], axis=0)
         self._fit(profiles)
         return self

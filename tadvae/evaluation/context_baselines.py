@@ -8,18 +8,10 @@ from typing import ClassVar
 
 import numpy as np
 
-from tadvae.evaluation.baselines import Array, Baseline, Perturbation, Profiles, perturbation_key
+from tadvae.evaluation.baselines import Array, Baseline, Perturbation, Profiles, changes, perturbation_key
 
 SHARED_GENES = 10
 """Other contexts that measure fewer genes of a context are not used."""
-
-
-def changes(profiles: Profiles) -> dict[Perturbation, Array]:
-    """Change from the control of every training condition, each (G,); equal sets of targets are averaged."""
-    rows: dict[Perturbation, list[Array]] = {}
-    for targets, mean in zip(profiles.targets, profiles.means, strict=True):
-        rows.setdefault(perturbation_key(targets), []).append(mean)
-    return {key: np.mean(found, axis=0) - profiles.control for key, found in rows.items()}
 
 
 class ContextRidge(Baseline):
@@ -62,7 +54,6 @@ class ContextRidge(Baseline):
                 mean = np.mean([found[key] for key in both], axis=0)
                 ours, theirs = np.array(shared).T
                 fields.append((found, mean, ours, theirs))
-        self._fields = fields
         asked = {key for found, *_ in fields for key in found}
         self._index = {key: i for i, key in enumerate(sorted(asked | set(here)))}
         rows = [self._index[key] for key in here]

@@ -5,6 +5,7 @@ The data that methods may use come from training rows; the truth comes only from
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -184,49 +185,42 @@ def training_profiles(
     For a context without any perturbation in training, the changes in the other contexts of the dataset are
     used: the mean change of each perturbation over them, added to the control of this context.
     """
-    dataset, context = place
-    control = train.mean[dataset, context, store.control]
-    names = {row.perturbation_index: tuple(row.targets) for row in store.perturbations.itertuples()}
-    here = {p: mean for (d, c, p), mean in train.mean.items() if (d, c) == place and p != store.control}
-    new_context = not here
-    if new_context:
-        changes: dict[int, list[np.ndarray]] = {}
-        for (d, c, p), mean in train.mean.items():
-            if d == dataset and c != context and p != store.control:
-                changes.setdefault(p, []).append(mean - train.mean[d, c, store.control])
-        here = {p: control + np.mean(found, axis=0) for p, found in changes.items()}
-    keys = vocabulary.genes["gene"].to_numpy()
-    return Profiles(
-        elsewhere=_elsewhere(place, train, store, vocabulary),
-        new_context=new_context,
-        control=control,
-        targets=[names[p] for p in here],
-        means=np.stack(list(here.values())) if here else np.empty((0, len(control))),
-        genes=keys[vocabulary.datasets[dataset].genes].tolist(),
-        target_gene={t.name: keys[t.gene] if t.gene >= 0 else None for t in vocabulary.targets},
-    )
-
-
-def _elsewhere(
-    place: tuple[int, int], train: GroupMeans, store: Store, vocabulary: Vocabulary
-) -> list[Profiles]:
-    """Training profiles of all other contexts with controls."""
     names = {row.perturbation_index: tuple(row.targets) for row in store.perturbations.itertuples()}
     keys = vocabulary.genes["gene"].to_numpy()
     groups: dict[tuple[int, int], dict[int, np.ndarray]] = {}
     for (d, c, p), mean in train.mean.items():
-        if (d, c) != place and p != store.control:
+        if p != store.control:
             groups.setdefault((d, c), {})[p] = mean
-    return [
-        Profiles(
-            control=train.mean[d, c, store.control],
-            targets=[names[p] for p in found],
-            means=np.stack(list(found.values())),
-            genes=keys[vocabulary.datasets[d].genes].tolist(),
+
+    def profiles(of: tuple[int, int], means: dict[int, np.ndarray], **more: Any) -> Profiles:
+        control = train.mean[*of, store.control]
+        return Profiles(
+            control=control,
+            targets=[names[p] for p in means],
+            means=np.stack(list(means.values())) if means else np.empty((0, len(control))),
+            genes=keys[vocabulary.datasets[of[0]].genes].tolist(),
+            **more,
         )
-        for (d, c), found in sorted(groups.items())
-        if (d, c, store.control) in train.mean
-    ]
+
+    here = groups.pop(place, {})
+    new_context = not here
+    if new_context:
+        changes: dict[int, list[np.ndarray]] = {}
+        for (d, c), found in groups.items():
+            for p, mean in found.items() if d == place[0] else ():
+                changes.setdefault(p, []).append(mean - train.mean[d, c, store.control])
+        here = {p: train.mean[*place, store.control] + np.mean(each, axis=0) for p, each in changes.items()}
+    return profiles(
+        place,
+        here,
+        target_gene={t.name: keys[t.gene] if t.gene >= 0 else None for t in vocabulary.targets},
+        elsewhere=[
+            profiles(other, found)
+            for other, found in sorted(groups.items())
+            if (*other, store.control) in train.mean
+        ],
+        new_context=new_context,
+    )
 
 
 def _require_apart(known: GroupMeans, tested: pd.DataFrame) -> None:
