@@ -16,7 +16,7 @@ from tadvae.store.reader import Store
 from tadvae.training.prepare import Preparation, prepare_training
 from tune.config import SweepConfig
 from tune.shown import assignments
-from tune.space import SETTINGS, Values
+from tune.space import SETTINGS, Values, setting_of
 
 DRAWS = 8
 """Random trials of an adaptive search that are checked besides its first trials and its extremes."""
@@ -134,8 +134,6 @@ def _files(experiment: ExperimentConfig) -> Iterator[tuple[str, str]]:
     for key, marker in SETTINGS.items():
         if marker is None:
             continue
-        value: Any = data
-        for name in key.split("."):
-            value = value[name]
+        value = setting_of(data, key)
         if value is not None and value not in marker.words:
             yield key, value

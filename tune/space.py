@@ -88,9 +88,6 @@ class Derived(Config):
     """The setting is the value of the parameter divided by this number."""
 
 
-_NONE = object()
-
-
 class Space(Config):
     """Parameters, and settings that are derived from them."""
 
@@ -184,23 +181,22 @@ class Space(Config):
             if key not in keys or choice is None:
                 continue
             points = [
-                {**point, **({} if value is _NONE else {key: value})}
+                each
                 for point in points
-                for value in (choice if self._varies(key, point) else [_NONE])
+                for each in (
+                    [{**point, key: value} for value in choice] if self._varies(key, point) else [point]
+                )
             ]
         return points
 
     def completed(self, point: Values, base: ExperimentConfig) -> Values:
         """A point with the values that ``base`` has for the other parameters, where they are possible."""
-        data: Any = base.model_dump(mode="json")
+        data = base.model_dump(mode="json")
         found: Values = {}
         for key in self.order():
             if not self._varies(key, found):
                 continue
-            value: Any = data
-            for name in key.split("."):
-                value = value[name]
-            value = point.get(key, value)
+            value = point.get(key, setting_of(data, key))
             if self.parameters[key].has(value):
                 found[key] = value
         return found
@@ -258,6 +254,13 @@ class Space(Config):
                     raise UserError(f"'{key}': its conditions can never hold together; fix them.")
                 queue.append(other)
         return wanted
+
+
+def setting_of(data: Any, key: str) -> Any:
+    """The value of a dotted setting in nested ones."""
+    for name in key.split("."):
+        data = data[name]
+    return data
 
 
 def covering(points: list[Values]) -> list[Values]:
