@@ -6,7 +6,7 @@ It is saved with the weights, so that a model can be used without its store and 
 import json
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pandas as pd
@@ -26,6 +26,7 @@ from tadvae.genes.names import GeneNames
 from tadvae.genes.reference import GeneReference
 from tadvae.pathways.membership import Membership
 from tadvae.store.manifest import vocabulary_hash
+from tadvae.store.spec import Kind
 
 TEXT, GENES, PATHWAYS, PROFILES = (
     "vocabulary.json",
@@ -383,8 +384,7 @@ class Vocabulary:
         known = all(_is_index(target, len(self.targets)) for target in targets)
         require(known, f"dataset '{name}' has labels with unknown targets")
         require(dataset.method in (*SCALE, "none"), f"dataset '{name}' has an unknown normalisation")
-        kinds = ("cells", "profiles", "signatures")
-        require(dataset.kind in kinds, f"dataset '{name}' is of an unknown kind")
+        require(dataset.kind in get_args(Kind), f"dataset '{name}' is of an unknown kind")
         by_target = dataset.target_modality
         known = all(
             _is_index(t, len(self.targets)) and _is_index(m, len(self.modalities))

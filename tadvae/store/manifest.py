@@ -6,7 +6,7 @@ The manifest is written last, so a folder without a manifest is not a (complete)
 import hashlib
 import re
 from collections.abc import Iterable, Mapping
-from typing import Literal, Self
+from typing import Self
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -15,6 +15,7 @@ from tadvae.base.config import Config
 from tadvae.base.documents import parse_json
 from tadvae.base.errors import UserError
 from tadvae.base.filesystem import Location
+from tadvae.store.spec import Kind, ValuesAre
 
 GROUP_KEYS = ["dataset", "context", "perturbation"]
 """Columns of store indices that together name a group of cells."""
@@ -40,9 +41,9 @@ class StoredDataset(Config):
 
     name: str = Field(pattern=f"^{DATASET_NAME}$")
     """Name of the dataset in the spec."""
-    kind: Literal["cells", "profiles", "signatures"]
+    kind: Kind
     """``cells``, ``profiles`` or ``signatures``."""
-    values: Literal["counts", "log1p", "effects"]
+    values: ValuesAre
     """``counts``, ``log1p``, or ``effects`` for signatures."""
     rounded: bool = False
     """Whether fractional counts were rounded to whole numbers."""

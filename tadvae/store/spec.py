@@ -24,6 +24,9 @@ MODALITY_SIGN = {
 """Direction in which a modality changes its target's activity; anything else (drug, ligand, …) is 0."""
 
 
+Kind = Literal["cells", "profiles", "signatures"]
+ValuesAre = Literal["counts", "log1p", "effects"]
+"""What a row of a dataset is, and what its values are; see :class:`DatasetSpec`."""
 UNSPECIFIED = "unspecified"
 """The modality of a dataset whose spec names none."""
 
@@ -169,7 +172,7 @@ class DatasetSpec(Config):
     """Matrix of the values: ``X``, ``raw``, or the name of a layer."""
     total_counts: str | None = None
     """Column with the true library size of each cell; None: the sum over the measured genes."""
-    kind: Literal["cells", "profiles", "signatures"] = "cells"
+    kind: Kind = "cells"
     """What a row of the file is.
 
     - ``cells``: one cell per row; use it for single-cell screens.
@@ -177,7 +180,7 @@ class DatasetSpec(Config):
     - ``signatures``: one signed effect per row and condition, a difference from the control, where 0 is no
       response; use it for log-fold changes, LINCS and drug screens. There are no control rows.
     """
-    values: Literal["counts", "log1p", "effects"] = "counts"
+    values: ValuesAre = "counts"
     """What the values are.
 
     - ``counts``: raw counts, normalised by tadvae; use it whenever you have them.

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from tadvae.data.vocabulary import Vocabulary
+from tadvae.model.device import device_of
 from tadvae.nn.network import TADVAEModule
 from tadvae.nn.packed import ModelBatch
 from tadvae.settings.experiment import ExperimentConfig
@@ -38,7 +39,7 @@ class Learner:
     @property
     def device(self) -> torch.device:
         """Where the network is."""
-        return next(self.module.parameters()).device
+        return device_of(self.module)
 
     @property
     def final(self) -> TADVAEModule:
