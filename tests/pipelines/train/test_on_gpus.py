@@ -1,9 +1,11 @@
 """Trainings without Ray Train on a GPU: what they ask for, and where they put the network."""
 
 import pytest
+import ray
 import torch
 from torch import nn
 
+import pipelines.cluster.tasks as tasks
 import pipelines.train.ensemble as ensemble
 from pipelines.predict import predict_to
 from pipelines.train.alone import _OnlyRank
@@ -15,11 +17,25 @@ from tadvae.settings.experiment import ExperimentConfig
 @pytest.mark.parametrize(("gpu", "n"), [(False, 0), (True, 1)])
 def test_a_member_asks_for_a_gpu_of_its_own(monkeypatch, tmp_path, gpu, n):
     asked, calls = [], []
-    monkeypatch.setattr(ensemble.ray, "remote", lambda **options: asked.append(options) or (lambda f: f))
-    monkeypatch.setattr(ensemble, "run_tasks", lambda what, given, *more, **options: calls.extend(given))
+
+    class Asked(Exception):
+        """Ends the run where Ray is told what a task needs."""
+
+    def remote(**options):
+        asked.append(options)
+        raise Asked
+
+    def run_tasks(what, given, *more, **options):
+        calls.extend(given)
+        return tasks.run_tasks(what, given, *more, **options)
+
+    monkeypatch.setattr(tasks, "is_connected", lambda: True)
+    monkeypatch.setattr(ray, "remote", remote)
+    monkeypatch.setattr(ensemble, "run_tasks", run_tasks)
     runs = {"members/seed-0": ExperimentConfig()}
-    ensemble.train_models("store", Location.of(tmp_path), runs, gpu=gpu)
-    assert asked == [{"num_cpus": 1, "num_gpus": n}]
+    with pytest.raises(Asked):
+        ensemble.train_models("store", Location.of(tmp_path), runs, gpu=gpu)
+    assert asked == [{"num_cpus": 1, "num_gpus": n, "max_retries": 3}]
     ((function, arguments),) = calls
     assert function is ensemble.train_one
     assert arguments[-1] is gpu
