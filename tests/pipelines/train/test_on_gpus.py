@@ -18,12 +18,12 @@ from tadvae.settings.experiment import ExperimentConfig
 def test_a_member_asks_for_a_gpu_of_its_own(monkeypatch, tmp_path, gpu, n):
     asked, calls = [], []
 
-    class Asked(Exception):
+    class AskedError(Exception):
         """Ends the run where Ray is told what a task needs."""
 
     def remote(**options):
         asked.append(options)
-        raise Asked
+        raise AskedError
 
     def run_tasks(what, given, *more, **options):
         calls.extend(given)
@@ -33,7 +33,7 @@ def test_a_member_asks_for_a_gpu_of_its_own(monkeypatch, tmp_path, gpu, n):
     monkeypatch.setattr(ray, "remote", remote)
     monkeypatch.setattr(ensemble, "run_tasks", run_tasks)
     runs = {"members/seed-0": ExperimentConfig()}
-    with pytest.raises(Asked):
+    with pytest.raises(AskedError):
         ensemble.train_models("store", Location.of(tmp_path), runs, gpu=gpu)
     assert asked == [{"num_cpus": 1, "num_gpus": n, "max_retries": 3}]
     ((function, arguments),) = calls
