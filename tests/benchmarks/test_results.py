@@ -52,7 +52,19 @@ def results(monkeypatch, tmp_path):
         sys.modules.pop(name, None)
 
 
-def test_one_command_trains_stores_and_writes(results, ray_cluster, tmp_path, capsys):
+def two_epochs(preset):
+    """A preset that trains for two epochs: published models train for a hundred."""
+
+    def made():
+        config = preset()
+        return config.model_copy(update={"train": config.train.model_copy(update={"epochs": 2})})
+
+    return made
+
+
+def test_one_command_trains_stores_and_writes(results, ray_cluster, tmp_path, capsys, monkeypatch):
+    shorter = {name: two_epochs(preset) for name, preset in PRESETS.items()}
+    monkeypatch.setattr(results, "PRESETS", shorter)
     places = {name: tmp_path / name for name in ("out", "work", "page")}
     arguments = [word for name, place in places.items() for word in (f"--{name}", str(place))]
     arguments += ["--seeds", "2", "--max-folds", "1"]

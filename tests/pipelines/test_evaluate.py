@@ -119,7 +119,7 @@ def test_every_method_and_metric_is_there_with_an_interval(run, scores):
     summary = scores.summary()
     assert set(summary["method"]) == {
         "no_change", "mean", "matching_mean", "additive", "additive_ridge", "linear", "latent_additive",
-        "tadvae", "noise_ceiling", "null_95",
+        "context_ridge", "tadvae", "noise_ceiling", "null_95",
     }  # fmt: skip
     assert {"pearson_delta", "l2", "cosine_logfc", "rank_cosine", "mmd"} <= set(summary["metric"])
     assert (summary["low"] <= summary["mean"] + 1e-12).all()
