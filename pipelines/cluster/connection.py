@@ -6,14 +6,16 @@ import socket
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipelines.cluster.address import find_cluster
 from pipelines.cluster.private import private_folder, private_token
 from pipelines.cluster.ray_log import RAY_LOG, say
 from pipelines.cluster.signals import handlers_kept
 from tadvae.base.errors import UserError
-from tadvae.data.reader import Mapper, loop
+
+if TYPE_CHECKING:
+    from tadvae.data.reader import Mapper
 
 LOCAL_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -57,8 +59,10 @@ def session_if_needed(n_bytes: int) -> Iterator[None]:
 
 
 @contextmanager
-def mapping(n_bytes: int) -> Iterator[Mapper]:
+def mapping(n_bytes: int) -> "Iterator[Mapper]":
     """Yield what maps over the parts of a store: Ray tasks where they are of use, else a loop."""
+    from tadvae.data.reader import loop  # every command imports this module, and few read cells
+
     with session_if_needed(n_bytes):
         yield ray_map if is_connected() else loop
 

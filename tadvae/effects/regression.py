@@ -21,7 +21,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from scipy.optimize import minimize
 from torch import Tensor
 
 from tadvae.effects.conditions import Floats
@@ -167,6 +166,8 @@ def _maximise(
     terms: Sequence[Floats], noise: Floats, unit: float, blocks: Sequence[Block]
 ) -> tuple[Floats, float]:
     """Maximum-likelihood variances (n_terms,), and the noise of conditions for which it is not known."""
+    from scipy.optimize import minimize  # training's workers import this module, and fit nothing
+
     groups, n = _alike(terms), len(noise)
     search = np.arange(n)
     if n > SEARCH_CONDITIONS:

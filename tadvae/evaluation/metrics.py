@@ -16,7 +16,6 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.spatial.distance import cdist
 
 Array = NDArray[np.float64]
 ProfileMetric = Callable[[ArrayLike, ArrayLike, ArrayLike], float]
@@ -201,6 +200,8 @@ def rank_score(
 
     Source: PerturBench (Wu et al. 2024), equation 2.
     """
+    from scipy.spatial.distance import cdist  # training's workers import this module, and rank nothing
+
     pred_, true_ = _matrices(pred, true)
     control_ = np.asarray(control, dtype=np.float64)
     if control_.shape != pred_.shape[1:]:
