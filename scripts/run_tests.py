@@ -1,12 +1,13 @@
-"""``make test``: all tests, in three parts that together hold each test once.
+"""``make test``: all tests, in four parts that together hold each test once.
 
-``fast`` is ``make fast``: the tests without Ray that take seconds, on pytest-xdist's workers. Then come
-``ray`` (one Ray in pytest's own process, and the slow tests without it) and ``cluster`` (a head and drivers
-as processes), one after the other: two cores are busy with starting their processes, and beside each other
-the parts run into their time limits. Each part has a folder of its own for Ray's sockets and logs. Its output
-goes to ``build/tests/PART.log``, which is printed when the part ends.
+``cluster`` has a head and drivers as processes, ``ray`` one Ray in pytest's own process, and ``slow`` the
+slow tests without Ray. ``fast`` is ``make fast``: the tests without Ray that take seconds, on pytest-xdist's
+workers. Two parts run at the same time, because ``cluster`` mostly waits: for processes that start one after
+the other, and for Ray to notice what it has lost. Each part has a folder of its own for Ray's sockets, logs
+and the address of its cluster. Its output goes to ``build/tests/PART.log``, which is printed when the part
+ends.
 
-    python scripts/run_tests.py [--parts fast ray cluster] [--jobs 2] [-- PYTEST OPTIONS]
+    python scripts/run_tests.py [--parts cluster fast ray slow] [--at-once 2] [--jobs 2] [-- PYTEST OPTIONS]
 
 The last line sums up all parts as pytest does. The exit code is 0 if every part passed; Ctrl-C ends all
 parts.
@@ -27,10 +28,12 @@ from types import FrameType
 
 ROOT = Path(__file__).resolve().parents[1]
 PARTS = {
-    "fast": "not ray and not slow and not cluster",
-    "ray": "(ray or slow) and not cluster",
     "cluster": "cluster",
+    "fast": "not ray and not slow and not cluster",
+    "ray": "ray and not cluster",
+    "slow": "slow and not ray and not cluster",
 }
+"""In the order in which they start: the one that waits most first."""
 NO_TESTS = 5
 """Exit code of pytest where nothing was selected."""
 
@@ -89,20 +92,28 @@ def said(counts: Counter[str]) -> str:
     return ", ".join(f"{number} {what}" for what, number in shown.items())
 
 
-def run(names: list[str], jobs: int, options: list[str]) -> int:
-    """Run the parts one after the other; the exit code."""
+def run(names: list[str], at_once: int, jobs: int, options: list[str]) -> int:
+    """Run the parts, some of them at the same time; the exit code."""
     began, lines, total, failed = time.monotonic(), [], Counter[str](), False
-    for name in names:
-        part = Part(name, jobs, options)
-        try:
-            part.process.wait()
-        finally:
+    waiting, running = list(names), list[Part]()
+    try:
+        while waiting or running:
+            while waiting and len(running) < at_once:
+                running.append(Part(waiting.pop(0), jobs, options))
+            ended = [part for part in running if part.process.poll() is not None]
+            for part in ended:
+                running.remove(part)
+                part.end()
+                counts = part.finish()
+                lines.append(f"== {part.name}: {part.seconds:.0f} s, {said(counts)}")
+                print(lines[-1], flush=True)
+                total += counts
+                failed |= part.process.returncode not in (0, NO_TESTS)
+            if not ended:
+                time.sleep(0.2)
+    finally:
+        for part in running:
             part.end()
-        counts = part.finish()
-        lines.append(f"== {part.name}: {part.seconds:.0f} s, {said(counts)}")
-        print(lines[-1], flush=True)
-        total += counts
-        failed |= part.process.returncode not in (0, NO_TESTS)
     print("\n".join(["", *lines]))
     print(f"==== {said(total)} in {time.monotonic() - began:.2f}s ====", flush=True)
     return int(failed)
@@ -112,7 +123,8 @@ def main() -> int:
     """Read the options and run the parts."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
-    parser.add_argument("--jobs", type=int, default=2, help="processes of the part without Ray")
+    parser.add_argument("--at-once", type=int, default=2, help="parts that run at the same time")
+    parser.add_argument("--jobs", type=int, default=2, help="processes of the part fast")
     parser.add_argument("options", nargs="*", help="for pytest, after --")
     given = parser.parse_args()
 
@@ -121,7 +133,8 @@ def main() -> int:
 
     signal.signal(signal.SIGTERM, stop)
     try:
-        return run([name for name in PARTS if name in given.parts], given.jobs, given.options)
+        names = [name for name in PARTS if name in given.parts]
+        return run(names, given.at_once, given.jobs, given.options)
     except KeyboardInterrupt:
         print("interrupted: all parts have been ended", file=sys.stderr)
         return 130
