@@ -51,8 +51,15 @@ def test_an_address_where_nobody_answers(driver):
 
 def test_no_token_for_a_cluster_that_asks_for_one(head, tmp_path):
     environment = {k: v for k, v in head.driver.environment.items() if k != "RAY_AUTH_MODE"}
-    for home in (head.driver.environment["HOME"], str(tmp_path)):
-        printed = Driver(environment | {"HOME": home}).run("tadvae doctor", code=2)
+    homes = head.driver.environment["HOME"], str(tmp_path)
+    logs = [tmp_path / f"{i}.log" for i in range(len(homes))]
+    asking = [  # beside each other: each waits long for an answer
+        Driver(environment | {"HOME": home}).start("tadvae doctor", log)
+        for home, log in zip(homes, logs, strict=True)
+    ]
+    for process, log in zip(asking, logs, strict=True):
+        code, printed = process.wait(timeout=500), log.read_text()
+        assert code == 2, printed
         assert "if it asks for a token" in fixes(printed)["connection"]
         assert "export RAY_AUTH_MODE=token" in fixes(printed)["connection"]
 
