@@ -21,7 +21,7 @@ from claims import Claims, about, parse, scratch
 from measure import Memory
 from synthetic import make_pathways, screen, store_of
 
-from pipelines.cluster.connection import ray_session
+from pipelines.cluster.connection import is_connected, ray_session
 from pipelines.train.train import train
 from tadvae.settings.experiment import ExperimentConfig
 
@@ -55,10 +55,20 @@ def run_train(folder: Path, path: Path) -> None:
 
 
 def peak(what: str, folder: Path, path: Path) -> dict[str, int]:
-    """Peak memory of one run, in its own process."""
+    """Peak memory of one run, in its own process; of a conversion in this one, if it has a Ray."""
+    if what == "convert" and is_connected():
+        return measured(what, folder, path)
     command = [sys.executable, __file__, "--run", what, "--path", str(path), "--folder", str(folder)]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def measured(what: str, folder: Path, path: Path) -> dict[str, int]:
+    """Peak memory of one run, in this process."""
+    converts = what == "convert"  # one worker trains without Ray
+    with ray_session(2) if converts else nullcontext(), Memory() as memory:
+        (run_convert if converts else run_train)(folder, path)
+    return {"peak": memory.peak, "largest": memory.largest}
 
 
 def main() -> None:
@@ -68,10 +78,7 @@ def main() -> None:
 
     options = parse(__doc__, more)
     if options.run:
-        converts = options.run == "convert"  # one worker trains without Ray
-        with ray_session(2) if converts else nullcontext(), Memory() as memory:
-            (run_convert if converts else run_train)(options.folder, options.path)
-        print(json.dumps({"peak": memory.peak, "largest": memory.largest}))
+        print(json.dumps(measured(options.run, options.folder, options.path)))
         return
     claims = Claims("memory", about(__doc__))
     sizes = (1_000,) if options.quick else (20_000, 200_000)
