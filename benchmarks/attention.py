@@ -38,6 +38,7 @@ from tadvae.nn.encoder import EncoderConfig, TokenEncoder
 from tadvae.nn.packed import PackedCells
 from tadvae.nn.strategies.attention import AttentionLayer
 from tadvae.nn.strategies.base import PathwayConfig, pathway_layer
+from tadvae.nn.token_rows import DenseTokens
 from tadvae.pathways.membership import Membership
 
 CELLS, EXPRESSED, GENES, PATHWAYS, WIDTH, HEADS = 32, 300, 2000, 1000, 128, 8
@@ -223,7 +224,7 @@ def encoder_growth(kind: str, rounds: int) -> dict[str, float]:
 
         def step(length: int = length) -> Tensor:
             encoder.zero_grad()
-            result = encoder(tokens, torch.arange(0, TOKENS + 1, length))
+            result = encoder(DenseTokens(tokens), torch.arange(0, TOKENS + 1, length))
             result.square().mean().backward()
             return result
 

@@ -193,6 +193,27 @@ def member_mean(rows: Tensor, table: EdgeTable, numba: bool = True) -> Tensor:
     return result
 
 
+def scaled_rows(table: Tensor, gene: Tensor, factor: Tensor, constant: Tensor, numba: bool = True) -> Tensor:
+    """``f_t·u_g + a`` of every token: its factor times the row of its gene, plus a summand, (T, d).
+
+    Parameters
+    ----------
+    table : (G, d)
+        Rows of the genes.
+    gene : (T,) int64
+        Row of each token's gene.
+    factor : (T,)
+        Factor of each token.
+    constant : (d,)
+        Summand of all tokens.
+    """
+    fused = _kernels_for(numba, table, factor, constant)
+    if fused is not None:
+        result: Tensor = fused.ScaledRows.apply(table, gene, factor, constant)
+        return result
+    return torch.addcmul(constant, table.index_select(0, gene), factor[:, None])
+
+
 def _attend(logits: Tensor, value: Tensor, pairs: CellEdges, cells: PackedCells) -> Tensor:
     weight = softmax_by_slot(logits, pairs)  # (N, h)
     return sum_by_slot((weight * value).sum(-1), pairs).view(cells.n_cells, -1)

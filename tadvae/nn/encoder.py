@@ -1,7 +1,9 @@
 """Optional transformer over the gene tokens of each cell, before the pathway layer.
 
 Linear maps run on the tokens of all cells at once; only attention has to separate cells
-(:mod:`tadvae.nn.cell_attention`). The last layer is computed only for the tokens that a pathway reads.
+(:mod:`tadvae.nn.cell_attention`). The last layer is computed only for the tokens that a pathway reads, and
+the first layer's queries, keys and values once per gene, where tokens are a multiple of the gene's embedding
+(:mod:`tadvae.nn.token_rows`).
 """
 
 from abc import ABC, abstractmethod
@@ -10,10 +12,13 @@ from typing import Literal
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn.functional import linear
 
 from tadvae.base.config import Config
 from tadvae.nn.cell_attention import Lengths, Read, attention_by_cell
+from tadvae.nn.token_rows import DenseTokens, Tokens
+
+ROWS = 1024
+"""Tokens that go through the feed-forward network of a layer at once on the CPU."""
 
 
 class EncoderConfig(Config):
@@ -27,8 +32,8 @@ class EncoderConfig(Config):
       small panels or on a GPU.
     - ``inducing``: attention through a few learned points; time is linear; use it for large panels.
     """
-    n_layers: int = Field(2, ge=1, le=1000)
-    """Number of layers."""
+    n_layers: int = Field(1, ge=1, le=1000)
+    """Number of layers; more layers are slower, and gave no better activities or predictions."""
     n_inducing: int = Field(32, ge=1)
     """Number of learned points per layer; only for ``inducing``."""
     expansion: int = Field(2, ge=1)
@@ -53,26 +58,29 @@ class _Layer(nn.Module, ABC):
         return result
 
     @abstractmethod
-    def attend(self, x: Tensor, asking: Tensor, keys: Lengths, queries: Lengths) -> Tensor:
+    def attend(self, x: Tokens, asking: Tokens, keys: Lengths, queries: Lengths) -> Tensor:
         """Output of the attention for the asking tokens, (T', d).
 
         Parameters
         ----------
-        x : (T, d)
-            Normalised tokens, all of which are attended to.
-        asking : (T', d)
-            Normalised tokens that the output is needed for.
+        x
+            T normalised tokens, all of which are attended to.
+        asking
+            T' normalised tokens that the output is needed for.
         keys, queries
             How many tokens of each cell there are in ``x`` and in ``asking``.
         """
 
-    def forward(self, x: Tensor, read: Read) -> Tensor:
-        """Apply the layer to tokens (T, d); returns those that are read, (T', d)."""
-        normal = self.norm(x)
-        asking = read.of(normal)
-        x = read.of(x) + self.out(self.attend(normal, asking, read.all, read.kept))
-        result: Tensor = x + self.network(x)
-        return result
+    def forward(self, tokens: Tokens, read: Read) -> Tensor:
+        """Apply the layer to T tokens; returns those that are read, (T', d)."""
+        normal = tokens.normalised(self.norm)
+        attended = self.out(self.attend(normal, normal.of(read), read.all, read.kept))
+        x = tokens.of(read).rows + attended
+        if x.device.type != "cpu":
+            result: Tensor = x + self.network(x)
+            return result
+        # Few rows at a time: the wide hidden rows stay in the processor's cache, and memory is used again.
+        return torch.cat([part + self.network(part) for part in x.split(ROWS)])
 
 
 class FullLayer(_Layer):
@@ -82,12 +90,12 @@ class FullLayer(_Layer):
         super().__init__(d, n_heads, config)
         self.qkv = nn.Linear(d, 3 * d)
 
-    def attend(self, x: Tensor, asking: Tensor, keys: Lengths, queries: Lengths) -> Tensor:
+    def attend(self, x: Tokens, asking: Tokens, keys: Lengths, queries: Lengths) -> Tensor:
         """Softmax attention between the tokens of each cell."""
-        d = x.shape[1]
         weight, bias = self.qkv.weight, self.qkv.bias
-        q = linear(asking, weight[:d], bias[:d])
-        k, v = linear(x, weight[d:], bias[d:]).chunk(2, dim=1)
+        d = weight.shape[1]
+        q = asking.linear(weight[:d], bias[:d])
+        k, v = x.linear(weight[d:], bias[d:]).chunk(2, dim=1)
         q, k, v = self.heads(q), self.heads(k), self.heads(v)
         return attention_by_cell(q, k, v, queries, keys).flatten(1)
 
@@ -109,16 +117,20 @@ class InducingLayer(_Layer):
         self.tokens_query = nn.Linear(d, d)
         self.summary_kv = nn.Linear(d, 2 * d)
 
-    def attend(self, x: Tensor, asking: Tensor, keys: Lengths, queries: Lengths) -> Tensor:
+    def attend(self, x: Tokens, asking: Tokens, keys: Lengths, queries: Lengths) -> Tensor:
         """Attention from the learned points to the tokens, and from the tokens to what the points saw."""
         m, B = len(self.points), len(keys)
-        k, v = (self.heads(part) for part in self.tokens_kv(x).chunk(2, dim=1))
+        k, v = (self.heads(part) for part in x.linear(*_of(self.tokens_kv)).chunk(2, dim=1))
         query = self.heads(self.points_query(self.points_norm(self.points)))  # (m, h, w)
         seen = attention_by_cell(query.repeat(B, 1, 1), k, v, Lengths.same(m, B), keys)  # (B m, h, w)
         summary = self.points.repeat(B, 1) + self.points_out(seen.flatten(1))  # (B m, d)
         k, v = (self.heads(part) for part in self.summary_kv(self.summary_norm(summary)).chunk(2, dim=1))
-        q = self.heads(self.tokens_query(asking))
+        q = self.heads(asking.linear(*_of(self.tokens_query)))
         return attention_by_cell(q, k, v, queries, Lengths.same(m, B)).flatten(1)
+
+
+def _of(layer: nn.Linear) -> tuple[Tensor, Tensor]:
+    return layer.weight, layer.bias
 
 
 _LAYERS: dict[str, type[_Layer]] = {"full": FullLayer, "inducing": InducingLayer}
@@ -134,13 +146,13 @@ class TokenEncoder(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(_LAYERS[config.kind](d, n_heads, config) for _ in range(config.n_layers))
 
-    def forward(self, tokens: Tensor, offsets: Tensor, read: Tensor | None = None) -> Tensor:
+    def forward(self, tokens: Tokens, offsets: Tensor, read: Tensor | None = None) -> Tensor:
         """Encode tokens.
 
         Parameters
         ----------
-        tokens : (T, d)
-            Tokens of all cells.
+        tokens
+            The T tokens of all cells.
         offsets : (B + 1,)
             Position of each cell's first token.
         read : (T',) int64 or None
@@ -152,9 +164,9 @@ class TokenEncoder(nn.Module):
         Encoded tokens, (T', d).
         """
         if not len(tokens):  # DDP waits for a gradient of every parameter
-            return tokens + 0.0 * torch.stack([p.sum() for p in self.parameters()]).sum()
+            return tokens.rows + 0.0 * torch.stack([p.sum() for p in self.parameters()]).sum()
         every = Read.every(offsets)
         for layer in self.layers[:-1]:
-            tokens = layer(tokens, every)
+            tokens = DenseTokens(layer(tokens, every))
         result: Tensor = self.layers[-1](tokens, every if read is None else Read.some(offsets, read))
         return result

@@ -109,7 +109,7 @@ def tadvae_paper() -> ExperimentConfig:
                 d_embed=128,
                 n_heads=8,
             ),
-            encoder=EncoderConfig(kind="inducing"),
+            encoder=EncoderConfig(kind="inducing", n_layers=2),
             latent=LatentConfig(variance="softplus"),
             causal=_published_causal(),
             decoder=DecoderConfig(kind="mlp", d_gene=128, decode="direct", counterfactual="mean"),

@@ -201,6 +201,30 @@ class MemberSum(torch.autograd.Function):
         return d_rows, None
 
 
+class ScaledRows(torch.autograd.Function):
+    """``factor_t · table[gene_t] + constant`` of every token."""
+
+    @staticmethod
+    def forward(ctx: Any, table: Tensor, gene: Tensor, factor: Tensor, constant: Tensor) -> Tensor:
+        """Rows, shape (T, d)."""
+        ctx.save_for_backward(table, gene, factor)
+        rows = table.new_empty(len(gene), table.shape[1])
+        tokens = cut(np.arange(len(gene) + 1))
+        run(sums.scaled_rows_forward, tokens, *_arrays(gene, factor, table, constant, rows))
+        return rows
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_rows: Tensor) -> Gradients:
+        """Gradients of the table, the factors and the summand."""
+        table, gene, factor = ctx.saved_tensors
+        starts, order = group(gene.numpy(), len(table))
+        d_factor, d_table, d_constant = map(torch.zeros_like, (factor, table, table))
+        arrays = _arrays(factor, table, d_rows, d_factor, d_table, d_constant)
+        run(sums.scaled_rows_backward, cut(starts), starts, order, *arrays)
+        return d_table, None, d_factor, d_constant.sum(0)
+
+
 def _arrays(*tensors: Tensor) -> list[np.ndarray]:
     """The tensors as contiguous arrays, without a copy if they are contiguous."""
     return [tensor.detach().contiguous().numpy() for tensor in tensors]

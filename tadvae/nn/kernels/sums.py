@@ -1,4 +1,4 @@
-"""Sums along edges: the masked linear layer, and the mean of member rows."""
+"""Sums along edges, the mean of member rows, and rows of genes times the factors of tokens."""
 
 from typing import Any
 
@@ -76,6 +76,50 @@ def sum_rows(
             source = rows[row[at]]
             for j in range(len(total)):
                 total[j] += source[j]
+
+
+@kernel
+def scaled_rows_forward(
+    part: int,
+    first_token: int,
+    last_token: int,
+    gene: Any,  # (T,)
+    factor: Any,  # (T,)
+    table: Any,  # (G, d)
+    constant: Any,  # (d,)
+    rows: Any,  # (T, d) out
+) -> None:
+    """``rows_t = factor_t · table[gene_t] + constant``."""
+    for t in range(first_token, last_token):
+        source, row, f = table[gene[t]], rows[t], factor[t]
+        for j in range(len(row)):
+            row[j] = f * source[j] + constant[j]
+
+
+@kernel
+def scaled_rows_backward(
+    part: int,
+    first_gene: int,
+    last_gene: int,
+    token_starts: Any,  # (G + 1,) tokens by gene
+    token_order: Any,  # (T,)
+    factor: Any,  # (T,)
+    table: Any,  # (G, d)
+    d_rows: Any,  # (T, d)
+    d_factor: Any,  # (T,) out
+    d_table: Any,  # (G, d) out, zero before
+    d_constant: Any,  # (G, d) out, zero before: the summand's gradient from each gene's tokens
+) -> None:
+    """Compute gradients; every token belongs to one gene, and so to one part."""
+    for g in range(first_gene, last_gene):
+        for at in range(token_starts[g], token_starts[g + 1]):
+            t = token_order[at]
+            grad, source, f, dot = d_rows[t], table[g], factor[t], np.float64(0.0)
+            for j in range(len(grad)):
+                dot += grad[j] * source[j]
+                d_table[g, j] += f * grad[j]
+                d_constant[g, j] += grad[j]
+            d_factor[t] = dot
 
 
 @kernel

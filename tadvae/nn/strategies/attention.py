@@ -20,6 +20,7 @@ from tadvae.nn.embedding import GivenVectors, embedding_table
 from tadvae.nn.encoder import EncoderConfig, TokenEncoder
 from tadvae.nn.packed import PackedCells
 from tadvae.nn.strategies.base import Contributions, PathwayLayer
+from tadvae.nn.token_rows import DenseTokens, ScaledTokens
 from tadvae.nn.tokens import TokenValues
 
 if TYPE_CHECKING:
@@ -136,10 +137,15 @@ class AttentionLayer(PathwayLayer):
         self, cells: PackedCells, embedding: Tensor, read: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Keys K and values V of every token, (T, h, d_head) each; with an encoder, of those at ``read``."""
-        rows, x = embedding[cells.gene_ids], cells.values  # (T, d)
+        x = cells.values
+        if self.encoder is not None and self.values.plain:
+            scaled = ScaledTokens.from_genes(embedding, cells.gene_ids, x)
+            tokens = self.encoder(scaled, cells.offsets, read)
+            return self._heads(self.w_key(tokens)), self._heads(self.w_value(tokens))
+        rows = embedding[cells.gene_ids]  # (T, d)
         tokens = self.values(rows, x)
         if self.encoder is not None:
-            tokens = self.encoder(tokens, cells.offsets, read)
+            tokens = self.encoder(DenseTokens(tokens), cells.offsets, read)
             return self._heads(self.w_key(tokens)), self._heads(self.w_value(tokens))
         # without an encoder, the keys of film and bins do not depend on expression
         keys = self.w_key(tokens if self.values.plain else rows)

@@ -12,8 +12,9 @@ from reference_attention import encode
 
 from tadvae.nn import encoder as encoder_module
 from tadvae.nn.cell_attention import SLACK, Lengths, by_buckets, by_slices
-from tadvae.nn.encoder import EncoderConfig, TokenEncoder
+from tadvae.nn.encoder import ROWS, EncoderConfig, TokenEncoder
 from tadvae.nn.network import ModelConfig
+from tadvae.nn.token_rows import DenseTokens, ScaledTokens
 
 SEEDED = settings(max_examples=15, deadline=None, derandomize=True)
 D, HEADS = 8, 2
@@ -52,7 +53,7 @@ def test_equation(kind, path, lengths, every):
     if read is not None:
         expected = expected[read]
     with patch.object(encoder_module, "attention_by_cell", path):
-        found = encoder(tokens, offsets_of(lengths), read)
+        found = encoder(DenseTokens(tokens), offsets_of(lengths), read)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
     weight = torch.linspace(-1, 1, found.numel(), dtype=torch.float64).view_as(found)
     leaves = [tokens, *encoder.parameters()]
@@ -63,6 +64,42 @@ def test_equation(kind, path, lengths, every):
         none = torch.zeros(()) if a is None else torch.zeros_like(a)  # a gradient of zero, or none at all
         a, b = (none if each is None else each for each in (a, b))
         torch.testing.assert_close(a, b, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@SEEDED
+@given(lengths, st.integers(0, 9), st.sampled_from([1, 2]))
+def test_scaled_tokens(kind, lengths, every, n_layers):
+    """Tokens ``x·E_g``, silent ones among them, against the same rows: forward and gradients."""
+    encoder, generator = build(kind, n_layers=n_layers), torch.Generator().manual_seed(sum(lengths))
+    genes = torch.randn(7, D, generator=generator, dtype=torch.float64).requires_grad_()
+    gene_ids = torch.randint(7, (sum(lengths),), generator=generator)
+    x = torch.rand(len(gene_ids), generator=generator, dtype=torch.float64).round(decimals=1)
+    read = torch.arange(0, len(x), every) if every else None
+    offsets, leaves = offsets_of(lengths), [genes, *encoder.parameters()]
+    results = []
+    for tokens in (ScaledTokens.from_genes(genes, gene_ids, x), DenseTokens(genes[gene_ids] * x[:, None])):
+        found = encoder(tokens, offsets, read)
+        weight = torch.linspace(-1, 1, found.numel(), dtype=torch.float64).view_as(found)
+        results.append([found, *torch.autograd.grad((found * weight).sum(), leaves, allow_unused=True)])
+    for a, b in zip(*results, strict=True):
+        none = torch.zeros((), dtype=torch.float64)
+        a, b = (none if each is None else each for each in (a, b))
+        torch.testing.assert_close(a, b.expand_as(a), rtol=1e-9, atol=1e-9)
+
+
+def test_scaled_tokens_are_normalised_once():
+    encoder = build("full")
+    tokens = ScaledTokens.from_genes(torch.ones(2, D).double(), torch.tensor([1]), torch.ones(1).double())
+    with pytest.raises(ValueError, match="normalised once"):
+        tokens.normalised(encoder.layers[0].norm).normalised(encoder.layers[0].norm)
+
+
+def test_rows_of_the_feed_forward_network_do_not_matter():
+    encoder, tokens = build("full"), DenseTokens(tokens_of([7]).detach())
+    expected = encoder(tokens, offsets_of([7]))
+    with patch.object(encoder_module, "ROWS", 3):
+        torch.testing.assert_close(encoder(tokens, offsets_of([7])), expected, rtol=0, atol=1e-12)
 
 
 @SEEDED
@@ -108,23 +145,26 @@ def test_a_gpu_pads_a_little():
 def test_cells_do_not_see_each_other(kind):
     encoder, sizes = build(kind), [4, 0, 6, 4, 1]
     tokens = tokens_of(sizes).detach()
-    together = encoder(tokens, offsets_of(sizes)).split(sizes)
+    together = encoder(DenseTokens(tokens), offsets_of(sizes)).split(sizes)
     for part, size, found in zip(tokens.split(sizes), sizes, together, strict=True):
-        torch.testing.assert_close(encoder(part, offsets_of([size])), found, rtol=0, atol=1e-12)
+        alone = encoder(DenseTokens(part), offsets_of([size]))
+        torch.testing.assert_close(alone, found, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_order_of_tokens_does_not_matter(kind):
     encoder, tokens = build(kind), tokens_of([7]).detach()
     order = torch.randperm(7, generator=torch.Generator().manual_seed(0))
-    found = encoder(tokens, offsets_of([7]))[order]
-    torch.testing.assert_close(encoder(tokens[order], offsets_of([7])), found, rtol=0, atol=1e-12)
+    found = encoder(DenseTokens(tokens), offsets_of([7]))[order]
+    torch.testing.assert_close(
+        encoder(DenseTokens(tokens[order]), offsets_of([7])), found, rtol=0, atol=1e-12
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_tokens_see_their_cell(kind):
     encoder, tokens = build(kind), tokens_of([5, 5])
-    encoder(tokens, offsets_of([5, 5]))[0].sum().backward()
+    encoder(DenseTokens(tokens), offsets_of([5, 5]))[0].sum().backward()
     assert (tokens.grad[:5] != 0).all()
     assert not tokens.grad[5:].any()
 
@@ -141,10 +181,10 @@ def test_inducing_is_linear_in_tokens():
 
         encoder, tokens = build("inducing"), tokens_of([n])
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            encoder(tokens, offsets_of([n]))
+            encoder(DenseTokens(tokens), offsets_of([n]))
         return total[0]
 
-    small, middle, big = saved(500), saved(1000), saved(4000)
+    small, middle, big = saved(ROWS), saved(2 * ROWS), saved(8 * ROWS)
     assert (big - middle) / (middle - small) == pytest.approx(6.0, rel=1e-3)
 
 

@@ -14,7 +14,7 @@ from ragged import CORNERS, Problem, problems
 from tadvae.base.errors import UserError
 from tadvae.base.numba_jit import kernel
 from tadvae.nn import attention
-from tadvae.nn.attention import edge_attention, edge_dot, edge_sum, member_mean, token_attention
+from tadvae.nn.attention import edge_attention, edge_dot, edge_sum, member_mean, scaled_rows, token_attention
 from tadvae.nn.edges import EdgeTable
 from tadvae.nn.kernels.exponential import exponential
 from tadvae.nn.kernels.sums import group
@@ -62,6 +62,10 @@ class Inputs:
                 [self.phi, self.weight],
             ),
             "mean": (lambda rows: member_mean(rows, self.table, numba), [self.rows]),
+            "scaled": (
+                lambda rows, x, a: scaled_rows(rows, cells.gene_ids, x, a, numba),
+                [self.rows, cells.values, self.rows[0]],
+            ),
         }
         for has_first, has_second in OPTIONAL:
 
