@@ -1,6 +1,7 @@
 """What the ranks of a training tell each other; a single process needs no process group."""
 
 import inspect
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -51,4 +52,5 @@ def data_parallel_options() -> dict[str, bool]:
 def data_parallel(module: nn.Module, device: torch.device) -> nn.Module:
     """The network as a rank calls it: gradients are means over ranks."""
     ids = [device] if device.type == "cuda" else None
-    return DistributedDataParallel(module, device_ids=ids, **data_parallel_options())
+    options: dict[str, Any] = {**data_parallel_options()}
+    return DistributedDataParallel(module, device_ids=ids, **options)
