@@ -5,7 +5,7 @@ DEMO := demo
 BIN := $(VENV)/bin
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: help install demo test tests fast lint format clean results docs bench
+.PHONY: help install demo test tests fast lint format clean results docs bench gpu-wheels
 
 help:
 	@echo "make demo     install, then simulate, convert, train, predict, evaluate, report (folder demo/)"
@@ -15,6 +15,7 @@ help:
 	@echo "make fast     install, the tests that use no Ray and take no more than seconds"
 	@echo "make docs     build the documentation as a site (build/site)"
 	@echo "make bench    measure speed and memory, write docs/benchmarks.md and docs/scale.md (a quarter of an hour)"
+	@echo "make gpu-wheels  download what scripts/gpu_check.sh needs on a bare machine with a GPU (build/gpu-wheels)"
 	@echo "make results  train and score what docs/results.md shows, and write it (hours; resumes)"
 
 install: $(VENV)/installed
@@ -45,6 +46,14 @@ results: install
 # Where Python 3.12 is not on the PATH: make bench BENCH="--python312 /path/to/python3.12"
 bench: install
 	$(BIN)/python benchmarks/bench.py $(BENCH)
+
+# What is missing where torch, numpy, pandas, pyarrow, h5py, safetensors and numba are (13 MB), for Python 3.12.
+GPU_WHEELS := pydantic pydantic-core annotated-types typing-inspection anndata array-api-compat legacy-api-wrap \
+	natsort scverse-misc session-info2 zarr numcodecs donfig google-crc32c pooch platformdirs obonet
+gpu-wheels:
+	$(PYTHON) -m pip download --quiet --no-deps --only-binary=:all: --python-version 3.12 --implementation cp \
+		--platform manylinux_2_17_x86_64 --platform manylinux_2_28_x86_64 --platform any \
+		--constraint constraints.txt --dest build/gpu-wheels $(GPU_WHEELS)
 
 test: lint tests
 

@@ -332,6 +332,14 @@ def doctor(
         str | None,
         typer.Option(metavar="PLACE", envvar="TADVAE_STORAGE", help="Folder or URL of stores and runs."),
     ] = None,
+    tokens: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Tokens of a step of one worker ('tokens' in a run's log, over its workers), for the memory of "
+            "GPUs.",
+        ),
+    ] = None,
 ) -> None:
     """Check the cluster for problems that would stop a run; exit code 2 if something must be fixed.
 
@@ -340,7 +348,7 @@ def doctor(
     from pipelines.cluster.doctor import examine
 
     wrong = 0
-    for finding in examine(workers, gpu, storage):
+    for finding in examine(workers, gpu, storage, tokens):
         print_text(finding)
         wrong += finding.fix is not None
     if wrong:

@@ -13,6 +13,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipelines.cluster.address import FIX, UnreachableError, find_cluster
 from pipelines.cluster.connection import ray_session
+from pipelines.cluster.gpus import facts, problems, tokens_that_fit
 from tadvae import __version__
 from tadvae.base.errors import UserError
 from tadvae.base.filesystem import Location, absolute
@@ -45,7 +46,9 @@ class Finding:
         return f"FIX   {self.what}: {self.found}; {self.fix}."
 
 
-def examine(workers: int = 1, gpu: bool = False, storage: str | None = None) -> Iterator[Finding]:
+def examine(
+    workers: int = 1, gpu: bool = False, storage: str | None = None, tokens: int | None = None
+) -> Iterator[Finding]:
     """Run all checks, one after the other.
 
     Parameters
@@ -54,6 +57,8 @@ def examine(workers: int = 1, gpu: bool = False, storage: str | None = None) -> 
         Number of workers of the planned run, and whether each needs a GPU.
     storage
         Folder or URL of stores and runs; None: storage is not checked.
+    tokens
+        Tokens of a step of one worker, for the memory of GPUs; None: not checked.
     """
     address = _address()
     yield address
@@ -68,7 +73,7 @@ def examine(workers: int = 1, gpu: bool = False, storage: str | None = None) -> 
             answers = _ask_every_node(gpu)
             yield from _versions(answers)
             if gpu:
-                yield from _gpus(workers, answers)
+                yield from _gpus(workers, answers, tokens)
             if storage is not None:
                 yield from _storage(absolute(storage))
     except UserError as error:
@@ -141,10 +146,7 @@ def _describe_node(gpu: bool) -> dict[str, Any]:
     versions |= {"python": platform.python_version(), "tadvae": __version__}
     about: dict[str, Any] = {"versions": versions}
     if gpu:
-        import torch
-
-        about["cuda"] = torch.cuda.device_count()
-        about["nccl"] = torch.distributed.is_available() and torch.distributed.is_nccl_available()
+        about["gpus"] = facts()
     return about
 
 
@@ -175,7 +177,7 @@ def _versions(answers: dict[str, Any]) -> Iterator[Finding]:
         yield Finding("versions", f"the same on {_n(len(answers), 'node')}: {shown}")
 
 
-def _gpus(workers: int, answers: dict[str, Any]) -> Iterator[Finding]:
+def _gpus(workers: int, answers: dict[str, Any], tokens: int | None) -> Iterator[Finding]:
     gpus = ray.cluster_resources().get("GPU", 0)
     if gpus < workers:
         text = f"{gpus:g} GPUs for {_n(workers, 'worker')}"
@@ -185,14 +187,11 @@ def _gpus(workers: int, answers: dict[str, Any]) -> Iterator[Finding]:
         promised = node["Resources"].get("GPU", 0)
         if not promised or not isinstance(answer, dict):
             continue
-        if answer["cuda"] < promised:
-            yield Finding(
-                "gpus",
-                f"node {_name(node)} offers {promised:g} GPUs, of which torch sees {answer['cuda']}",
-                "install the driver and a CUDA build of torch there",
-            )
-        elif not answer["nccl"]:
-            yield Finding("gpus", f"node {_name(node)} has no NCCL", "install a build of torch with NCCL")
+        for found, fix in problems(answer["gpus"], promised, tokens):
+            yield Finding("gpus", f"node {_name(node)}: {found}", fix)
+        for card in dict.fromkeys(answer["gpus"].gpus):
+            room = f"{tokens_that_fit(card.memory):,}"
+            yield Finding("gpus", f"{card.name}: room for about {room} tokens of a step with the encoder")
     if gpus >= workers:
         yield Finding("gpus", f"{gpus:g} GPUs for {_n(workers, 'worker')}")
 

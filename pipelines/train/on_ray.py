@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import ray.train
 import ray.train.torch
+from ray.train.torch import TorchConfig
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError
 
 from pipelines.train.loopback import LoopbackConfig, is_local
@@ -16,6 +17,9 @@ from tadvae.evaluation.metrics import HIGHER_IS_BETTER
 from tadvae.model.run_folder import CHECKPOINTS, RunFolder
 from tadvae.settings.experiment import ExperimentConfig
 from tadvae.training.validation import Patience
+
+SILENT_S = 300
+"""Seconds after which ranks that wait for one that says nothing end the run, to start again."""
 
 
 def train_on_ray(
@@ -62,7 +66,7 @@ def _trainer(
     return _Trainer(
         train_worker,
         train_loop_config=places,
-        torch_config=LoopbackConfig() if is_local() else None,
+        torch_config=(LoopbackConfig if is_local() else TorchConfig)(timeout_s=SILENT_S),
         # a new node waits as long for the run to take it in: half of Ray's default, as looking is cheap
         scaling_config=ray.train.ScalingConfig(
             num_workers=workers, use_gpu=gpu, elastic_resize_monitor_interval_s=30

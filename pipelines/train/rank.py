@@ -100,10 +100,18 @@ def train_rank(run: RunFolder, store: Store, rank: Rank) -> None:
     stopped = config.validation.patience is not None and any_rank(patience.over, rank.device)
     epochs = range(start.epoch, start.epoch if stopped else config.train.epochs)
 
+    degree = module.pathway.edges.degree()
+
     def batches() -> Iterator[tuple[ModelBatch, Batch]]:
         read = partial(rank.reads, data.reader, n_threads=config.stream.threads)
         return data.stream(
-            start, epochs, read, rank=rank.number, world_size=rank.world_size, device=rank.device
+            start,
+            epochs,
+            read,
+            rank=rank.number,
+            world_size=rank.world_size,
+            device=rank.device,
+            degree=degree,
         )
 
     log = StepRecords(run, rank.number, rank.world_size, config.train.log_bags)

@@ -1,6 +1,5 @@
 """What Ray Train calls on every training worker."""
 
-import inspect
 import logging
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, suppress
@@ -12,7 +11,6 @@ import ray.train
 import ray.train.torch
 import ray.util
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from pipelines.train.rank import Rank, train_rank
 from pipelines.train.stream import stream_reads
@@ -22,6 +20,7 @@ from tadvae.data.plan import Window
 from tadvae.data.reader import CellReader
 from tadvae.model.run_folder import RunFolder
 from tadvae.store.reader import Store
+from tadvae.training.ranks import data_parallel_options
 
 PLACEMENT_GROUP = "placement_group"
 """Key of a report: where the workers are, for whoever must clear away after them."""
@@ -44,10 +43,8 @@ class _RayRank(Rank):
         self._run = run
 
     def parallel(self, module: nn.Module) -> nn.Module:
-        # buffers are constants, the same on every rank; newer torch has another name for the option
-        options = inspect.signature(DistributedDataParallel).parameters
-        sync = "forward_sync_buffers" if "forward_sync_buffers" in options else "broadcast_buffers"
-        prepared: nn.Module = ray.train.torch.prepare_model(module, parallel_strategy_kwargs={sync: False})
+        options = data_parallel_options()
+        prepared: nn.Module = ray.train.torch.prepare_model(module, parallel_strategy_kwargs=options)
         return prepared
 
     def checkpoint(self) -> AbstractContextManager[str] | None:

@@ -1,5 +1,6 @@
 """The decoder: expression of any list of genes, from gene embeddings."""
 
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -41,6 +42,22 @@ class DecoderConfig(Config):
     """
 
 
+@dataclass(frozen=True)
+class GeneRows:
+    """What the decoder knows of a gene list.
+
+    Attributes
+    ----------
+    embedding : (G, width)
+        Embeddings D of the genes.
+    bias : (G,)
+        Their biases b.
+    """
+
+    embedding: Tensor
+    bias: Tensor
+
+
 class GeneDecoder(nn.Module):
     """Computes the expression of any list of genes from latent factors."""
 
@@ -71,11 +88,18 @@ class GeneDecoder(nn.Module):
         result: Tensor = self.network(u) if self.config.kind == "mlp" else self.linear(u) + self.network(u)
         return result
 
-    def forward(self, hidden: Tensor, genes: Tensor) -> Tensor:
-        """Values of a gene list, shape (B, G)."""
-        values = hidden @ self.gene[genes].T + self.bias[genes]
+    def of(self, genes: Tensor) -> GeneRows:
+        """Embeddings and biases of a gene list, which several calls can share."""
+        # unlike an index, index_select has a gradient that a GPU need not sort for
+        return GeneRows(self.gene.index_select(0, genes), self.bias.index_select(0, genes))
+
+    def forward(self, hidden: Tensor, genes: Tensor | GeneRows) -> Tensor:
+        """Values of a gene list, shape (…, G)."""
+        rows = self.of(genes) if isinstance(genes, Tensor) else genes
+        values = nn.functional.linear(hidden, rows.embedding, rows.bias)
         return nn.functional.leaky_relu(values, 0.2) if self.config.kind == "mlp" else values
 
-    def change(self, hidden: Tensor, genes: Tensor) -> Tensor:
-        """Change of expression for a change of h(u), shape (B, G); not valid if x̂ ends in a LeakyReLU."""
-        return hidden @ self.gene[genes].T
+    def change(self, hidden: Tensor, genes: Tensor | GeneRows) -> Tensor:
+        """Change of expression for a change of h(u), shape (…, G); not valid if x̂ ends in a LeakyReLU."""
+        rows = self.of(genes) if isinstance(genes, Tensor) else genes
+        return hidden @ rows.embedding.T

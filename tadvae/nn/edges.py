@@ -5,7 +5,7 @@ learn them, candidates. A dataset with a smaller panel has no tokens for the edg
 measure. Time and memory are proportional to the number of (token, edge) pairs.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -56,6 +56,8 @@ class ActiveEdges:
         Index of each token's gene in ``genes``, -1 if it has no edge.
     n_pathways
         Number P of pathways.
+    is_whole
+        Whether no edge of the genes is left out.
     """
 
     genes: Tensor
@@ -65,6 +67,7 @@ class ActiveEdges:
     pathway: Tensor
     token_gene: Tensor
     n_pathways: int
+    is_whole: bool = False
 
     @property
     def n_edges(self) -> int:
@@ -74,13 +77,21 @@ class ActiveEdges:
     def expand(self, cells: PackedCells) -> CellEdges:
         """Every (token, edge) pair of the cells."""
         # Repeats each token once per edge of its gene, without a loop: `within` counts the edges of a token.
-        has_edges = torch.nonzero(self.token_gene >= 0)[:, 0]  # (T',)
-        gene = self.token_gene[has_edges]
-        degree = torch.diff(self.starts)[gene]
-        which = torch.repeat_interleave(torch.arange(len(gene), device=gene.device), degree)  # (N,)
+        # Where the number of pairs is known, as it is while training on a GPU, no step waits for another.
+        n_pairs = cells.n_pairs if self.is_whole else None
+        if n_pairs is None:
+            has_edges = torch.nonzero(self.token_gene >= 0)[:, 0]  # (T',)
+            gene = self.token_gene[has_edges]
+            degree = torch.diff(self.starts)[gene]
+        else:
+            has_edges, gene = None, self.token_gene.clamp(min=0)
+            degree = torch.diff(self.starts).index_select(0, gene) * (self.token_gene >= 0)
+        number = torch.arange(len(gene), device=gene.device)
+        which = torch.repeat_interleave(number, degree, output_size=n_pairs)  # (N,)
         before = torch.cumsum(degree, 0) - degree  # (T',)
         within = torch.arange(len(which), device=gene.device) - before[which]  # (N,)
-        token, edge = has_edges[which], self.starts[gene[which]] + within  # (N,)
+        token = which if has_edges is None else has_edges[which]
+        edge = self.starts[gene[which]] + within  # (N,)
         slot = cells.cell[token] * self.n_pathways + self.pathway[edge]  # (N,)
         return CellEdges(token, edge, slot, cells.n_cells * self.n_pathways)
 
@@ -118,6 +129,7 @@ class EdgeTable(nn.Module):
     def __init__(self, membership: Membership, n_genes: int, candidates: Ends | None = None) -> None:
         super().__init__()
         self.n_pathways, self.n_genes = membership.n_pathways, n_genes
+        self._all: tuple[ActiveEdges, Tensor] | None = None
         # One integer per edge: sorting it sorts by gene, then by pathway.
         key = membership.gene * self.n_pathways + membership.pathway  # (M,)
         member = np.ones(len(key), bool)
@@ -148,6 +160,11 @@ class EdgeTable(nn.Module):
         """Number of members of each pathway, (P,) int64."""
         return torch.diff(self.member_starts)
 
+    def degree(self) -> np.ndarray:
+        """Number of edges of each gene, (n_genes,), in host memory."""
+        degree: np.ndarray = np.bincount(self.gene.cpu().numpy(), minlength=self.n_genes)
+        return degree
+
     def n_candidates(self) -> Tensor:
         """Number of candidates of each pathway, (P,) int64."""
         none = torch.zeros(self.n_pathways, dtype=torch.int64, device=self.pathway.device)
@@ -163,12 +180,27 @@ class EdgeTable(nn.Module):
         pathway
             Index of the only pathway whose edges are wanted; None: all.
         genes
-            Vocabulary indices; None: the genes that the cells have tokens of.
+            Vocabulary indices; None: the genes that the cells have tokens of, or, on a GPU, all.
         """
+        if pathway is None and genes is None and self.gene.device.type != "cpu":
+            return self._every(cells.gene_ids)
         keep = torch.zeros(self.n_genes, dtype=torch.bool, device=self.gene.device)
         keep[cells.gene_ids if genes is None else genes] = True
         kept = keep[self.gene] if pathway is None else keep[self.gene] & (self.pathway == pathway)
-        edge = torch.nonzero(kept)[:, 0]  # (E,)
+        chosen = self._chosen(torch.nonzero(kept)[:, 0], cells.gene_ids)
+        return replace(chosen, is_whole=pathway is None)
+
+    def _every(self, token_genes: Tensor) -> ActiveEdges:
+        """All edges: what they are is computed once, as a GPU would wait for the shapes of some."""
+        if self._all is None or self._all[0].edge.device != self.gene.device:
+            every = torch.arange(self.n_genes, device=self.gene.device)
+            edges = self._chosen(torch.arange(self.n_edges, device=self.gene.device), every)
+            self._all = replace(edges, token_gene=edges.token_gene[:0], is_whole=True), edges.token_gene
+        edges, place = self._all
+        return replace(edges, token_gene=place.index_select(0, token_genes))
+
+    def _chosen(self, edge: Tensor, token_genes: Tensor) -> ActiveEdges:
+        """The edges (E,), given as sorted indices, and the tokens' genes (T,) among theirs."""
         genes, gene, degree = torch.unique_consecutive(
             self.gene[edge], return_inverse=True, return_counts=True
         )
@@ -180,7 +212,7 @@ class EdgeTable(nn.Module):
             edge=edge,
             gene=gene,
             pathway=self.pathway[edge],
-            token_gene=place[cells.gene_ids],
+            token_gene=place[token_genes],
             n_pathways=self.n_pathways,
         )
 

@@ -79,8 +79,8 @@ class FactorLoadings(nn.Module):
 
 
 def sample(mean: Tensor, log_variance: Tensor | None, generator: torch.Generator | None) -> Tensor:
-    """Draw ``μ + σ ε``; without a generator or a variance, return the mean."""
+    """Draw ``μ + σ ε``, on the device of the generator; without one or a variance, return the mean."""
     if generator is None or log_variance is None:
         return mean
-    noise = torch.randn(mean.shape, generator=generator, dtype=mean.dtype).to(mean.device)
+    noise = torch.randn(mean.shape, generator=generator, dtype=mean.dtype, device=mean.device)
     return mean + noise * torch.exp(0.5 * log_variance)

@@ -78,9 +78,9 @@ class LossConfig(Config):
     """Bandwidths are σ/32·2^i for i in 0..9; only for ``biased``."""
 
 
-def published_bandwidths(sigma: float) -> Tensor:
+def published_bandwidths(sigma: float, device: torch.device | None = None) -> Tensor:
     """Bandwidths σ/32·2^i for i = 0..9, shape (10,)."""
-    return sigma / 32.0 * 2.0 ** torch.arange(10)
+    return sigma / 32.0 * 2.0 ** torch.arange(10, device=device)
 
 
 def median_bandwidths(distance: Tensor, real: Tensor | None = None) -> Tensor:
@@ -97,20 +97,26 @@ def median_bandwidths(distance: Tensor, real: Tensor | None = None) -> Tensor:
     i, j = torch.triu_indices(m, m, offset=1, device=distance.device)
     pairs = distance[..., i, j]  # (…, m (m − 1) / 2)
     if real is not None:
-        pairs = torch.where(real[..., i] & real[..., j], pairs, torch.nan)
+        pairs = pairs.masked_fill(~(real[..., i] & real[..., j]), torch.nan)
     if m < 2:
         median = distance.new_ones(distance.shape[:-2])
     else:
         median = pairs.nanmedian(dim=-1).values.nan_to_num(1.0)
-    return median.clamp(min=1e-6)[..., None] * 2.0 ** torch.arange(-2, 3).to(distance)
+    factors = 2.0 ** torch.arange(-2, 3, device=distance.device, dtype=distance.dtype)
+    return median.clamp(min=1e-6)[..., None] * factors
 
 
 def squared_distances(x: Tensor, y: Tensor) -> Tensor:
     """Squared Euclidean distances ‖x_i − y_j‖², shape (…, n, m), from (…, n, G) and (…, m, G)."""
+    return _distances((x**2).sum(-1), (y**2).sum(-1), x @ y.transpose(-1, -2))
+
+
+def _distances(norm_x: Tensor, norm_y: Tensor, product: Tensor) -> Tensor:
+    """:func:`squared_distances` from the squared norms (…, n) and (…, m), and the product (…, n, m)."""
     # One matrix product needs (n, m) memory; differences of all rows would need (n, m, G). Rounding can make
     # the distance of equal rows slightly negative, hence the clamp.
-    product = x @ y.transpose(-1, -2)
-    return ((x**2).sum(-1)[..., :, None] + (y**2).sum(-1)[..., None, :] - 2 * product).clamp(min=0)
+    norms = norm_x[..., :, None] + norm_y[..., None, :]
+    return norms.sub(product, alpha=2).clamp(min=0)
 
 
 class _Kernel(torch.autograd.Function):
@@ -118,6 +124,10 @@ class _Kernel(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, distance: Tensor, bandwidths: Tensor) -> Tensor:
+        if distance.device.type != "cpu":  # a GPU waits for calls, not for exponentials
+            each = torch.exp(distance[..., None] / -bandwidths[..., None, None, :])  # (…, n, m, k)
+            ctx.save_for_backward((each / bandwidths[..., None, None, :]).sum(-1))
+            return each.sum(-1)
         # exp(−d²/b) is the square of exp(−d²/2b): one exponential, for the widest, serves all bandwidths.
         width = bandwidths[..., -1, None, None]
         each = torch.exp(-distance / width)
@@ -145,8 +155,8 @@ def mmd(
     bandwidths: Tensor | None,
     *,
     unbiased: bool,
-    real_x: Tensor | None = None,
-    real_y: Tensor | None = None,
+    weight_x: Tensor | None = None,
+    weight_y: Tensor | None = None,
 ) -> Tensor:
     """Squared maximum mean discrepancy of sets of cells with the kernel ``Σ_b exp(−d²/b)``, shape (…).
 
@@ -160,38 +170,48 @@ def mmd(
         Bandwidths b, in units of squared expression, each twice the one before; None:
         :func:`median_bandwidths`.
     unbiased
-        True: U-statistic, which can be negative and needs two cells in each set, and is not a number or zero
-        where there are fewer; False: V-statistic, which includes the distance of each cell to itself.
-    real_x, real_y : (…, n) and (…, m) bool, or None
-        Whether a row is a cell, not padding; None: all are.
+        True: U-statistic, which can be negative and needs two cells in each set, and means nothing where
+        there are fewer; False: V-statistic, which includes the distance of each cell to itself.
+    weight_x, weight_y : (…, n) and (…, m), or None
+        1/n for each of the n cells of a set, and zero for padding; None: all rows are cells.
     """
+    weight_x, weight_y = _weights(x, weight_x), _weights(y, weight_y)
     with torch.no_grad():
-        observed = squared_distances(y, y)
+        norm_y = (y**2).sum(-1)
+        observed = _distances(norm_y, norm_y, y @ y.transpose(-1, -2))
         if bandwidths is None:
-            bandwidths = median_bandwidths(observed, real_y)
+            bandwidths = median_bandwidths(observed, weight_y > 0)
+        pairs_y, same_y = _pairs(weight_y, unbiased)
         kyy = _kernel(observed, bandwidths)
-    kxx = _kernel(squared_distances(x, x), bandwidths)
-    kxy = _kernel(squared_distances(x, y), bandwidths)
-    weight_x, weight_y = _weights(x, real_x), _weights(y, real_y)
-    across = (weight_x[..., None, :] @ kxy @ weight_y[..., None]).squeeze(-1).squeeze(-1)
-    return _mean_within(kxx, weight_x, unbiased) + _mean_within(kyy, weight_y, unbiased) - 2 * across
+        within_y = _mean(kyy, weight_y, pairs_y) - (same_y * kyy.diagonal(dim1=-2, dim2=-1)).sum(-1)
+        pairs_x, same_x = _pairs(weight_x, unbiased)
+        pairs = torch.cat([pairs_x, -2 * weight_y], -1)  # (…, n + m)
+    # One kernel for the pairs of x with x and of x with y: many small operations are dear on a GPU.
+    norm_x = (x**2).sum(-1)
+    product = torch.cat([x @ x.transpose(-1, -2), x @ y.transpose(-1, -2)], -1)  # (…, n, n + m)
+    kernel = _kernel(_distances(norm_x, torch.cat([norm_x, norm_y], -1), product), bandwidths)
+    same = kernel[..., : x.shape[-2]].diagonal(dim1=-2, dim2=-1)
+    return _mean(kernel, weight_x, pairs) - (same_x * same).sum(-1) + within_y
 
 
-def _weights(rows: Tensor, real: Tensor | None) -> Tensor:
-    """1/n for each of the n cells of a set, and zero for padding."""
-    if real is None:
-        return rows.new_full(rows.shape[:-1], 1 / max(rows.shape[-2], 1))
-    return real.to(rows) / real.sum(-1, keepdim=True).clamp(min=1)
+def _weights(rows: Tensor, weight: Tensor | None) -> Tensor:
+    """The weights, or those of sets without padding."""
+    return rows.new_full(rows.shape[:-1], 1 / max(rows.shape[-2], 1)) if weight is None else weight
 
 
-def _mean_within(kernel: Tensor, weight: Tensor, unbiased: bool) -> Tensor:
-    """Mean of a kernel (…, n, n) over pairs of cells; if ``unbiased``, of two different cells."""
-    mean = (weight[..., None, :] @ kernel @ weight[..., None]).squeeze(-1).squeeze(-1)
+def _mean(kernel: Tensor, weight_x: Tensor, weight_y: Tensor) -> Tensor:
+    """Weighted mean of a kernel (…, n, m) over all pairs."""
+    return (weight_x[..., None, :] @ kernel @ weight_y[..., None]).squeeze(-1).squeeze(-1)
+
+
+def _pairs(weight: Tensor, unbiased: bool) -> tuple[Tensor, Tensor]:
+    """Weights of the second cell of a pair within a set, and of the pairs of a cell with itself to omit."""
+    square = weight**2
     if not unbiased:
-        return mean
-    same = (weight**2 * kernel.diagonal(dim1=-2, dim2=-1)).sum(-1)
+        return weight, torch.zeros_like(weight)
     # Σ_i w_i² is 1/n: of the n² pairs, n² − n are of two different cells.
-    return (mean - same) / (1 - (weight**2).sum(-1)).clamp(min=1e-12)
+    of_different = (1 - square.sum(-1, keepdim=True)).clamp(min=1e-12)
+    return weight / of_different, square / of_different
 
 
 def kl_divergence(mean: Tensor, log_variance: Tensor | None, reduction: str = "sum") -> Tensor:

@@ -11,7 +11,7 @@ from tadvae.base.config import Config
 from tadvae.data.vocabulary import Vocabulary
 from tadvae.nn.candidates import candidate_edges
 from tadvae.nn.causal import CausalConfig, CausalLayer
-from tadvae.nn.decoder import DecoderConfig, GeneDecoder
+from tadvae.nn.decoder import DecoderConfig, GeneDecoder, GeneRows
 from tadvae.nn.edges import EdgeTable
 from tadvae.nn.embedding import GivenVectors
 from tadvae.nn.encoder import EncoderConfig
@@ -25,7 +25,7 @@ from tadvae.nn.losses import (
     negative_binomial,
     published_bandwidths,
 )
-from tadvae.nn.packed import ModelBatch, PackedCells, PackedTokens, Perturbed
+from tadvae.nn.packed import ModelBatch, PackedCells
 from tadvae.nn.precision import at_least_single
 from tadvae.nn.strategies.base import STRATEGIES, PathwayConfig, PathwayLayer, pathway_layer
 from tadvae.nn.vectors import given_vectors
@@ -83,6 +83,7 @@ class TADVAEModule(nn.Module):
     """
 
     available: Tensor
+    columns: Tensor
     place: Tensor
 
     def __init__(
@@ -110,17 +111,17 @@ class TADVAEModule(nn.Module):
         if loss.likelihood == "negative_binomial":
             self.log_dispersion = nn.Parameter(torch.zeros(n_genes))
         self.register_buffer("available", torch.from_numpy(vocabulary.available), persistent=False)
+        columns = np.full((len(vocabulary.datasets), n_genes), -1, np.int64)  # of each gene in its panel
         place = np.zeros(len(vocabulary.contexts), np.int64)  # row of each context among its dataset's
         for i, dataset in enumerate(vocabulary.datasets):
-            column = np.full(n_genes, -1, np.int64)
-            column[dataset.genes] = np.arange(len(dataset.genes))
+            columns[i, dataset.genes] = np.arange(len(dataset.genes))
             self.register_buffer(f"genes_{i}", torch.from_numpy(dataset.genes), persistent=False)
-            self.register_buffer(f"column_{i}", torch.from_numpy(column), persistent=False)
             own = [c for c, context in enumerate(vocabulary.contexts) if context.dataset == i]
             place[own] = np.arange(len(own))
             profiles = [vocabulary.contexts[c].profile for c in own]
             stacked = np.stack(profiles) if profiles else np.empty((0, len(dataset.genes)), np.float32)
             self.register_buffer(f"profiles_{i}", torch.from_numpy(stacked), persistent=False)
+        self.register_buffer("columns", torch.from_numpy(columns.ravel()), persistent=False)
         self.register_buffer("place", torch.from_numpy(place), persistent=False)
 
     def encode(self, cells: PackedCells, available: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -128,14 +129,14 @@ class TADVAEModule(nn.Module):
         activity = self.pathway(cells)
         return activity, *self.factors(activity, available)
 
-    def decode(self, hidden: Tensor, genes: Tensor, profile: Tensor) -> Tensor:
+    def decode(self, hidden: Tensor, genes: Tensor | GeneRows, profile: Tensor) -> Tensor:
         """Values on a gene list from h(u), shape (…, G); ``profile`` is the control profile (…, G)."""
         values = self.decoder(hidden, genes)
         result: Tensor = values + profile if self.config.decoder.decode == "residual" else values
         return result
 
     def counterfactual(
-        self, before: Tensor, after: Tensor, cells: Tensor, genes: Tensor, profile: Tensor
+        self, before: Tensor, after: Tensor, cells: Tensor, genes: Tensor | GeneRows, profile: Tensor
     ) -> Tensor:
         """Values of cells under a perturbation, shape (…, n, G), from h(u) before and after it."""
         if self.config.decoder.counterfactual == "abduction":
@@ -174,6 +175,13 @@ class TADVAEModule(nn.Module):
         loss = self.loss_config
         z = sample(mean, log_variance, generator)  # (B, K)
         shifts = self.causal.shifts(batch.intervention, self.decoder.gene, loss.temperature.at(epoch))
+        # before and after the perturbations of all bags at once, as everything that does not depend on genes
+        shifted = z.index_select(0, batch.start) + shifts.index_select(0, batch.start_bag)  # (S, K)
+        hidden = self.decoder.hidden(self.causal(torch.cat([z, shifted])))  # (B + S, d)
+        ends = [part.perturbed.start.numel() for part in batch.datasets if part.perturbed is not None]
+        before, *later = hidden.split([len(z), *ends])
+        after = iter(later)
+        values = batch.layout.fill(batch.tokens, self.columns)
         zero = z.new_zeros(())
         reconstruction, discrepancy, matching, n_mmd, n_match = zero, zero, zero, 0, 0
         for part in batch.datasets:
@@ -181,31 +189,30 @@ class TADVAEModule(nn.Module):
                 getattr(self, f"genes_{part.dataset}"),
                 getattr(self, f"profiles_{part.dataset}"),
             )
-            encoded = self.dense(batch.tokens, part.dataset, part.cells)  # (N, G)
-            own = z[part.cells]  # (N, K)
-            before = self.decoder.hidden(self.causal(own))  # (N, d)
-            decoded = self.decode(before, genes, profiles[self.place[part.context]])  # (N, G)
+            encoded = values[part.values].view(-1, len(genes))  # (N, G)
+            own = before[part.cells]  # (N, d)
+            rows = self.decoder.of(genes)
+            decoded = self.decode(own, rows, profiles[self.place[part.context]])  # (N, G)
             errors = self._errors(decoded, encoded, part.per_unit, genes).mean(1)  # (N,)
-            reconstruction = reconstruction + part.weight.to(errors.dtype) @ errors
+            reconstruction = reconstruction + part.weight @ errors
             bags = part.perturbed
             if bags is None:
                 continue
-            shifted = own[bags.start] + shifts[bags.bag][:, None]  # (b, n, K)
-            after = self.decoder.hidden(self.causal(shifted.flatten(0, 1))).unflatten(0, bags.start.shape)
             predicted = self.counterfactual(
-                before[bags.start],
-                after,
+                own[bags.start],
+                next(after).unflatten(0, bags.start.shape),
                 encoded[bags.start],
-                genes,
+                rows,
                 profiles[self.place[bags.context]][:, None],
             )  # (b, n, G)
-            observed = self.dense(batch.tokens, part.dataset, bags.cells, bags.row, bags.is_observed.numel())
-            observed = observed.unflatten(0, bags.is_observed.shape)  # (b, m, G)
-            gap = _mean_of(predicted, bags.is_start) - _mean_of(observed, bags.is_observed)  # (b, G)
+            observed = values[bags.observed].view(*bags.observed_weight.shape, -1)  # (b, m, G)
+            weights = bags.start_weight, bags.observed_weight
+            gap = _weighted(predicted, weights[0]) - _weighted(observed, weights[1])  # (b, G)
             matching = matching + (gap**2).mean(1).sum()
-            n_match += len(bags.bag)
+            n_match += len(bags.context)
             if bags.n_mmd:
-                discrepancy = discrepancy + self._mmd(predicted, observed, bags)
+                each = self._mmd(predicted, observed, *weights)  # (b,)
+                discrepancy = discrepancy + bags.mmd_weight @ each
                 n_mmd += bags.n_mmd
         terms = {
             "reconstruction": reconstruction,
@@ -221,21 +228,7 @@ class TADVAEModule(nn.Module):
             + loss.beta.at(epoch) * terms["kl"]
             + loss.sparsity * terms["sparsity"]
         )
-        # A batch of only control bags uses no shifts, but DDP waits for a gradient of every parameter.
-        total = total + 0.0 * shifts.sum()
         return total, {"loss": total, **terms}
-
-    def dense(
-        self,
-        tokens: PackedTokens,
-        dataset: int,
-        cells: slice,
-        row: Tensor | None = None,
-        n_rows: int | None = None,
-    ) -> Tensor:
-        """Values of cells on the genes of their dataset, shape (n, G); see :meth:`PackedTokens.dense`."""
-        genes, column = getattr(self, f"genes_{dataset}"), getattr(self, f"column_{dataset}")
-        return tokens.dense(cells, column, len(genes), row, n_rows)
 
     def _errors(self, decoded: Tensor, encoded: Tensor, per_unit: Tensor, genes: Tensor) -> Tensor:
         """Reconstruction error of every value, shape (N, G)."""
@@ -245,22 +238,17 @@ class TADVAEModule(nn.Module):
         expected = expected_counts(decoded, per_unit)
         return negative_binomial(counts, expected, self.log_dispersion[genes])
 
-    def _mmd(self, predicted: Tensor, observed: Tensor, bags: Perturbed) -> Tensor:
-        """Sum of the MMD over the bags with at least two cells on both sides."""
+    def _mmd(self, predicted: Tensor, observed: Tensor, weight_x: Tensor, weight_y: Tensor) -> Tensor:
+        """The MMD of every bag, (b,); of bags that it is not defined for, zero or not a number."""
         unbiased = self.loss_config.mmd == "unbiased"
         bandwidths = None
         if not unbiased:
-            bandwidths = published_bandwidths(self.loss_config.sigma).to(observed)
-        each = mmd(
-            predicted, observed, bandwidths, unbiased=unbiased, real_x=bags.is_start, real_y=bags.is_observed
-        )
-        counts = (bags.is_start.sum(1) > 1) & (bags.is_observed.sum(1) > 1)
-        return (each * counts).sum()
+            bandwidths = published_bandwidths(self.loss_config.sigma, observed.device).to(observed)
+        return mmd(predicted, observed, bandwidths, unbiased=unbiased, weight_x=weight_x, weight_y=weight_y)
 
 
-def _mean_of(rows: Tensor, real: Tensor) -> Tensor:
-    """Mean over the cells (b, n, G) of each bag, without padding, shape (b, G)."""
-    weight = real.to(rows) / real.sum(1, keepdim=True)  # (b, n)
+def _weighted(rows: Tensor, weight: Tensor) -> Tensor:
+    """Sums (b, G) over the cells (b, n, G) of each bag with their weights (b, n)."""
     return (weight[:, None] @ rows).squeeze(1)
 
 

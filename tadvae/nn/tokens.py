@@ -133,7 +133,7 @@ def measured(cells: PackedCells) -> PackedCells:
     """
     if cells.panel is None:
         raise ValueError("tokens='all' needs the measured genes: pack the cells with their panels")
-    sizes = torch.tensor([len(panel) for panel in cells.panels], device=cells.cell.device)
+    sizes = torch.tensor([len(panel) for panel in cells.panels]).to(cells.cell.device)
     length = sizes[cells.panel]  # (B,)
     start = torch.cumsum(length, 0) - length
     cell = torch.repeat_interleave(torch.arange(cells.n_cells, device=length.device), length)  # (T',)
@@ -149,4 +149,4 @@ def measured(cells: PackedCells) -> PackedCells:
             raise ValueError("cells express a gene that is not in their panel")
         place[given] = start[cells.cell[given]] + at
     values = cells.values.new_zeros(len(cell)).index_copy(0, place, cells.values)
-    return replace(cells, gene_ids=gene_ids, values=values, cell=cell)
+    return replace(cells, gene_ids=gene_ids, values=values, cell=cell, n_pairs=None)

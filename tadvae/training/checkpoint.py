@@ -7,18 +7,19 @@ position is all there is to save of them.
 import json
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 
 from tadvae.base.checksums import CheckedFolder
 from tadvae.base.documents import parse_json
 from tadvae.base.errors import UserError
 from tadvae.base.filesystem import Location
 from tadvae.model.weights import WEIGHTS, load_weights, state_tensors
+from tadvae.training.averaging import MovingAverage
 
 AVERAGE = "average.safetensors"
 OPTIMIZER, POSITION = "optimizer.safetensors", "position.json"
@@ -65,7 +66,7 @@ def save_checkpoint(
     module: nn.Module,
     optimizer: torch.optim.Optimizer,
     position: Position,
-    average: AveragedModel | None = None,
+    average: MovingAverage[Any] | None = None,
 ) -> None:
     """Write weights, their average, optimizer state and position into an existing empty folder."""
     files = {WEIGHTS: save(state_tensors(module))}
@@ -86,7 +87,7 @@ def load_checkpoint(
     module: nn.Module,
     optimizer: torch.optim.Optimizer,
     vocabulary: str,
-    average: AveragedModel | None = None,
+    average: MovingAverage[Any] | None = None,
 ) -> Position:
     """Restore what :func:`save_checkpoint` wrote; a damaged one, or of another vocabulary, is a UserError."""
     position = _read_position(folder)
@@ -98,7 +99,7 @@ def load_checkpoint(
     _load(folder, WEIGHTS, module)
     if average is not None:
         _load(folder, AVERAGE, average.module)
-        average.n_averaged.fill_(position.global_step)
+        average.n_steps = position.global_step
     state = _read_optimizer(folder, optimizer)
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     return position

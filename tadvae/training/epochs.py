@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
 from tadvae.data.batches import Batch
 from tadvae.nn.packed import ModelBatch
@@ -13,6 +14,9 @@ from tadvae.training.learner import Learner
 from tadvae.training.ranks import all_agree, any_rank, mean_over_ranks
 from tadvae.training.training_set import TrainingSet
 from tadvae.training.validation import Patience, Validator
+
+READ_EVERY = 10
+"""Steps after which a GPU is asked for the losses: every time it has to finish what it was given."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,31 @@ class StepDone:
     seconds: float
     bags: list[int]
     skipped: int
+
+
+@dataclass(frozen=True)
+class _Made:
+    """A step whose numbers were not read yet.
+
+    Attributes
+    ----------
+    position, epochs_done, wait, bags
+        As in :class:`StepDone`; the position does not know of the step's cells.
+    begun
+        When it began.
+    terms
+        The loss and its terms, of this rank.
+    sizes
+        Cells, tokens and bags of this rank.
+    """
+
+    position: Position
+    epochs_done: float
+    wait: float
+    begun: float
+    terms: dict[str, Tensor]
+    sizes: list[int]
+    bags: list[int]
 
 
 class Observer:
@@ -91,39 +120,39 @@ def train_epochs(
         Is told of every step, checkpoint and epoch.
     """
     config, position, device = learner.config, start, learner.device
+    read_every = 1 if device.type == "cpu" else READ_EVERY
     for epoch in epochs:
         earlier = start.earlier if epoch == start.epoch else ()
         n_steps = all_agree(data.n_steps(world_size, epoch, earlier), "steps of an epoch", device)
         shown = 1 - len(data.left(epoch, earlier)) / len(data.bags)  # by the stretches before a resize
         every = config.train.checkpoint_every or n_steps
+        made: list[_Made] = []
         while position.step < n_steps:
             clock = time.perf_counter()
             packed, batch = next(batches)
             waited = time.perf_counter() - clock
             now = epoch + shown + (1 - shown) * position.step / n_steps
             terms = learner.step(packed, now, rank=rank, number=position.global_step)
-            sizes = torch.tensor([batch.n_cells, batch.n_tokens, len(batch.bags)], device=device)
-            means = mean_over_ranks(torch.stack([*terms.values(), *sizes.float()]), world_size).tolist()
-            totals = [round(size * world_size) for size in means[len(terms) :]]
-            position = replace(
-                position,
-                step=position.step + 1,
-                global_step=position.global_step + 1,
-                cells_seen=position.cells_seen + totals[0],
-            )
-            observer.step_done(
-                StepDone(
+            position = replace(position, step=position.step + 1, global_step=position.global_step + 1)
+            made.append(
+                _Made(
                     position,
                     epochs_done=epoch + shown + (1 - shown) * position.step / n_steps,
-                    sizes=totals,
-                    terms=dict(zip(terms, means, strict=False)),
                     wait=waited,
-                    seconds=time.perf_counter() - clock,
+                    begun=clock,
+                    terms=terms,
+                    sizes=[batch.n_cells, batch.n_tokens, len(batch.bags)],
                     bags=[bag.bag for bag in batch.bags],
-                    skipped=data.skipped,
                 )
             )
-            if position.step % every == 0 and position.step < n_steps:
+            checkpoint = position.step % every == 0
+            if len(made) < read_every and not checkpoint and position.step < n_steps:
+                continue
+            for done in _read(made, position.cells_seen, world_size, data.skipped):
+                position = done.position
+                observer.step_done(done)
+            made = []
+            if checkpoint and position.step < n_steps:
                 observer.checkpoint_due(position)
         position = replace(position, epoch=epoch + 1, step=0, earlier=())
         scores = None
@@ -133,3 +162,25 @@ def train_epochs(
         observer.epoch_done(position, scores)
         if config.validation.patience is not None and any_rank(patience.over, device):
             break
+
+
+def _read(made: list[_Made], cells_seen: int, world_size: int, skipped: int) -> Iterator[StepDone]:
+    """Read the numbers of steps from the device, and from all ranks, at once."""
+    device = next(iter(made[0].terms.values())).device
+    terms = torch.stack([value for step in made for value in step.terms.values()]).view(len(made), -1)
+    sizes = torch.tensor([step.sizes for step in made], dtype=terms.dtype).to(device)
+    means = mean_over_ranks(torch.cat([terms, sizes], dim=1), world_size).tolist()
+    ends = [*(step.begun for step in made[1:]), time.perf_counter()]
+    for step, values, end in zip(made, means, ends, strict=True):
+        totals = [round(size * world_size) for size in values[len(step.terms) :]]
+        cells_seen += totals[0]
+        yield StepDone(
+            replace(step.position, cells_seen=cells_seen),
+            epochs_done=step.epochs_done,
+            sizes=totals,
+            terms=dict(zip(step.terms, values, strict=False)),
+            wait=step.wait,
+            seconds=end - step.begun,
+            bags=step.bags,
+            skipped=skipped,
+        )

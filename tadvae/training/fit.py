@@ -68,7 +68,7 @@ def fit(
     train_epochs(
         learner,
         data,
-        data.stream(start, epochs, read, device=device),
+        data.stream(start, epochs, read, device=device, degree=learner.module.pathway.edges.degree()),
         start,
         epochs,
         patience=patience,

@@ -1,5 +1,7 @@
 """One step of learning: weights, optimizer and moving average."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -9,7 +11,7 @@ from tadvae.model.device import device_of
 from tadvae.nn.network import TADVAEModule
 from tadvae.nn.packed import ModelBatch
 from tadvae.settings.experiment import ExperimentConfig
-from tadvae.training.averaging import averaged
+from tadvae.training.averaging import MovingAverage
 from tadvae.training.compiling import compile_parts, or_eager
 
 
@@ -32,9 +34,11 @@ class Learner:
         self.model = module if model is None else model
         if config.train.compile:
             compile_parts(module)
-        self.optimizer = torch.optim.Adam(module.parameters(), lr=config.train.learning_rate)
+        self.optimizer = torch.optim.Adam(
+            module.parameters(), lr=config.train.learning_rate, fused=self.device.type == "cuda" or None
+        )
         decay = config.train.weight_average
-        self.average = None if decay is None else averaged(module, decay)
+        self.average = None if decay is None else MovingAverage(module, decay)
 
     @property
     def device(self) -> torch.device:
@@ -44,11 +48,7 @@ class Learner:
     @property
     def final(self) -> TADVAEModule:
         """The network that a run would end with now."""
-        if self.average is None:
-            return self.module
-        averaged = self.average.module
-        assert isinstance(averaged, TADVAEModule)
-        return averaged
+        return self.module if self.average is None else self.average.module
 
     def step(self, batch: ModelBatch, epoch: float, *, rank: int, number: int) -> dict[str, Tensor]:
         """Learn from one batch; returns the terms of its loss.
@@ -56,10 +56,10 @@ class Learner:
         The noise is drawn from a generator of the step's own, seeded by ``(seed, rank, number)``: that is
         all there is to know of it when training resumes.
         """
-        seed = np.random.SeedSequence([self.config.seed, rank, number]).generate_state(1, np.uint64)[0]
+        seed = [self.config.seed, rank, number]
 
         def forward() -> tuple[Tensor, dict[str, Tensor]]:
-            noise = torch.Generator().manual_seed(int(seed >> np.uint64(1)))
+            noise = noise_of(seed, batch.dataset.device)
             with torch.autocast(batch.dataset.device.type, torch.bfloat16, enabled=self.config.train.bf16):
                 result: tuple[Tensor, dict[str, Tensor]] = self.model(batch, epoch, noise)
                 return result
@@ -71,8 +71,14 @@ class Learner:
             nn.utils.clip_grad_norm_(self.module.parameters(), self.config.train.clip_norm)
         self.optimizer.step()
         if self.average is not None:
-            self.average.update_parameters(self.module)
+            self.average.update(self.module)
         return {name: value.detach() for name, value in terms.items()}
+
+
+def noise_of(seed: Sequence[int], device: torch.device) -> torch.Generator:
+    """A generator on a device; GPUs draw other numbers than CPUs."""
+    state = np.random.SeedSequence(seed).generate_state(1, np.uint64)[0]
+    return torch.Generator(device).manual_seed(int(state >> np.uint64(1)))
 
 
 def build_module(config: ExperimentConfig, vocabulary: Vocabulary) -> TADVAEModule:

@@ -91,6 +91,7 @@ class TrainingSet:
         rank: int = 0,
         world_size: int = 1,
         device: torch.device | str = "cpu",
+        degree: np.ndarray | None = None,
     ) -> Iterator[tuple[ModelBatch, Batch]]:
         """A rank's batches of some epochs in one stream, from a position on.
 
@@ -100,6 +101,8 @@ class TrainingSet:
             Of the first step; its epoch is the first of ``epochs``.
         read
             Reads, in order, what windows of several epochs plan.
+        device, degree
+            See :func:`tadvae.nn.packed.pack`.
         """
 
         def plan(epoch: int) -> list[Window]:
@@ -109,7 +112,7 @@ class TrainingSet:
 
         reads = read(window for epoch in epochs for window in plan(epoch))
         for epoch in epochs:
-            yield from self.batches(plan(epoch), reads, epoch, device)
+            yield from self.batches(plan(epoch), reads, epoch, device, degree)
 
     def batches(
         self,
@@ -117,7 +120,11 @@ class TrainingSet:
         reads: Iterator[tuple[np.ndarray, Cells]],
         epoch: int,
         device: torch.device | str = "cpu",
+        degree: np.ndarray | None = None,
     ) -> Iterator[tuple[ModelBatch, Batch]]:
         """Batches of an epoch, from what was read of its windows."""
         for batch in self._assembler.batches(windows, reads, epoch):
-            yield pack(batch, self.vocabulary, self._contexts, self._interventions, device), batch
+            yield (
+                pack(batch, self.vocabulary, self._contexts, self._interventions, device, degree),
+                batch,
+            )

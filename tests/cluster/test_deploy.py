@@ -74,6 +74,11 @@ def test_what_the_nodes_of_cluster_yaml_are(aws):
     assert first["resources"] == spare["resources"]
     assert sum(t.get("max_workers", 0) for t in types.values()) == aws["max_workers"]
     assert all(t["node_config"]["IamInstanceProfile"] for t in types.values())
+    # not Ray's own, of Ubuntu 18.04, whose driver is too old for torch's CUDA
+    assert {t["node_config"]["ImageId"].split("/")[-3] for t in types.values()} == {
+        "base-oss-nvidia-driver-gpu-ubuntu-22.04"
+    }
+    assert types["gpu_node"]["resources"]["GPU"] == 4
     for commands in ("head_start_ray_commands", "worker_start_ray_commands"):
         assert "RAY_AUTH_MODE=token" in aws[commands][-1]
         assert "TADVAE_STORAGE=s3://" in aws[commands][-1]

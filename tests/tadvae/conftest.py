@@ -1,7 +1,6 @@
 """A vocabulary that one can overlook, and a batch with every kind of bag in it."""
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import anndata as ad
 import numpy as np
@@ -108,8 +107,7 @@ def pack_small(small_vocabulary: Vocabulary) -> Callable[..., ModelBatch]:
     """Bring a batch into the terms of the small vocabulary, in float64 unless said otherwise."""
 
     def pack_small(batch: Batch, dtype: torch.dtype = torch.float64) -> ModelBatch:
-        packed = pack(batch, small_vocabulary, CONTEXT_ROW, INTERVENTIONS)
-        return replace(packed, tokens=replace(packed.tokens, values=packed.tokens.values.to(dtype)))
+        return pack(batch, small_vocabulary, CONTEXT_ROW, INTERVENTIONS, dtype=dtype)
 
     return pack_small
 

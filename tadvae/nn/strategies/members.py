@@ -32,6 +32,8 @@ class MemberMasking(AttentionLayer, name="members"):
     one multiplication for each of its (token, edge) pairs.
     """
 
+    identity: Tensor
+
     def __init__(
         self,
         config: "PathwayConfig",
@@ -40,6 +42,9 @@ class MemberMasking(AttentionLayer, name="members"):
         given: GivenVectors | None = None,
     ) -> None:
         super().__init__(config, edges, encoder, given)
+        # coefficients c of x itself, (n_basis,)
+        identity = torch.tensor(self.expression.identity, dtype=torch.float64)
+        self.register_buffer("identity", identity, persistent=False)
         with torch.no_grad():
             self.readout.zero_()
 
@@ -74,7 +79,7 @@ class MemberMasking(AttentionLayer, name="members"):
         """``√m_p (c_b/h + o_p·v_gb / √d_head)`` of the edges, per basis function b, (n_basis, E, h)."""
         values = self._heads(self.w_value(self.values.modulate(self.embedding()[edges.genes])))
         learned = edge_dot(self._readouts(), values, edges, self.numba)
-        identity = learned.new_tensor(self.expression.identity)  # (n_basis,) coefficients c of x itself
+        identity = self.identity.to(learned.dtype)
         return self.size_factor(edges)[:, None] * (identity[:, None, None] / learned.shape[-1] + learned)
 
     def _readouts(self) -> Tensor:
@@ -94,7 +99,7 @@ class MemberMasking(AttentionLayer, name="members"):
         pathway = edges.pathway[pairs.edge]
         learned = (self._readouts()[pathway] * value[pairs.token]).sum(-1)
         basis = self.expression.of(cells.values).dense(self.expression.n_basis)  # (T, n_basis)
-        own = (basis @ basis.new_tensor(self.expression.identity))[pairs.token, None]  # (N, 1)
+        own = (basis @ self.identity.to(basis.dtype))[pairs.token, None]  # (N, 1)
         return self.size_factor(edges)[pairs.edge, None] * (own / learned.shape[-1] + learned)
 
     def pairs(self, cells: PackedCells, pathway: int | None = None) -> Pairs:
@@ -154,5 +159,6 @@ def by_panel(cells: PackedCells) -> Iterator[tuple[PackedCells, Tensor, Tensor]]
                 cell=place[cells.cell[token]],
                 n_cells=len(row),
                 panel=cells.panel[row],
+                n_pairs=None,
             )
             yield part, genes, row

@@ -83,8 +83,10 @@ def test_padding_changes_no_mmd(sizes, unbiased):
     for i, (n_x, n_y) in enumerate(sizes):
         x[i, :n_x], y[i, :n_y] = draw(n_x, 3, i), draw(n_y, 3, 50 + i, shift=0.5)
     x, y, real = x.double().requires_grad_(), y.double(), torch.arange(most)
-    real_x, real_y = real < n[:, None], real < m[:, None]
-    found = mmd(x, y, None, unbiased=unbiased, real_x=real_x, real_y=real_y)
+    weights = {
+        f"weight_{name}": (real < k[:, None]).double() / k[:, None] for name, k in (("x", n), ("y", m))
+    }
+    found = mmd(x, y, None, unbiased=unbiased, **weights)
     for i, (n_x, n_y) in enumerate(sizes):
         if unbiased and min(n_x, n_y) < 2:
             continue

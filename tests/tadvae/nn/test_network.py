@@ -188,13 +188,16 @@ def test_pack(small_vocabulary, small_batch, pack_small):
     screen, means = packed.datasets
     assert (screen.dataset, screen.cells, means.dataset, means.cells) == (0, slice(0, 10), 1, slice(10, 13))
     assert screen.context.tolist() == [0] * 7 + [1] * 3
-    assert screen.perturbed.bag.tolist() == [0, 2, 3]
     assert screen.perturbed.context.tolist() == [0, 1, 1]
     assert screen.perturbed.start.tolist() == [[0, 1, 2, 3], [7, 8, 7, 7], [9, 9, 9, 9]]
-    assert screen.perturbed.is_start.sum(1).tolist() == [4, 2, 1]
+    assert (screen.perturbed.start_weight > 0).sum(1).tolist() == [4, 2, 1]
+    assert torch.equal(screen.perturbed.start_weight.sum(1), torch.ones(3, dtype=torch.float64))
+    assert screen.perturbed.mmd_weight.tolist() == [1, 1, 0]
     assert screen.perturbed.n_mmd == 2
     assert means.perturbed.start.tolist() == [[0], [1]]
     assert means.perturbed.n_mmd == 0
+    assert packed.start.tolist() == [*screen.perturbed.start.flatten().tolist(), 10, 11]
+    assert packed.start_bag.tolist() == [0] * 4 + [2] * 4 + [3] * 4 + [4, 5]
     weights = torch.cat([part.weight for part in packed.datasets])
     expected = [1 / 4] * 4 + [1 / 3] * 3 + [1 / 2] * 2 + [1] * 4  # over cells of a bag, then over bags
     np.testing.assert_allclose(weights, np.array(expected) / 7, rtol=1e-6)
@@ -202,18 +205,18 @@ def test_pack(small_vocabulary, small_batch, pack_small):
     assert packed.intervention.modality.tolist() == [1, 1, 2, 0, 0, 1, 1]
     assert packed.intervention.dataset.tolist() == [0, 0, 0, 0, 1, 1, 1]
     assert packed.intervention.bag.tolist() == [0, 0, 2, 3, 4, 5, 5]
+    values = packed.layout.fill(packed.tokens, module.columns)
     for part in packed.datasets:
         genes = small_vocabulary.datasets[part.dataset].genes
         bags = [bag for bag in small_batch.bags if bag.dataset == part.dataset]
         encoded = Cells.concat([bag.controls or bag.cells for bag in bags])
-        np.testing.assert_array_equal(
-            module.dense(packed.tokens, part.dataset, part.cells), encoded.dense(genes)
-        )
-        own = part.perturbed
-        dense = module.dense(packed.tokens, part.dataset, own.cells, own.row, own.is_observed.numel())
+        found = values[part.values].view(-1, len(genes))
+        np.testing.assert_array_equal(found.float(), encoded.dense(genes))
+        found = values[part.perturbed.observed].view(-1, len(genes))
+        is_cell = part.perturbed.observed_weight.flatten() > 0
         observed = Cells.concat([bag.cells for bag in bags if bag.controls is not None])
-        np.testing.assert_array_equal(dense[own.is_observed.flatten()], observed.dense(genes))
-        assert not dense[~own.is_observed.flatten()].any()
+        np.testing.assert_array_equal(found[is_cell].float(), observed.dense(genes))
+        assert not found[~is_cell].any()
 
 
 @pytest.mark.parametrize("likelihood", ["gaussian", "negative_binomial"])

@@ -15,7 +15,7 @@ from tadvae.nn.decoder import DecoderConfig
 from tadvae.nn.losses import LossConfig
 from tadvae.nn.network import ModelConfig, TADVAEModule
 from tadvae.nn.strategies.base import PathwayConfig
-from tadvae.training.averaging import averaged
+from tadvae.training.averaging import MovingAverage
 from tadvae.training.checkpoint import OPTIMIZER, POSITION, Position, load_checkpoint, save_checkpoint
 
 CONFIGS = {
@@ -86,13 +86,13 @@ def test_the_average_goes_on_to_the_bit_and_follows_its_definition(
 ):
     batch = pack_small(small_batch, torch.float32)
     module, optimizer = build(small_vocabulary)
-    average, expected = averaged(module, 0.8), None
+    average, expected = MovingAverage(module, 0.8), None
     for step in range(6):
         if step == 4:
             position = Position(global_step=step, vocabulary=small_vocabulary.hash)
             save_checkpoint(tmp_path, module, optimizer, position, average)
         train(module, optimizer, batch, range(step, step + 1))
-        average.update_parameters(module)
+        average.update(module)
         now = [value.detach().double() for value in module.parameters()]
         decay = min(0.8, (1 + step) / (10 + step))
         expected = (
@@ -102,11 +102,11 @@ def test_the_average_goes_on_to_the_bit_and_follows_its_definition(
         torch.testing.assert_close(found.double(), value, rtol=1e-5, atol=1e-7)
 
     other, its_optimizer = build(small_vocabulary, seed=1)
-    its_average = averaged(other, 0.8)
+    its_average = MovingAverage(other, 0.8)
     load_checkpoint(tmp_path, other, its_optimizer, small_vocabulary.hash, its_average)
     for step in (4, 5):
         train(other, its_optimizer, batch, range(step, step + 1))
-        its_average.update_parameters(other)
+        its_average.update(other)
     for found, value in zip(its_average.module.parameters(), average.module.parameters(), strict=True):
         assert torch.equal(found, value)
 
