@@ -22,8 +22,8 @@ every pathway keeps its sizes in both panels. Every row is one JSON file and is 
 """
 
 import argparse
+import itertools
 import json
-import tempfile
 from pathlib import Path
 
 import anndata as ad
@@ -75,6 +75,18 @@ def make(halving: int, folder: Path) -> tuple[Path, list[ad.AnnData]]:
     spec = folder / "spec.yaml"
     spec.write_text(yaml.safe_dump({"datasets": datasets, "genes": {"reference": "human"}}))
     return spec, [part(held, panel) for panel in panels]
+
+
+def prepare(halving: int, folder: Path) -> tuple[Store, list[ad.AnnData]]:
+    """Store of the two training datasets, with pathways next to it, made once; and the held-out cells."""
+    folder.mkdir(parents=True, exist_ok=True)
+    spec, held = make(halving, folder)
+    if not (folder / "store").exists():
+        with ray_session():
+            convert(str(spec), str(folder / "store"))
+    store = Store.open(str(folder / "store"))
+    write_pathways(store, folder, halving)
+    return store, held
 
 
 def write_pathways(store: Store, folder: Path, halving: int) -> None:
@@ -161,31 +173,26 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--masking", nargs="*", default=list(MASKS))
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "panel_transfer")
+    parser.add_argument("--work", type=Path, default=Path(__file__).parent / "work" / "panel_transfer")
     parser.add_argument("--only-show", action="store_true")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     arguments.out.mkdir(parents=True, exist_ok=True)
-    for halving in range(0 if arguments.only_show else arguments.halvings):
-        with tempfile.TemporaryDirectory() as top:
-            folder = Path(top)
-            spec, held = make(halving, folder)
-            with ray_session():
-                convert(str(spec), str(folder / "store"))
-            store = Store.open(str(folder / "store"))
-            write_pathways(store, folder, halving)
-            for seed in range(arguments.seeds):
-                for masking in arguments.masking:
-                    for kind in KINDS:
-                        place = arguments.out / f"halving-{halving}-seed-{seed}-{masking}-{kind}.json"
-                        about = {"halving": halving, "seed": seed, "masking": masking, "pathways": kind}
-                        about |= {"epochs": arguments.epochs, "settings": FIXED}
-                        if place.exists() and json.loads(place.read_text())["about"] == about:
-                            continue
-                        settings = [f"pathways.file={folder / kind}.gmt", f"model.pathway.masking={masking}"]
-                        settings += [f"seed={seed}", f"train.epochs={arguments.epochs}", *FIXED]
-                        found = run(store, ExperimentConfig.load(None, settings), held)
-                        place.write_text(json.dumps({"about": about, "scores": found}, indent=1) + "\n")
-                        print(f"{place}: written", flush=True)
+    seeds = range(0 if arguments.only_show else arguments.seeds)
+    for seed, halving in itertools.product(seeds, range(arguments.halvings)):
+        folder = arguments.work / f"h{halving}"
+        store, held = prepare(halving, folder)
+        for masking, kind in itertools.product(arguments.masking, KINDS):
+            place = arguments.out / f"halving-{halving}-seed-{seed}-{masking}-{kind}.json"
+            about = {"halving": halving, "seed": seed, "masking": masking, "pathways": kind}
+            about |= {"epochs": arguments.epochs, "settings": FIXED}
+            if place.exists() and json.loads(place.read_text())["about"] == about:
+                continue
+            settings = [f"pathways.file={folder / kind}.gmt", f"model.pathway.masking={masking}"]
+            settings += [f"seed={seed}", f"train.epochs={arguments.epochs}", *FIXED]
+            found = run(store, ExperimentConfig.load(None, settings), held)
+            place.write_text(json.dumps({"about": about, "scores": found}, indent=1) + "\n")
+            print(f"{place}: written", flush=True)
     show(arguments.out)
 
 

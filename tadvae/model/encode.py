@@ -67,8 +67,8 @@ def project(cells: NewCells, n_axes: int) -> Smoothed:
         # (X − 1 mᵀ) v and its transpose, without the dense X − 1 mᵀ
         centred = LinearOperator(
             X.shape,
-            matvec=lambda v: X @ v - mean @ v,
-            rmatvec=lambda u: X.T @ u - mean * u.sum(),
+            matvec=lambda v: X @ v.ravel() - mean @ v.ravel(),
+            rmatvec=lambda u: X.T @ u.ravel() - mean * u.sum(),
             dtype=X.dtype,
         )
         start = np.random.default_rng(0).normal(size=min(X.shape))

@@ -446,7 +446,7 @@ class TADVAE:
         return self.predictor.counterfactual(cells, genes, profile, dataset, perturbations, context)
 
     def _target(self, part: Found, dataset: int) -> tuple[int, int]:
-        return find_target(part, dataset, self.vocabulary, self.config.model.causal.targets)
+        return find_target(part, dataset, self.vocabulary, self.unknown)
 
     def factors(self, top: int = 10) -> pd.DataFrame:
         """The pathways that make each factor: the ``top`` largest |δ|, one row per (factor, pathway)."""

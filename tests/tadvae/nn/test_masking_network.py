@@ -7,12 +7,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy import sparse
 
 from tadvae.base.errors import UserError
 from tadvae.cells.ragged import Cells
 from tadvae.data.batches import Batch
 from tadvae.model.encode import contributions, project
-from tadvae.model.new_cells import cells_of
+from tadvae.model.new_cells import NewCells, cells_of
 from tadvae.model.tadvae import TADVAE
 from tadvae.nn.causal import CausalConfig
 from tadvae.nn.decoder import DecoderConfig
@@ -162,14 +163,16 @@ def test_only_linear_layers_are_smoothed(small_vocabulary):
 
 
 @pytest.mark.parametrize("n", [1, 2, 4])
-def test_axes_of_sparse_cells_are_those_of_dense_ones(small_vocabulary, n):
-    model = door(small_vocabulary, SETTINGS["members"])
-    adata = screen(small_vocabulary, [0, 1, 2, 4, 5, 6, 7, 9, 11])
-    cells = cells_of(adata, model.vocabulary, model.config.preprocess, layer=None, values="counts")
-    found, every = project(cells, n), project(cells, 100)
-    assert len(found.axes) == n
-    order = every.axes[:n]
-    np.testing.assert_allclose(found.axes.T @ found.axes, order.T @ order, atol=1e-6)
+@pytest.mark.parametrize("shape", [(9, 20), (20, 9)])
+def test_axes_of_sparse_cells_are_those_of_dense_ones(shape, n):
+    X = np.random.default_rng(n).poisson(0.7, shape) * 1.0
+    counts, genes = sparse.csr_matrix(X.astype(np.float32)), np.arange(shape[1]) + 3
+    cells = Cells(counts.indices.astype(np.int64) + 3, counts.data, counts.indptr, np.ones(len(X)))
+    found = project(NewCells(cells, genes, np.ones(1, bool), len(genes), []), n)
+    mean = X.mean(0)
+    axes = np.linalg.svd(X - mean)[2][:n]
+    np.testing.assert_allclose(found.axes.T @ found.axes, axes.T @ axes, atol=1e-6)
+    np.testing.assert_allclose(found.scores @ found.axes, (X - mean) @ axes.T @ axes, atol=1e-6)
 
 
 @pytest.mark.parametrize(("name", "encoder"), GRID)
