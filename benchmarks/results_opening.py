@@ -37,7 +37,7 @@ class Row:
     @property
     def words(self) -> str:
         """Row as a phrase of a sentence."""
-        return f"{self.label} ({self.mean:+.1f}% [{self.low:+.1f}, {self.high:+.1f}] against {self.baseline})"
+        return f"{self.label} {self.mean:+.1f}%"
 
 
 def relative(label: str, baseline: str, difference: dict[str, float], score: float) -> Row:
@@ -119,7 +119,7 @@ def opening(results: Path, page: Path, rows: list[Row]) -> list[str]:
     )
     sentences = [
         f"**In two minutes.** The error (L2) is smaller than that of the best baseline in {len(better)} of "
-        f"{len(rows)} comparisons, with an interval without zero{_listed(better)}.",
+        f"{len(rows)} comparisons, with a 95% interval without zero{_listed(better)}.",
         f"It is level in {len(level)}{_listed(level)}.",
         f"It is larger in {len(worse)}{_listed(worse)}.",
         *_attention(results),
@@ -170,21 +170,27 @@ def _attention(results: Path) -> list[str]:
         plain = table["plain, smoothed", "true"][0]
         parts.append(
             f"cells seen through two disjoint panels find themselves with an MRR of {own:.3f} with "
-            f"attention, {linear:.3f} with a linear layer, {plain:.3f} with plain sums of members"
+            f"attention, {linear:.3f} with a linear layer, {plain:.3f} with plain sums of members: "
+            f"attention adds {'nothing' if own <= plain else f'{own - plain:.3f}'} to plain sums"
         )
     return [f"**Attention**: {'; '.join(parts)}."] if parts else []
 
 
 def _pathways(results: Path) -> list[str]:
-    parts, table = [], transfer(results)
+    parts: list[str] = []
+    level, table = [], transfer(results)
     if ("members, smoothed", "permuted") in table:
         true, permuted = (table["members, smoothed", kind][0] for kind in ("true", "permuted"))
         parts.append(f"across panels, true ones have an MRR of {true:.3f}, permuted ones {permuted:.3f}")
     for screen, scores in read(results / "contexts" / "unseen_targets.json").items():
         gain = scores[PERMUTED]["l2"]
-        row = relative(f"unseen targets, {screen}", "permuted ones", gain["pathways_minus"], gain["mean"])
-        if row.verdict != "level":
-            parts.append(row.words)
+        row = relative(screen, "permuted ones", gain["pathways_minus"], gain["mean"])
+        if row.verdict == "level":
+            level.append(screen)
+        else:
+            parts.append(f"unseen targets, L2 minus that with permuted ones: {row.words}")
+    if level:
+        parts.append(f"for unseen targets of {', '.join(level)} they are level with permuted ones")
     return [f"**Pathways**: {'; '.join(parts)}."] if parts else []
 
 
