@@ -71,7 +71,7 @@ def _rows(stored: dict[str, list[dict]]) -> list[Row]:
                 if chosen.sum() >= FEWEST:
                     best, gain, _ = _against_best(folds, "l2", chosen)
                     score = np.nanmean(values_of(folds, "l2", best)[chosen])
-                    rows.append(relative(f"{name}, {kind}: {category}", best, gain._asdict(), score))
+                    rows.append(relative(f"{name}, {kind}: {category}", gain._asdict(), score))
     return rows
 
 
@@ -221,8 +221,8 @@ def _earlier_models(folds: list[dict]) -> set[str]:
     """What the models of folds are that were stored before evaluations said so."""
     found = set()
     for about in (each["about"] for each in folds if not _describes(each["notes"])):
-        # masking hard was the default then
-        settings = ["model.pathway.masking=hard", *about["settings"], f"train.epochs={about['epochs']}"]
+        settings = [*about["settings"], f"train.epochs={about['epochs']}"]
+        settings.append("model.pathway.masking=hard")  # the default then
         config = ExperimentConfig.load(None, [each for each in settings if not each.startswith("split=")])
         found.add(f"{METHOD}: {config.summary}; seeds {', '.join(map(str, about['seeds']))}")
         names = " and ".join(about["published"])

@@ -140,7 +140,7 @@ def test_the_page_says_what_every_model_is(results):
     about = {"settings": ["model.pathway={d_embed: 32, n_heads: 2}"], "epochs": 7, "seeds": [0, 1]}
     earlier = {"about": about | {"published": ["dvae", "sena"]}, "notes": []}
     tadvae, published = sorted(page._earlier_models([earlier]), reverse=True)
-    assert "width 32, 2 heads" in tadvae
+    assert "hard masking; width 32, 2 heads" in tadvae
     assert "7 epochs" in tadvae
     assert tadvae.endswith("seeds 0, 1")
     assert published.startswith("dvae and sena: trained before these presets had their own schedule")
@@ -209,10 +209,10 @@ def test_the_page_opens_with_what_is_stored(results, tmp_path):
     (tmp_path / "contexts").mkdir()
     stored = {"about": {"seed": 0}, "drugs, t": scores}
     (tmp_path / "contexts" / "known_drugs.json").write_text(json.dumps(stored))
-    rows = [opening.relative("doubles", "additive", {"mean": 0.0, "low": -1.0, "high": 1.0}, 10.0)]
+    rows = [opening.relative("doubles", {"mean": 0.0, "low": -1.0, "high": 1.0}, 10.0)]
     text, figure, _ = opening.opening(tmp_path, tmp_path / "results.md", rows)
     assert "smaller than that of the best baseline in 1 of 2 comparisons" in text
-    assert "known drug in type t -5.0%" in text
+    assert "a known drug in another cell type -5.0%" in text
     assert "level in 1: doubles +0.0%" in text
     assert "t 38.0 against 50.0" in text
     assert "(images/results.svg)" in figure
