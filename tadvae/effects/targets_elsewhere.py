@@ -189,9 +189,8 @@ def stacked(observed: Floats, left_out: Floats, posterior: Floats, fields: Seque
     identity = np.eye(n)
     middle = identity - 1.0 / n
     kernels = [field.kernel[:n] for field in fields]
-    together = sum(kernels)
     if len(fields) > 1:
-        kernels.append(together)
+        kernels.append(np.sum(kernels, axis=0))
     spectra = [np.linalg.eigh(middle @ kernel @ middle) for kernel in kernels]
     fixed = [(1, identity), *((2 + o, identity) for o in range(len(fields)))]
     best: tuple[float, float, Floats] | None = None
@@ -216,7 +215,7 @@ def stacked(observed: Floats, left_out: Floats, posterior: Floats, fields: Seque
         for field in fields
     ]  # (q, n) each
     if len(fields) > 1:
-        near.append(sum(near))
+        near.append(np.sum(near, axis=0))
     parts = [posterior - mean, *(field.raw[n:] for field in fields)]
     for rows, (d, u) in zip(near, spectra, strict=True):
         inverse = np.divide(_shrink(d, penalty), d, out=np.zeros(n), where=d > 0.0)
