@@ -4,7 +4,7 @@ One step is forward and backward of the whole layer (embeddings to activities, g
 for 32 cells that express 300 of 2,000 genes and 1,000 pathways of 5 to 29 genes, with 8 heads and width
 128, in one run:
 
-- ``ours``: the layer of the library with its defaults (hard masking, expressed genes);
+- ``ours``: the layer of the library with hard masking and expressed genes;
 - ``dense``: the same parameters through ``scaled_dot_product_attention`` with a dense mask on the same
   tokens, the faster of a boolean and an additive mask;
 - ``literal``: ``softmax(QKᵀ/√d + M_logits) V`` over all 2,000 genes as written, four cells at a time (all
@@ -84,7 +84,9 @@ class Setting:
     def layer(self, **options: str) -> AttentionLayer:
         """The layer under these settings; always the same parameters."""
         torch.manual_seed(0)
-        layer = pathway_layer(PathwayConfig(d_embed=WIDTH, n_heads=HEADS, **options), self.edges)
+        layer = pathway_layer(
+            PathwayConfig(**({"masking": "hard", "d_embed": WIDTH, "n_heads": HEADS} | options)), self.edges
+        )
         assert isinstance(layer, AttentionLayer)
         return layer
 

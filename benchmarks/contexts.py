@@ -1,10 +1,11 @@
 """Effects in another context: a known drug in another cell type, and a cell type that is new.
 
-    python benchmarks/contexts.py [--json FILE] [--only drugs|types]
+    python benchmarks/contexts.py [--json FILE] [--only drugs|types] [--study tahoe] [--seed 1]
 
 Compares baselines with the regression of mean effects alone, with and without its contexts part; all are
-fitted to the training means only. Drugs: four cell types of the NeurIPS 2023 signatures, five folds over the
-135 drugs of one type; the other types are in training. Types: IFN-beta in five types of blood cells, one of
+fitted to the training means only. Drugs: four cell types of the NeurIPS 2023 signatures (or six lines of
+Tahoe, on the genes that all of them have), five folds over the drugs of one type; the other types are in
+training. Types: IFN-beta in five types of blood cells, one of
 them held out with all its perturbed cells; its control cells are given. The data folder is the environment
 variable TADVAE_DATA, or ../shared/data next to the repository.
 """
@@ -32,7 +33,10 @@ from tadvae.evaluation.metrics import score_profiles
 
 DEFAULT = Path(__file__).resolve().parents[2] / "shared" / "data"
 DATA = Path(os.environ.get("TADVAE_DATA", DEFAULT))
-TYPES = ("b", "myeloid", "nk", "t")
+TYPES = {
+    "neurips2023": ("b", "myeloid", "nk", "t"),
+    "tahoe": ("a498", "hct15", "lovo", "miapaca_2", "nci_h23", "snu_423"),
+}
 FOLDS = 5
 MODELS = {"regression": True, "regression, no contexts part": False}
 
@@ -43,15 +47,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     parser.add_argument("--only", choices=["drugs", "types"])
+    parser.add_argument("--study", choices=list(TYPES), default="neurips2023")
+    parser.add_argument("--seed", type=int, default=0, help="of the folds over drugs")
     options = parser.parse_args()
     if not DATA.is_dir():
         print(f"{DATA}: no such folder; set TADVAE_DATA to the data folder.", file=sys.stderr)
         return 2
-    result: dict[str, Any] = {}
+    about = {"script": "contexts.py", "study": options.study, "folds": FOLDS, "seed": options.seed}
+    result: dict[str, Any] = {"about": about}
     if options.only != "drugs":
         result["types"] = summary(unseen_types(), "context_kernel")
     if options.only != "types":
-        for kind, scores in known_drugs().items():
+        for kind, scores in known_drugs(options.study, options.seed).items():
             result[f"drugs, {kind}"] = summary(scores, "context_ridge")
     if options.json:
         options.json.write_text(json.dumps(result, indent=1) + "\n")
@@ -85,25 +92,26 @@ def add(scores: Scores, method: str, predicted: Array, true: Array, control: Arr
         scores.setdefault(method, {}).setdefault(metric, []).extend(found[metric].tolist())
 
 
-def known_drugs() -> dict[str, Scores]:
+def known_drugs(study: str, seed: int) -> dict[str, Scores]:
     """Scores over drugs, by cell type."""
     frames = {}
-    for kind in TYPES:
-        data = anndata.read_h5ad(DATA / "signatures" / f"neurips2023_{kind}.h5ad")
+    for kind in TYPES[study]:
+        data = anndata.read_h5ad(DATA / "signatures" / f"{study}_{kind}.h5ad")
         frames[kind] = data.to_df().set_axis(data.obs["drug"].astype(str)).astype(np.float64)
     drugs = sorted(set.intersection(*(set(frame.index) for frame in frames.values())))
-    effects = {kind: frame.loc[drugs].to_numpy() for kind, frame in frames.items()}
-    genes = frames["t"].columns.tolist()
+    genes = sorted(set.intersection(*(set(frame.columns) for frame in frames.values())))
+    effects = {kind: frame.loc[drugs, genes].to_numpy() for kind, frame in frames.items()}
     zero = np.zeros(len(genes))
     result: dict[str, Scores] = {}
-    for t, kind in enumerate(TYPES):
+    types = TYPES[study]
+    for t, kind in enumerate(types):
         scores = result.setdefault(kind, {})
-        for test in np.array_split(np.random.default_rng(0).permutation(len(drugs)), FOLDS):
+        for test in np.array_split(np.random.default_rng(seed).permutation(len(drugs)), FOLDS):
             test = np.sort(test)
             train = np.setdiff1d(np.arange(len(drugs)), test)
-            rows = {o: train if o == kind else np.arange(len(drugs)) for o in TYPES}
+            rows = {o: train if o == kind else np.arange(len(drugs)) for o in types}
             parts = {
-                o: Profiles(zero, [(drugs[i],) for i in rows[o]], effects[o][rows[o]], genes) for o in TYPES
+                o: Profiles(zero, [(drugs[i],) for i in rows[o]], effects[o][rows[o]], genes) for o in types
             }
             here = parts.pop(kind)
             profiles = Profiles(
@@ -113,13 +121,13 @@ def known_drugs() -> dict[str, Scores]:
             for baseline in (TrainingMean, ContextRidge):
                 predicted = baseline().fit(profiles).predict(asked)
                 add(scores, baseline.name, predicted, effects[kind][test], zero)
-            places = [(o, o) for o, name in enumerate(TYPES) for _ in rows[name]]
+            places = [(o, o) for o, name in enumerate(types) for _ in rows[name]]
             observed = Observed(
-                Conditions.of(places, [[(int(i), 0)] for o in TYPES for i in rows[o]], len(drugs), [1], {}),
-                [effects[o][i] for o in TYPES for i in rows[o]],
+                Conditions.of(places, [[(int(i), 0)] for o in types for i in rows[o]], len(drugs), [1], {}),
+                [effects[o][i] for o in types for i in rows[o]],
                 np.ones(len(places)),
-                {o: np.arange(len(genes)) for o in range(len(TYPES))},
-                dict.fromkeys(range(len(TYPES))),
+                {o: np.arange(len(genes)) for o in range(len(types))},
+                dict.fromkeys(range(len(types))),
             )
             for name, contexts in MODELS.items():
                 model = EffectModel.fit(observed, [1], {}, EffectsConfig(contexts=contexts))

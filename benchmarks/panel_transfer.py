@@ -9,8 +9,9 @@ right cell by the correlation of activities over pathways, mean over cells and b
 their standard deviation ("standardised"). ``r`` is the correlation over cells of the two activities of a
 pathway, mean over pathways that both panels can see.
 
-- ``read``: activities as :meth:`TADVAE.activities` gives them;
-- ``smoothed``: read from cells projected onto 10 principal axes of the *training* cells of their panel;
+- ``smoothed``: activities as :meth:`TADVAE.activities` gives them: where the pathway layer is linear in
+  expression, the held-out cells of one panel are projected onto their 20 principal axes before;
+- ``read``: the same without (``smooth=0``);
 - ``plain``: the sum of the members' expression over the root of their number, without a model, both ways.
 
 Every pathway set is used as it is and permuted: the genes of each panel change places at random, so that
@@ -21,8 +22,8 @@ every pathway keeps its sizes in both panels. Every row is one JSON file and is 
 """
 
 import argparse
+import itertools
 import json
-import tempfile
 from pathlib import Path
 
 import anndata as ad
@@ -37,7 +38,7 @@ from pipelines.cluster.connection import ray_session
 from pipelines.convert import convert
 from tadvae.genes.harmonise import canonical_targets
 from tadvae.genes.reference import GeneReference
-from tadvae.model.encode import encode, principal_axes, smoothed_activities
+from tadvae.model.encode import AXES, project
 from tadvae.model.new_cells import cells_of
 from tadvae.pathways.default import default_pathways
 from tadvae.pathways.membership import membership
@@ -45,7 +46,7 @@ from tadvae.settings.experiment import ExperimentConfig
 from tadvae.store.reader import Store
 from tadvae.training.fit import fit
 
-HELD_OUT, SHARE, AXES = 700, 0.02, 10
+HELD_OUT, SHARE = 700, 0.02
 MASKS, KINDS = ("members", "hard", "linear"), ("true", "permuted")
 FIXED = ["split.kind=none", "effects.weight=0", "stream.bags_per_batch=2", "model.pathway.d_embed=32"]
 FIXED += ["model.pathway.n_heads=2"]
@@ -74,6 +75,18 @@ def make(halving: int, folder: Path) -> tuple[Path, list[ad.AnnData]]:
     spec = folder / "spec.yaml"
     spec.write_text(yaml.safe_dump({"datasets": datasets, "genes": {"reference": "human"}}))
     return spec, [part(held, panel) for panel in panels]
+
+
+def prepare(halving: int, folder: Path) -> tuple[Store, list[ad.AnnData]]:
+    """Store of the two training datasets, with pathways next to it, made once; and the held-out cells."""
+    folder.mkdir(parents=True, exist_ok=True)
+    spec, held = make(halving, folder)
+    if not (folder / "store").exists():
+        with ray_session():
+            convert(str(spec), str(folder / "store"))
+    store = Store.open(str(folder / "store"))
+    write_pathways(store, folder, halving)
+    return store, held
 
 
 def write_pathways(store: Store, folder: Path, halving: int) -> None:
@@ -118,16 +131,16 @@ def run(store: Store, config: ExperimentConfig, held: list[ad.AnnData]) -> dict[
     edges = sparse.csr_matrix((np.ones(len(mask.gene)), (mask.pathway, mask.gene)), (len(mask), mask.n_genes))
     found: dict[str, list[np.ndarray]] = {}
     available = np.ones(len(mask), bool)
-    for i, adata in enumerate(held):
+    for adata in held:
         cells = cells_of(adata, model.vocabulary, model.config.preprocess, layer=None, values="counts")
         available &= cells.available
-        X, axes = cells.cells.dense(cells.genes), principal_axes(model.controls[i].dense(cells.genes), AXES)
+        X, projected = cells.cells.dense(cells.genes), project(cells, AXES)
         members = edges[:, cells.genes]
         scale = np.sqrt(np.maximum(np.asarray(members.sum(1)).ravel(), 1))
-        smooth = X.mean(0) + (X - X.mean(0)) @ axes.T @ axes
+        smooth = projected.mean + projected.scores @ projected.axes
         for name, activity in {
-            "read": encode(model.module, cells)[0],
-            "smoothed": smoothed_activities(model.module, cells, axes),
+            "read": model.activities(adata, smooth=0).to_numpy(),
+            "smoothed": model.activities(adata).to_numpy(),
             "plain": (members @ X.T).T / scale,
             "plain, smoothed": (members @ smooth.T).T / scale,
         }.items():
@@ -160,31 +173,26 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--masking", nargs="*", default=list(MASKS))
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "panel_transfer")
+    parser.add_argument("--work", type=Path, default=Path(__file__).parent / "work" / "panel_transfer")
     parser.add_argument("--only-show", action="store_true")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     arguments.out.mkdir(parents=True, exist_ok=True)
-    for halving in range(0 if arguments.only_show else arguments.halvings):
-        with tempfile.TemporaryDirectory() as top:
-            folder = Path(top)
-            spec, held = make(halving, folder)
-            with ray_session():
-                convert(str(spec), str(folder / "store"))
-            store = Store.open(str(folder / "store"))
-            write_pathways(store, folder, halving)
-            for seed in range(arguments.seeds):
-                for masking in arguments.masking:
-                    for kind in KINDS:
-                        place = arguments.out / f"halving-{halving}-seed-{seed}-{masking}-{kind}.json"
-                        about = {"halving": halving, "seed": seed, "masking": masking, "pathways": kind}
-                        about |= {"epochs": arguments.epochs, "settings": FIXED}
-                        if place.exists() and json.loads(place.read_text())["about"] == about:
-                            continue
-                        settings = [f"pathways.file={folder / kind}.gmt", f"model.pathway.masking={masking}"]
-                        settings += [f"seed={seed}", f"train.epochs={arguments.epochs}", *FIXED]
-                        found = run(store, ExperimentConfig.load(None, settings), held)
-                        place.write_text(json.dumps({"about": about, "scores": found}, indent=1) + "\n")
-                        print(f"{place}: written", flush=True)
+    seeds = range(0 if arguments.only_show else arguments.seeds)
+    for seed, halving in itertools.product(seeds, range(arguments.halvings)):
+        folder = arguments.work / f"h{halving}"
+        store, held = prepare(halving, folder)
+        for masking, kind in itertools.product(arguments.masking, KINDS):
+            place = arguments.out / f"halving-{halving}-seed-{seed}-{masking}-{kind}.json"
+            about = {"halving": halving, "seed": seed, "masking": masking, "pathways": kind}
+            about |= {"epochs": arguments.epochs, "settings": FIXED}
+            if place.exists() and json.loads(place.read_text())["about"] == about:
+                continue
+            settings = [f"pathways.file={folder / kind}.gmt", f"model.pathway.masking={masking}"]
+            settings += [f"seed={seed}", f"train.epochs={arguments.epochs}", *FIXED]
+            found = run(store, ExperimentConfig.load(None, settings), held)
+            place.write_text(json.dumps({"about": about, "scores": found}, indent=1) + "\n")
+            print(f"{place}: written", flush=True)
     show(arguments.out)
 
 

@@ -6,11 +6,16 @@ calibrated intervals, of its members, of all baselines, and of the published mod
 
     python benchmarks/results.py --study carpool --seeds 5 --epochs 50
     python benchmarks/results.py --only-write
+
+``--study structure`` runs the studies of :data:`STRUCTURE`, each a script of its own that stores one file or
+one folder; files that exist are not made again.
 """
 
 import argparse
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +38,24 @@ from tadvae.training.prepare import shifts_out_of_reach
 
 HERE = Path(__file__).parent
 PUBLISHED = ("dvae", "sena")
+STRUCTURES = "structure"
 CALIBRATION_FOLDS, SEEDS_PER_FOLD = 4, 2
+STRUCTURE = {
+    "contexts/known_drugs.json": ["contexts.py", "--only", "drugs", "--json"],
+    "contexts/known_drugs_seed_1.json": ["contexts.py", "--only", "drugs", "--seed", "1", "--json"],
+    "contexts/known_drugs_tahoe.json": ["contexts.py", "--only", "drugs", "--study", "tahoe", "--json"],
+    "contexts/unseen_types.json": ["contexts.py", "--only", "types", "--json"],
+    "contexts/unseen_targets.json": ["unseen_targets.py", "--json"],
+    "truth.json": [
+        *("truth.py", "--seeds", "5", "--strategies", "linear", "members", "hard"),
+        *("--set", "train.epochs=10", "--json"),
+    ],
+    "panel_transfer": [
+        *("panel_transfer.py", "--halvings", "4", "--seeds", "5", "--epochs", "3"),
+        *("--masking", "members", "linear", "--out"),
+    ],
+}
+"""Scripts of the studies of structure with their options, by what they write; it is the last option."""
 
 
 def published(base: ExperimentConfig) -> dict[str, ExperimentConfig]:
@@ -141,6 +163,17 @@ def run_study(name: str, study: Study, arguments: argparse.Namespace) -> None:
             print(f"{place}: written", flush=True)
 
 
+def run_structure(out: Path) -> None:
+    """Run the studies of structure whose results are missing; a folder's script resumes by itself."""
+    for name, (script, *options) in STRUCTURE.items():
+        place = out / name
+        if place.is_file():
+            print(f"{place}: already there", flush=True)
+            continue
+        place.parent.mkdir(parents=True, exist_ok=True)
+        subprocess.run([sys.executable, str(HERE / script), *options, str(place)], check=True)
+
+
 def of_fold(split: Split, fold: int) -> str:
     return f"split={{{split.settings}, folds: {split.folds}, fold: {fold}}}"
 
@@ -155,7 +188,7 @@ def same_groups(whole: Store, held: str, part: Store) -> str:
 
 def main(given: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--study", action="append", choices=list(STUDIES), help="default: all")
+    parser.add_argument("--study", action="append", choices=[*STUDIES, STRUCTURES], help="default: all")
     parser.add_argument("--split", help="only this split of each study")
     parser.add_argument("--seeds", type=int, default=5, help="members of each ensemble")
     parser.add_argument("--epochs", type=int, help="of tadvae; default: the study's own")
@@ -166,8 +199,11 @@ def main(given: list[str] | None = None) -> None:
     parser.add_argument("--only-write", action="store_true", help="write the page from what is stored")
     arguments = parser.parse_args(given)
     if not arguments.only_write:
+        chosen = arguments.study or [*STUDIES, STRUCTURES]
+        if STRUCTURES in chosen and DATA.is_dir():
+            run_structure(arguments.out)
         with ray_session():
-            for name in arguments.study or STUDIES:
+            for name in (each for each in chosen if each != STRUCTURES):
                 if not STUDIES[name].at_hand:
                     print(f"{name}: left out, its data are not at {DATA}", flush=True)
                     continue

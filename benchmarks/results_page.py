@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+from results_opening import Row, opening, relative, structure
 from studies import STUDIES
 
 from tadvae.evaluation.bootstrap import Interval, bootstrap_mean
@@ -43,7 +44,9 @@ def write_page(results: Path, page: Path) -> None:
         name: [json.loads(place.read_text()) for place in sorted((results / name).glob("*.json"))]
         for name in STUDIES
     }
-    parts = [INTRODUCTION, *_summary(stored), *_together(stored)]
+    head, about = INTRODUCTION.split("\n\n", 1)
+    parts = [f"{head}\n", *opening(results, page, _rows(stored)), about]
+    parts += [*_summary(stored), *structure(results), *_together(stored)]
     for name, study in STUDIES.items():
         found = stored[name]
         if not found:
@@ -55,6 +58,21 @@ def write_page(results: Path, page: Path) -> None:
                 parts.append(_section(kind, folds))
     parts += [*_intervals(results), *_truth(results / "truth.json")]
     page.write_text("\n".join(parts))
+
+
+def _rows(stored: dict[str, list[dict]]) -> list[Row]:
+    """L2 against the best baseline, for every table with enough groups."""
+    rows = []
+    for name, found in stored.items():
+        for kind in STUDIES[name].splits if STUDIES[name].part_of is None else ():
+            folds = _of_split(found, kind)
+            for category in _categories(folds):
+                chosen = _of_category(folds, category)
+                if chosen.sum() >= FEWEST:
+                    best, gain, _ = _against_best(folds, "l2", chosen)
+                    score = np.nanmean(values_of(folds, "l2", best)[chosen])
+                    rows.append(relative(f"{name}, {kind}: {category}", gain._asdict(), score))
+    return rows
 
 
 def _summary(stored: dict[str, list[dict]]) -> list[str]:
@@ -204,6 +222,7 @@ def _earlier_models(folds: list[dict]) -> set[str]:
     found = set()
     for about in (each["about"] for each in folds if not _describes(each["notes"])):
         settings = [*about["settings"], f"train.epochs={about['epochs']}"]
+        settings.append("model.pathway.masking=hard")  # the default then
         config = ExperimentConfig.load(None, [each for each in settings if not each.startswith("split=")])
         found.add(f"{METHOD}: {config.summary}; seeds {', '.join(map(str, about['seeds']))}")
         names = " and ".join(about["published"])

@@ -28,7 +28,7 @@ from tadvae.simulation.simulate import Simulation, SimulationConfig, simulate
 from tadvae.store.reader import Store
 from tadvae.training.fit import fit
 
-STRATEGIES = ("linear", "hard", "soft_log", "soft", "none")
+STRATEGIES = ("linear", "members", "hard", "soft_log", "soft", "none")
 
 
 def match(found: np.ndarray, true: np.ndarray, K: int) -> dict[int, int]:
@@ -82,11 +82,12 @@ def explained(X: np.ndarray, y: np.ndarray) -> float:
     return float(np.corrcoef(X @ np.linalg.lstsq(X, y, rcond=None)[0], y)[0, 1])
 
 
-def activity_scores(model: TADVAE, simulation: Simulation) -> float:
+def activity_scores(model: TADVAE, simulation: Simulation, smooth: int | None = None) -> float:
     """Mean |correlation| of a pathway's activity with the true one, over screens and their pathways."""
     found = []
     for screen, truth in zip(simulation.screens, simulation.truth.screens, strict=True):
-        activity = model.activities(ad.AnnData(screen.X.astype(np.float32), screen.obs, screen.var))
+        adata = ad.AnnData(screen.X.astype(np.float32), screen.obs, screen.var)
+        activity = model.activities(adata, smooth=smooth)
         for p, name in enumerate(simulation.truth.pathways):
             if name in activity and activity[name].notna().all():
                 found.append(abs(np.corrcoef(activity[name], truth.activity[:, p])[0, 1]))
@@ -137,6 +138,8 @@ def main() -> None:
                 ]
                 model, _ = fit(store, ExperimentConfig.load(None, settings))
                 row[f"activity, {strategy}"] = activity_scores(model, simulation)
+                if model.module.pathway.is_linear:
+                    row[f"activity, {strategy}, not smoothed"] = activity_scores(model, simulation, 0)
                 if strategy == arguments.strategies[0]:
                     row |= causal_scores(model, simulation)
             rows.append(row)

@@ -165,7 +165,8 @@ def main() -> int:
         print(f"{DATA}: no such folder; set TADVAE_DATA to the data folder.", file=sys.stderr)
         return 2
     knowledge = {"true": go_terms()} | {f"permuted {s}": go_terms(s) for s in range(PERMUTATIONS)}
-    result = {}
+    about = {"script": "unseen_targets.py", "folds": FOLDS, "seed": 0, "permutations": PERMUTATIONS}
+    result: dict[str, Any] = {"about": about | {"terms": [SMALLEST, LARGEST]}}
     for name in options.screen or SCREENS:
         print(name, flush=True)
         result[name] = study(SCREENS[name](), knowledge)

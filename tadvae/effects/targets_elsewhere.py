@@ -3,13 +3,16 @@
 For a context with n training conditions of one target, effects Y (n, G) and their mean ȳ, the effect of
 another target is predicted by::
 
-    ȳ + a·(p − ȳ) + Σ_o s_o x_o + Σ_o w_o f_o,    f_o = k_o (K_o + λI)⁻¹ (Y − ȳ),    K_o = X_o X_oᵀ
+    ȳ + a·(p − ȳ) + Σ_o (s_o x_o + w_o f_o(Y − ȳ) + r_o f(X_o)) + w f(Y − ȳ)
+    f_o(Z) = k_o (K_o + λI)⁻¹ Z,    K_o = X_o X_oᵀ,    f(Z) = Σ_o k_o (Σ_o K_o + λI)⁻¹ Z
 
 ``p`` is the prediction of the regression of all conditions (:mod:`tadvae.effects.model`), ``x_o`` the effect
 of the target in another context o, minus the mean of the effects there over the same training targets; the
-kernels use all genes that o measures. The coefficients a, s and w are the least-squares ones for the
-predictions of every training condition from the others (leave one out), in which λ, in units of the mean
-diagonal, has the least error. A target that o did not test has ``x_o = 0`` and ``f_o = 0``.
+kernels use all genes that o measures. With ``r = −w s``, the last terms are a kernel ridge regression of what
+the effects in other contexts leave (:class:`tadvae.evaluation.context_baselines.ContextRidge`). The
+coefficients are the least-squares ones for the predictions of every training condition from the others (leave
+one out), in which λ, in units of the mean diagonal, has the least error. A target that o did not test has
+``x_o = 0`` and ``k_o = 0``.
 
 Source: stacked regressions (Breiman 1996); leave-one-out errors of kernel ridge regression in closed form:
 Hastie, Tibshirani and Friedman 2009, section 7.10.
@@ -185,7 +188,10 @@ def stacked(observed: Floats, left_out: Floats, posterior: Floats, fields: Seque
     gram = {(a, b): sources[a] @ sources[b].T for a in range(len(sources)) for b in range(len(sources))}
     identity = np.eye(n)
     middle = identity - 1.0 / n
-    spectra = [np.linalg.eigh(middle @ field.kernel[:n] @ middle) for field in fields]
+    kernels = [field.kernel[:n] for field in fields]
+    if len(fields) > 1:
+        kernels.append(np.sum(kernels, axis=0))
+    spectra = [np.linalg.eigh(middle @ kernel @ middle) for kernel in kernels]
     fixed = [(1, identity), *((2 + o, identity) for o in range(len(fields)))]
     best: tuple[float, float, Floats] | None = None
     for penalty in PENALTIES:
@@ -194,6 +200,7 @@ def stacked(observed: Floats, left_out: Floats, posterior: Floats, fields: Seque
             hat = (u * _shrink(d, penalty)) @ u.T
             own = 1.0 - hat.diagonal() - 1.0 / n
             maps.append((0, grow * identity - (identity - hat) / own[:, None]))
+        maps += [(2 + o, maps[-1][1]) for o in range(len(fields))]  # the last kernel is that of all contexts
         inner = np.array([[np.sum((m @ gram[a, b]) * k) for b, k in maps] for a, m in maps])
         right = np.array([grow * np.sum((m @ gram[a, 0]) * identity) for a, m in maps])
         inner[np.diag_indices(len(maps))] *= 1.0 + 1e-6
@@ -203,12 +210,19 @@ def stacked(observed: Floats, left_out: Floats, posterior: Floats, fields: Seque
             best = (error, penalty, coefficients)
     assert best is not None
     _, penalty, coefficients = best
-    result: Floats = mean + coefficients[0] * (posterior - mean)
-    for o, (field, (d, u)) in enumerate(zip(fields, spectra, strict=True)):
-        result += coefficients[1 + o] * field.raw[n:]
-        near = (field.kernel[n:] - field.kernel[:n].mean(axis=0)) @ middle * field.tested[n:, None]  # (q, n)
+    near = [
+        (field.kernel[n:] - field.kernel[:n].mean(axis=0)) @ middle * field.tested[n:, None]
+        for field in fields
+    ]  # (q, n) each
+    if len(fields) > 1:
+        near.append(np.sum(near, axis=0))
+    parts = [posterior - mean, *(field.raw[n:] for field in fields)]
+    for rows, (d, u) in zip(near, spectra, strict=True):
         inverse = np.divide(_shrink(d, penalty), d, out=np.zeros(n), where=d > 0.0)
-        result += coefficients[1 + len(fields) + o] * (near @ ((u * inverse) @ (u.T @ centred)))
+        weights = rows @ ((u * inverse) @ u.T)  # (q, n)
+        parts.append(weights @ centred)
+    parts += [weights @ field.raw[:n] for field in fields]
+    result: Floats = mean + sum(c * part for c, part in zip(coefficients, parts, strict=True))
     return result
 
 

@@ -1,16 +1,43 @@
 """What a network reads in cells: activities, latent means, and the genes behind an activity."""
 
+from dataclasses import dataclass, replace
+
 import numpy as np
 import torch
+from scipy import sparse
+from scipy.sparse.linalg import LinearOperator, svds
 
+from tadvae.cells.ragged import Cells
 from tadvae.model.device import device_of, to_numpy
 from tadvae.model.new_cells import NewCells
 from tadvae.nn.network import TADVAEModule
 from tadvae.nn.packed import PackedCells
 
 CELLS_AT_ONCE = 1024
-SMOOTHED_AT_ONCE = 128
-"""Cells with a value for every gene of the panel that are read together."""
+AXES = 20
+"""Principal axes onto which cells are projected before their activities are read."""
+
+
+@dataclass(frozen=True)
+class Smoothed:
+    """Cells projected onto n principal axes, ``x̃ = m + AᵀA (x − m)``.
+
+    What many genes of a cell agree on remains, in every measured gene; most of the noise of counts does not.
+    An activity read from it is still a sum over the pathway's own genes, of x̃ in place of x.
+
+    Attributes
+    ----------
+    mean : (G,)
+        m, the mean of the cells.
+    axes : (n, G)
+        A, orthonormal rows.
+    scores : (n_cells, n)
+        A (x − m).
+    """
+
+    mean: np.ndarray
+    axes: np.ndarray
+    scores: np.ndarray
 
 
 def encode(module: TADVAEModule, cells: NewCells) -> tuple[np.ndarray, np.ndarray]:
@@ -27,38 +54,62 @@ def encode(module: TADVAEModule, cells: NewCells) -> tuple[np.ndarray, np.ndarra
     return np.concatenate(activities), np.concatenate(latents)
 
 
-def principal_axes(values: np.ndarray, n: int) -> np.ndarray:
-    """The n leading principal axes of cells (n_cells, G), orthonormal rows, shape (n, G) or fewer rows."""
-    centred = values - values.mean(axis=0)
-    axes: np.ndarray = np.linalg.svd(centred, full_matrices=False)[2][:n]
-    return axes
+def project(cells: NewCells, n_axes: int) -> Smoothed:
+    """Project cells onto their n leading principal axes; onto all of them, if they have no more.
 
-
-def smoothed_activities(module: TADVAEModule, cells: NewCells, axes: np.ndarray) -> np.ndarray:
-    """Activities read from cells that are projected onto principal axes, shape (n_cells, P).
-
-    ``x̃ = m + (x − m) AᵀA`` with the mean m of the cells has a value for every measured gene: what the axes
-    know of it from all genes of the cell, without most of the noise of counts. The activity is then read as
-    usual, so that it remains a sum over the pathway's own genes, of x̃ in place of x.
-
-    Parameters
-    ----------
-    axes : (n, G)
-        Orthonormal rows on ``cells.genes``.
+    Many cells are never made dense: the axes come from the sparse matrix (ARPACK, with a fixed start).
     """
-    genes = torch.from_numpy(cells.genes)
-    values = cells.cells.dense(cells.genes)  # (n_cells, G)
-    mean = values.mean(axis=0)
-    values = (mean + (values - mean) @ axes.T @ axes).astype(np.float32)
-    parts = []
+    n_genes, counts = len(cells.genes), cells.cells
+    column = np.searchsorted(cells.genes, counts.gene_ids)
+    X = sparse.csr_matrix((counts.values, column, counts.offsets), (len(counts), n_genes)).astype(np.float64)
+    mean = np.asarray(X.mean(axis=0)).ravel() if len(counts) else np.zeros(n_genes)
+    if n_axes < min(X.shape) - 1:
+        # (X − 1 mᵀ) v and its transpose, without the dense X − 1 mᵀ
+        centred = LinearOperator(
+            X.shape,
+            matvec=lambda v: X @ v.ravel() - mean @ v.ravel(),
+            rmatvec=lambda u: X.T @ u.ravel() - mean * u.sum(),
+            dtype=X.dtype,
+        )
+        start = np.random.default_rng(0).normal(size=min(X.shape))
+        axes = svds(centred, k=n_axes, v0=start, return_singular_vectors="vh")[2]
+    else:
+        axes = np.linalg.svd(X.toarray() - mean, full_matrices=False)[2]
+    return Smoothed(mean, axes, X @ axes.T - mean @ axes.T)
+
+
+def smoothed_activities(module: TADVAEModule, cells: NewCells, smoothed: Smoothed) -> np.ndarray:
+    """Activities of smoothed cells, whatever the panel can see, shape (n_cells, P).
+
+    The pathway layer has to be linear in expression (``PathwayLayer.is_linear``): then the activity of
+    ``m + Σ_k s_k A_k`` is the bias plus the linear part at m and at every axis, and no dense cell is read.
+    """
+    bias = to_numpy(module.pathway.bias)
+    rows = np.concatenate([smoothed.mean[None], smoothed.axes])
+    linear = _read_dense(module, rows, cells.genes) - bias  # (1 + n, P)
+    result: np.ndarray = linear[0] + smoothed.scores.astype(np.float32) @ linear[1:] + bias
+    return result
+
+
+def _read_dense(module: TADVAEModule, values: np.ndarray, genes: np.ndarray) -> np.ndarray:
+    """Activities of rows with a value for every gene of a panel, (n, G) to (n, P)."""
+    device, (n, width) = device_of(module), values.shape
+    offsets = np.arange(n + 1, dtype=np.int64) * width
+    rows = Cells(np.tile(genes, n), values.astype(np.float32).ravel(), offsets, np.full(n, np.nan))
     with torch.no_grad():
-        for start in range(0, len(values), SMOOTHED_AT_ONCE):
-            part = torch.from_numpy(values[start : start + SMOOTHED_AT_ONCE])
-            n = len(part)
-            cell, panel = torch.arange(n).repeat_interleave(len(genes)), torch.zeros(n, dtype=torch.int64)
-            packed = PackedCells(genes.repeat(n), part.flatten(), cell, n, (genes,), panel)
-            parts.append(module.pathway(packed).numpy())
-    return np.concatenate(parts)
+        return to_numpy(module.pathway(PackedCells.of(rows, device, panels=[genes])))
+
+
+def smoothed_contributions(
+    module: TADVAEModule, cells: NewCells, smoothed: Smoothed, pathway: int, genes: np.ndarray
+) -> np.ndarray:
+    """:func:`contributions` of smoothed cells: each gene's weight times its smoothed value."""
+    n = len(cells.genes)
+    one = Cells(cells.genes, np.ones(n, np.float32), np.array([0, n]), np.array([np.nan]))
+    weight = contributions(module, replace(cells, cells=one), pathway, genes)[0]  # (G,)
+    at = np.searchsorted(cells.genes, genes)
+    result: np.ndarray = weight * (smoothed.mean[at] + smoothed.scores @ smoothed.axes[:, at])
+    return result.astype(np.float32)
 
 
 def contributions(module: TADVAEModule, cells: NewCells, pathway: int, genes: np.ndarray) -> np.ndarray:

@@ -56,13 +56,24 @@ class Predictor:
     def unknown(self, target: int) -> str | None:
         """Why nothing can be predicted for a target; None if something can.
 
-        Indices of ``len(vocabulary.targets)`` and above stand for genes of the vocabulary.
+        The regression alone answers for a target that was never perturbed, if it shares pathways with one
+        that was. Indices of ``len(vocabulary.targets)`` and above stand for genes of the vocabulary.
         """
+        reason = self._unknown_to_network(target)
+        similar = None if self.effects is None else self.effects.similar
+        if reason is None or similar is None or target >= len(similar):
+            return reason
+        seen = [i for i, each in enumerate(self.vocabulary.targets) if each.seen]
+        if (similar[target, seen] > 0).any():
+            return None
+        return f"{reason}, and it shares no pathway with a target that was"
+
+    def _unknown_to_network(self, target: int) -> str | None:
         return why_unknown(target, self.vocabulary, self._known_by)
 
     def known(self, perturbations: Sequence[Pairs]) -> list[list[tuple[int, int]]]:
         """The perturbations without the targets that the network does not know."""
-        return [[(t, m) for t, m in pairs if self.unknown(t) is None] for pairs in perturbations]
+        return [[(t, m) for t, m in pairs if self._unknown_to_network(t) is None] for pairs in perturbations]
 
     def regression_weight(self, dataset: int, context: int, perturbations: Sequence[Pairs]) -> np.ndarray:
         """Share of the regression in each mean, between 0 and 1, shape (M,); see :meth:`counterfactual`."""

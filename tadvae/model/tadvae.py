@@ -28,7 +28,14 @@ from tadvae.model.card import write_card
 from tadvae.model.causal_graph import CausalGraph, pathway_effects, read_graph
 from tadvae.model.controls import check_controls, profile_cell
 from tadvae.model.device import to_numpy
-from tadvae.model.encode import contributions, encode
+from tadvae.model.encode import (
+    AXES,
+    contributions,
+    encode,
+    project,
+    smoothed_activities,
+    smoothed_contributions,
+)
 from tadvae.model.hub import HUB, download, upload
 from tadvae.model.new_cells import cells_of, keep_results, unique_names
 from tadvae.model.predictor import Predictor
@@ -166,7 +173,12 @@ class TADVAE:
     # -- what cells do ------------------------------------------------------------------------------
 
     def activities(
-        self, adata: ad.AnnData, *, layer: str | None = None, values: Literal["counts", "log1p"] = "counts"
+        self,
+        adata: ad.AnnData,
+        *,
+        layer: str | None = None,
+        values: Literal["counts", "log1p"] = "counts",
+        smooth: int | None = None,
     ) -> pd.DataFrame:
         """Activity of every pathway in every cell.
 
@@ -179,6 +191,14 @@ class TADVAE:
             Layer with the values; None: ``X``.
         values
             Raw counts, or log1p values normalised as in training.
+        smooth
+            Number of principal axes of these cells onto which they are projected before (see
+            :class:`tadvae.model.encode.Smoothed`). Activities of single cells are less noisy then, but
+            depend on the other cells given, and differences that few cells show may be lost.
+
+            - None: 20 if the pathway layer is linear in expression (masking ``members`` and ``linear``
+              without encoder), else none; the usual choice.
+            - 0: none; use it to compare means of groups, or if cells are given in parts.
 
         Returns
         -------
@@ -190,10 +210,15 @@ class TADVAE:
         Raises
         ------
         UserError
-            If the panel sees no pathway, or the values are not what they are said to be.
+            If the panel sees no pathway, the values are not what they are said to be, or cells are to be
+        smoothed for a pathway layer that is not linear.
         """
+        axes = self._axes(smooth)
         cells = cells_of(adata, self.vocabulary, self.config.preprocess, layer=layer, values=values)
-        activity, _ = encode(self.module, cells)
+        if axes:
+            activity = smoothed_activities(self.module, cells, project(cells, axes))
+        else:
+            activity, _ = encode(self.module, cells)
         activity[:, ~cells.available] = np.nan
         membership = self.vocabulary.membership
         about = {
@@ -203,6 +228,7 @@ class TADVAE:
             "genes_matched": len(cells.genes),
             "genes_given": adata.n_vars,
             "genes_of_model": cells.n_trained,
+            "smoothed_axes": axes,
         }
         keep_results(adata, "X_tadvae_activity", activity, about)
         return pd.DataFrame(activity, index=adata.obs_names, columns=membership.pathway_ids)
@@ -234,12 +260,13 @@ class TADVAE:
         *,
         layer: str | None = None,
         values: Literal["counts", "log1p"] = "counts",
+        smooth: int | None = None,
     ) -> pd.DataFrame:
         """What each gene adds to one pathway's activity, shape (n_cells, genes that can).
 
         Genes are the measured members of the pathway, and others where the model lets them contribute
         (candidates of a soft mask, a leak). They are named as in ``adata.var_names``.
-        Rows sum to the activity less the pathway's bias.
+        Rows sum to the activity of the same cells, with the same ``smooth``, less the pathway's bias.
 
         Raises
         ------
@@ -249,12 +276,29 @@ class TADVAE:
         membership = self.vocabulary.membership
         if pathway not in membership.pathway_ids:
             raise UserError(f"pathway '{pathway}' is not in the model; see model.vocabulary.membership.")
-        p = membership.pathway_ids.index(pathway)
+        p, axes = membership.pathway_ids.index(pathway), self._axes(smooth)
         cells = cells_of(adata, self.vocabulary, self.config.preprocess, layer=layer, values=values)
         genes = np.intersect1d(to_numpy(self.module.pathway.reads(p)), cells.genes)
-        result = contributions(self.module, cells, p, genes)
+        if axes:
+            result = smoothed_contributions(self.module, cells, project(cells, axes), p, genes)
+        else:
+            result = contributions(self.module, cells, p, genes)
         names = np.array(cells.names, dtype=object)[np.searchsorted(cells.genes, genes)]
         return pd.DataFrame(result, index=adata.obs_names, columns=names)
+
+    def _axes(self, smooth: int | None) -> int:
+        """How many axes cells are projected onto; 0 for none."""
+        linear = self.module.pathway.is_linear
+        if smooth is None:
+            return AXES if linear else 0
+        if smooth < 0 or (smooth and not linear):
+            masking = self.config.model.pathway.masking
+            raise UserError(
+                f"smooth={smooth}: expected a number of axes from 0, and 0 alone for pathway layers that "
+                f"are not linear in expression; masking '{masking}' of this model is "
+                f"{'' if linear else 'not '}linear."
+            )
+        return smooth
 
     # -- what perturbations do ----------------------------------------------------------------------
 
@@ -402,7 +446,7 @@ class TADVAE:
         return self.predictor.counterfactual(cells, genes, profile, dataset, perturbations, context)
 
     def _target(self, part: Found, dataset: int) -> tuple[int, int]:
-        return find_target(part, dataset, self.vocabulary, self.config.model.causal.targets)
+        return find_target(part, dataset, self.vocabulary, self.unknown)
 
     def factors(self, top: int = 10) -> pd.DataFrame:
         """The pathways that make each factor: the ``top`` largest |δ|, one row per (factor, pathway)."""

@@ -1,6 +1,6 @@
 """Names of targets in a model's terms, and why a model cannot answer for some."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import numpy as np
@@ -14,20 +14,27 @@ KnownBy = Literal["identity", "gene"]
 
 
 def why_unknown(target: int, vocabulary: Vocabulary, known_by: KnownBy) -> str | None:
-    """Why a model cannot answer for a target, None if it can; see :meth:`tadvae.TADVAE.unknown`."""
+    """Why a network cannot answer for a target, None if it can."""
     named = vocabulary.targets[target] if target < len(vocabulary.targets) else None
     if named is not None and named.seen:
         return None
     if known_by == "identity":
-        return "it was not perturbed in training, and this model knows targets by identity only"
+        return "it was not perturbed in training, and the network knows targets by identity only"
     gene = named.gene if named is not None else target - len(vocabulary.targets)
     if any(np.isin(gene, entry.genes).item() for entry in vocabulary.datasets):
         return None
     return "it was not perturbed in training, and its gene is measured in no dataset"
 
 
-def find_target(found: Found, dataset: int, vocabulary: Vocabulary, known_by: KnownBy) -> tuple[int, int]:
+def find_target(
+    found: Found, dataset: int, vocabulary: Vocabulary, unknown: Callable[[int], str | None]
+) -> tuple[int, int]:
     """(target, modality) of a part of a perturbation that was asked for in a dataset.
+
+    Parameters
+    ----------
+    unknown
+        Why a model cannot answer for a target, None if it can.
 
     Raises
     ------
@@ -41,7 +48,7 @@ def find_target(found: Found, dataset: int, vocabulary: Vocabulary, known_by: Kn
             "nor one of their genes; see model.vocabulary.targets for those that are."
         )
     index = _index(found, vocabulary)
-    reason = why_unknown(index, vocabulary, known_by)
+    reason = unknown(index)
     if reason is not None:
         raise UserError(
             f"target '{found.name}': no prediction, because {reason}; train with cells of this perturbation, "

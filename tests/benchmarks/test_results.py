@@ -47,8 +47,9 @@ def results(monkeypatch, tmp_path):
     for module in (results, page):
         monkeypatch.setattr(module, "STUDIES", {"small": small})
     monkeypatch.setattr(results, "DATA", tmp_path)
+    monkeypatch.setattr(results, "STRUCTURE", {})
     yield results
-    for name in ("results", "results_page", "studies"):
+    for name in ("results", "results_page", "results_opening", "studies"):
         sys.modules.pop(name, None)
 
 
@@ -85,7 +86,11 @@ def test_one_command_trains_stores_and_writes(results, ray_cluster, tmp_path, ca
     one_seed = np.mean([scores["l2"][f"tadvae, seed {s}"] for s in (0, 1)], axis=0)
     assert f"{bootstrap_mean(one_seed).mean:.3f} [" in page
     assert "### cells" in page
-    for model in ("tadvae: hard masking; width 8, 2 heads", "dvae: 128 hidden units", "sena: linear masking"):
+    for model in (
+        "tadvae: members masking; width 8, 2 heads",
+        "dvae: 128 hidden units",
+        "sena: linear masking",
+    ):
         assert f"- {model}" in page
 
     arithmetic = {m for m in scores["l2"] if not m.startswith("tadvae")} - {"noise_ceiling", "dvae", "sena"}
@@ -135,7 +140,7 @@ def test_the_page_says_what_every_model_is(results):
     about = {"settings": ["model.pathway={d_embed: 32, n_heads: 2}"], "epochs": 7, "seeds": [0, 1]}
     earlier = {"about": about | {"published": ["dvae", "sena"]}, "notes": []}
     tadvae, published = sorted(page._earlier_models([earlier]), reverse=True)
-    assert "width 32, 2 heads" in tadvae
+    assert "hard masking; width 32, 2 heads" in tadvae
     assert "7 epochs" in tadvae
     assert tadvae.endswith("seeds 0, 1")
     assert published.startswith("dvae and sena: trained before these presets had their own schedule")
@@ -193,3 +198,32 @@ def test_a_part_holds_out_what_the_whole_does(results, convert_here, tmp_path):
     found = found[found["part"] == "test"]
     assert len(found) > 0
     assert set(found["perturbation_name"]) == set(expected["perturbation_name"])
+
+
+def test_the_page_opens_with_what_is_stored(results, tmp_path):
+    """Percent of the baseline's L2, the verdict of its interval, and what the figure shows."""
+    opening = importlib.import_module("results_opening")
+    minus = {"mean": -2.0, "low": -3.0, "high": -1.0}
+    known = {"l2": {"mean": 38.0, "minus_context_ridge": minus}}
+    scores = {"context_ridge": {"l2": {"mean": 40.0}}, "regression": known, "mean": {"l2": {"mean": 50.0}}}
+    (tmp_path / "contexts").mkdir()
+    stored = {"about": {"seed": 0}, "drugs, t": scores}
+    (tmp_path / "contexts" / "known_drugs.json").write_text(json.dumps(stored))
+    rows = [opening.relative("doubles", {"mean": 0.0, "low": -1.0, "high": 1.0}, 10.0)]
+    text, figure, _ = opening.opening(tmp_path, tmp_path / "results.md", rows)
+    assert "smaller than that of the best baseline in 1 of 2 comparisons" in text
+    assert "a known drug in another cell type -5.0%" in text
+    assert "level in 1: doubles +0.0%" in text
+    assert "t 38.0 against 50.0" in text
+    assert "(images/results.svg)" in figure
+    svg = (tmp_path / "images" / "results.svg").read_text()
+    assert svg.count('class="better"') == svg.count('class="level"') == 1
+
+
+def test_structure_is_run_once(results, tmp_path, monkeypatch):
+    monkeypatch.setattr(results, "STRUCTURE", {"a/b.json": ["script.py", "--json"], "c.json": ["other.py"]})
+    (tmp_path / "c.json").write_text("{}")
+    commands = []
+    monkeypatch.setattr(results.subprocess, "run", lambda command, check: commands.append(command[2:]))
+    results.run_structure(tmp_path)
+    assert commands == [["--json", str(tmp_path / "a/b.json")]]

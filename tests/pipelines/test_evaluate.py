@@ -206,7 +206,7 @@ def test_an_untested_gene_needs_gene_targets(run, tmp_path):
     tested = {t.gene for t in model.vocabulary.targets}
     gene = next(int(g) for g in model.vocabulary.datasets[0].genes if int(g) not in tested)
     name = model.vocabulary.genes["gene"][gene]
-    with pytest.raises(UserError, match="was not perturbed in training, and this model knows targets by"):
+    with pytest.raises(UserError, match="was not perturbed in training, and the network knows targets by"):
         predict_to(str(run), name, "SIMLINE1", str(tmp_path / "p.h5ad"), dataset="up")
 
 

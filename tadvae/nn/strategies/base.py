@@ -26,16 +26,16 @@ STRATEGIES: dict[str, type["PathwayLayer"]] = {}
 class PathwayConfig(Config):
     """The pathway layer: from the genes of a cell to pathway activities."""
 
-    masking: str = "hard"
+    masking: str = "members"
     """How a pathway is restricted to its genes.
 
-    - ``hard``: attention over member genes only (the paper, approach 1); the usual choice.
+    - ``hard``: attention over the expressed member genes (the paper, approach 1); use it to reproduce the
+      paper.
     - ``soft``: attention whose logits are multiplied by learned gates (the paper, approach 2); use it to
       reproduce the paper.
     - ``soft_log``: attention whose weights are multiplied by learned gates; use it to learn which genes
       belong to a pathway.
-    - ``members``: attention over the members that the panel measures, expressed or not; use it for activities
-      that stay near a mean of the members' expression.
+    - ``members``: attention over the members that the panel measures, expressed or not; the usual choice.
     - ``linear``: one signed weight per member gene, as NetActivity and SENA; use it for speed, or to
       reproduce them.
     - ``none``: attention over all genes of the cell; use it as the control without pathways.
@@ -211,6 +211,11 @@ class PathwayLayer(nn.Module, ABC):
         self.numba = config.kernel != "torch"
         self.expression = expression(config)
         self.bias = nn.Parameter(torch.zeros(edges.n_pathways))
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether activities less their bias are a linear function of expression, silent genes included."""
+        return False
 
     @uncompiled
     def forward(self, cells: PackedCells) -> Tensor:

@@ -46,6 +46,11 @@ class LinearMasking(PathwayLayer, name="linear"):
         identity = torch.tensor(self.expression.identity)
         self.weight = nn.Parameter(slope if len(identity) == 1 else slope[:, None] * identity)
 
+    @property
+    def is_linear(self) -> bool:
+        """Whether φ(x) = x."""
+        return self.config.value_mode == "scale"
+
     def _start(self, shape: tuple[int, ...], inputs: Tensor) -> Tensor:
         """Initial weights: about the scaled mean of a pathway's genes, or those of a dense layer."""
         if self.config.weight_init == "members":

@@ -48,6 +48,11 @@ class MemberMasking(AttentionLayer, name="members"):
         with torch.no_grad():
             self.readout.zero_()
 
+    @property
+    def is_linear(self) -> bool:
+        """Whether φ(x) = x, without an encoder."""
+        return self.config.value_mode == "scale" and self.encoder is None
+
     def sums(self, cells: PackedCells) -> Tensor:
         """Activities without their bias, shape (B, P)."""
         parts, rows = [], []

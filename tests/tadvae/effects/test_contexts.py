@@ -79,13 +79,14 @@ def test_expression_of_a_new_context_is_never_below_zero():
     assert (effects >= -new).all()
 
 
-def test_stacked_predictions_refit_without_each_condition():
+@pytest.mark.parametrize("sizes", [(5, 7), (5,)])
+def test_stacked_predictions_refit_without_each_condition(sizes):
     """The coefficients and the penalty again, with every training condition really left out."""
     rng = np.random.default_rng(3)
     n, q, G = 9, 2, 5
-    x = [rng.normal(size=(n + q, g)) for g in (5, 7)]
+    x = [rng.normal(size=(n + q, g)) for g in sizes]
     x = [each - each[:n].mean(axis=0) for each in x]
-    y = 0.5 * x[0][:n] + 0.2 * x[1][:n, :G] + 0.3 * rng.normal(size=(n, G)) + 1.0
+    y = 0.5 * x[0][:n] + 0.2 * x[-1][:n, :G] + 0.3 * rng.normal(size=(n, G)) + 1.0
     left_out, posterior = y + rng.normal(size=(n, G)), rng.normal(size=(q, G))
     fields = [_Field(each[:, :G], each @ each[:n].T, np.ones(n + q, bool)) for each in x]
 
@@ -94,14 +95,18 @@ def test_stacked_predictions_refit_without_each_condition():
         inner = (z - centre).T @ (z - centre) + scale * np.eye(z.shape[1])
         return mean + (new - centre) @ np.linalg.solve(inner, (z - centre).T @ (y - mean))
 
+    every = np.concatenate(x, axis=1)  # the genes of all other contexts
+    kinds = [*x, every] if len(x) > 1 else x
     best = None
     for penalty in PENALTIES:
         rows, goal = [], []
-        scales = [penalty * np.mean(np.sum(each[:n] ** 2, axis=1)) for each in x]
+        scales = [penalty * np.mean(np.sum(each[:n] ** 2, axis=1)) for each in kinds]
         for i in range(n):
             o = np.delete(np.arange(n), i)
             mean = y[o].mean(axis=0)
-            kernels = [fit(each[o], y[o], each[i], s) - mean for each, s in zip(x, scales, strict=True)]
+            kernels = [fit(each[o], y[o], each[i], s) - mean for each, s in zip(kinds, scales, strict=True)]
+            for z in x:
+                kernels.append(fit(every[o], z[o, :G], every[i], scales[-1]) - z[o, :G].mean(axis=0))
             rows.append(np.stack([left_out[i] - mean, *(each[i, :G] for each in x), *kernels], axis=1))
             goal.append(y[i] - mean)
         A, b = np.concatenate(rows), np.concatenate(goal)
@@ -111,7 +116,8 @@ def test_stacked_predictions_refit_without_each_condition():
     _, coefficients, scales = best
     mean = y.mean(axis=0)
     parts = [posterior - mean, *(each[n:, :G] for each in x)]
-    parts += [fit(each[:n], y, each[n:], s) - mean for each, s in zip(x, scales, strict=True)]
+    parts += [fit(each[:n], y, each[n:], s) - mean for each, s in zip(kinds, scales, strict=True)]
+    parts += [fit(every[:n], z[:n, :G], every[n:], scales[-1]) for z in x]
     expected = mean + sum(c * part for c, part in zip(coefficients, parts, strict=True))
     np.testing.assert_allclose(stacked(y, left_out, posterior, fields), expected, rtol=1e-4, atol=1e-4)
 

@@ -31,7 +31,10 @@ from tadvae.training.fit import fit
 
 SPLITS = {
     "combo": (["split.kind=combo"], {"combo_seen2"}),
-    "single": (["split={kind: single, folds: 4}"], {"unseen_single", "combo_seen1", "combo_seen0"}),
+    "single": (
+        ["split={kind: single, folds: 4}", "effects.pathways=false"],
+        {"unseen_single", "combo_seen1", "combo_seen0"},
+    ),
     "context": (["split={kind: context, folds: 2, fold: 1, datasets: [up]}"], {"unseen_context"}),
     "dataset": (["split={kind: dataset, folds: 2}"], {"unseen_dataset"}),
     "cells": (["split.kind=cells"], {"cells"}),

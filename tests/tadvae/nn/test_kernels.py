@@ -246,7 +246,7 @@ def test_an_error_in_a_thread_is_raised():
 
 def test_without_numba(monkeypatch):
     """The same numbers by plain torch; asking for numba is one clear sentence."""
-    config = PathwayConfig(d_embed=8, n_heads=2)
+    config = PathwayConfig(masking="hard", d_embed=8, n_heads=2)
     expected = CORNERS.layer(config)(CORNERS.packed(torch.float32))
     monkeypatch.setattr(attention, "kernels", lambda: None)
     monkeypatch.setattr("tadvae.nn.strategies.base.kernels", lambda: None)

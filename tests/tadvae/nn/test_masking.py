@@ -45,7 +45,9 @@ FULL = EncoderConfig(kind="full", n_layers=1)
 
 
 def config_of(**options):
-    return PathwayConfig(**{"d_embed": 8, "n_heads": 2, "n_bins": 4, "bins_max": 5.3} | options)
+    return PathwayConfig(
+        **{"masking": "hard", "d_embed": 8, "n_heads": 2, "n_bins": 4, "bins_max": 5.3} | options
+    )
 
 
 def derivatives(activity, layer, cells, seed):

@@ -7,11 +7,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy import sparse
 
 from tadvae.base.errors import UserError
+from tadvae.cells.ragged import Cells
 from tadvae.data.batches import Batch
-from tadvae.model.encode import encode, principal_axes, smoothed_activities
-from tadvae.model.new_cells import cells_of
+from tadvae.model.encode import contributions, project
+from tadvae.model.new_cells import NewCells, cells_of
 from tadvae.model.tadvae import TADVAE
 from tadvae.nn.causal import CausalConfig
 from tadvae.nn.decoder import DecoderConfig
@@ -21,14 +23,15 @@ from tadvae.settings.experiment import ExperimentConfig
 
 PATHWAY = {"d_embed": 8, "n_heads": 2, "pathway_init": "learned"}
 SETTINGS = {
-    "hard": {},
+    "hard": {"masking": "hard"},
     "soft": {"masking": "soft", "candidates": 3},
     "soft_log": {"masking": "soft_log", "candidates": "all", "value_mode": "film"},
     "none": {"masking": "none", "value_mode": "bins"},
     "linear": {"masking": "linear", "value_mode": "bins"},
+    "linear, plain": {"masking": "linear"},
     "linear, leaking": {"masking": "linear", "leak": 0.2},
     "members": {"masking": "members"},
-    "hard, all tokens": {"tokens": "all", "value_mode": "film"},
+    "hard, all tokens": {"masking": "hard", "tokens": "all", "value_mode": "film"},
 }
 ENCODERS = ["none", "full", "inducing"]
 GRID = [(name, kind) for name in SETTINGS for kind in ENCODERS if kind == "none" or "linear" not in name]
@@ -125,19 +128,51 @@ def test_contributions_sum_to_the_activity(small_vocabulary, name, encoder):
         assert set(parts.columns) <= set(adata.var_names)
 
 
-@pytest.mark.parametrize("name", ["members", "linear"])
-def test_all_axes_smooth_nothing(small_vocabulary, name):
-    """Projected onto all axes a cell is itself; onto none it is the mean cell, the same for all."""
-    model = door(small_vocabulary, {"masking": name})
+@pytest.mark.parametrize("n", [0, 1, 3, 30])
+@pytest.mark.parametrize("name", ["members", "linear, plain", "linear, leaking"])
+def test_smoothed_activities_and_contributions(small_vocabulary, name, n):
+    """``x̃ = m + (x − m) AᵀA`` in float64, gene weights from cells of one gene."""
+    model = door(small_vocabulary, SETTINGS[name])
     adata = screen(small_vocabulary, [0, 1, 2, 4, 5, 6, 7, 9, 11])
+    got = model.activities(adata, smooth=n)
     cells = cells_of(adata, model.vocabulary, model.config.preprocess, layer=None, values="counts")
-    every = np.eye(len(cells.genes))
-    activity, _ = encode(model.module, cells)
-    np.testing.assert_allclose(smoothed_activities(model.module, cells, every), activity, atol=1e-5)
-    mean = smoothed_activities(model.module, cells, every[:0])
-    assert np.ptp(mean, axis=0).max() < 1e-5 < np.ptp(activity, axis=0).max()
-    axes = principal_axes(cells.cells.dense(cells.genes), 3)
-    np.testing.assert_allclose(axes @ axes.T, np.eye(3), atol=1e-5)
+    X = cells.cells.dense(cells.genes).astype(np.float64)
+    if n:
+        mean = X.mean(0)
+        axes = np.linalg.svd(X - mean, full_matrices=False)[2][:n]
+        X = mean + (X - mean) @ axes.T @ axes
+    for p in np.flatnonzero(cells.available):
+        parts = model.contributions(adata, got.columns[p], smooth=n)
+        column = [cells.names.index(gene) for gene in parts]
+        genes = cells.genes[column]
+        one = np.eye(len(genes), dtype=np.float32)
+        alone = Cells(np.tile(genes, len(genes)), one.ravel(), np.arange(len(genes) + 1) * len(genes), one[0])
+        weight = np.diag(contributions(model.module, replace(cells, cells=alone), p, genes))
+        np.testing.assert_allclose(parts, weight * X[:, column], atol=1e-5)
+        bias = model.module.pathway.bias[p].item()
+        np.testing.assert_allclose(got.iloc[:, p], (weight * X[:, column]).sum(1) + bias, atol=1e-5)
+
+
+def test_only_linear_layers_are_smoothed(small_vocabulary):
+    model = door(small_vocabulary, SETTINGS["hard"])
+    adata = screen(small_vocabulary, [0, 1, 4, 5, 7])
+    assert model.activities(adata).notna().any(axis=None)
+    assert adata.uns["tadvae"]["smoothed_axes"] == 0
+    with pytest.raises(UserError, match=r"smooth=3: .* masking 'hard' of this model is not linear"):
+        model.activities(adata, smooth=3)
+
+
+@pytest.mark.parametrize("n", [1, 2, 4])
+@pytest.mark.parametrize("shape", [(9, 20), (20, 9)])
+def test_axes_of_sparse_cells_are_those_of_dense_ones(shape, n):
+    X = np.random.default_rng(n).poisson(0.7, shape) * 1.0
+    counts, genes = sparse.csr_matrix(X.astype(np.float32)), np.arange(shape[1]) + 3
+    cells = Cells(counts.indices.astype(np.int64) + 3, counts.data, counts.indptr, np.ones(len(X)))
+    found = project(NewCells(cells, genes, np.ones(1, bool), len(genes), []), n)
+    mean = X.mean(0)
+    axes = np.linalg.svd(X - mean)[2][:n]
+    np.testing.assert_allclose(found.axes.T @ found.axes, axes.T @ axes, atol=1e-6)
+    np.testing.assert_allclose(found.scores @ found.axes, (X - mean) @ axes.T @ axes, atol=1e-6)
 
 
 @pytest.mark.parametrize(("name", "encoder"), GRID)

@@ -25,7 +25,7 @@ LOSS = LossConfig(
     mean_match=0.4,
 )
 BIASED = LossConfig(**{**LOSS.model_dump(), "mmd": "biased", "sigma": 20.0})
-HARD = PathwayConfig(d_embed=8, n_heads=2, pathway_init="learned")
+HARD = PathwayConfig(masking="hard", d_embed=8, n_heads=2, pathway_init="learned")
 LINEAR = PathwayConfig(masking="linear")
 LEAKING = PathwayConfig(masking="linear", leak=0.2)
 DIRECT = {"decode": "direct", "counterfactual": "mean"}
