@@ -46,7 +46,7 @@ class Inputs:
         self.query, self.readout = self.random(P, HEADS, WIDTH), self.random(P, HEADS, WIDTH)
         self.key, self.value = self.random(T, HEADS, WIDTH), self.random(T, HEADS, WIDTH)
         self.gate, self.offset = self.random(E), self.random(E)
-        self.rows = self.random(problem.mask.shape[1], 5)
+        self.rows, self.summand = self.random(problem.mask.shape[1], 5), self.random(5)
 
     def random(self, *shape):
         values = torch.randn(*shape, generator=self.generator, dtype=torch.float64)
@@ -64,7 +64,7 @@ class Inputs:
             "mean": (lambda rows: member_mean(rows, self.table, numba), [self.rows]),
             "scaled": (
                 lambda rows, x, a: scaled_rows(rows, cells.gene_ids, x, a, numba),
-                [self.rows, cells.values, self.rows[0]],
+                [self.rows, cells.values, self.summand],
             ),
         }
         for has_first, has_second in OPTIONAL:
