@@ -73,8 +73,8 @@ def run_here(words: list[str]) -> bool:
     return True
 
 
-def page(found: list[dict[str, Any]]) -> str:
-    """The Markdown page, from stored figures."""
+def page(found: list[dict[str, Any]], gpus: list[dict[str, Any]] | None = None) -> str:
+    """The Markdown page, from stored figures; ``gpus`` are tables of ``scripts/gpu_check.sh``."""
     minutes = sum(each["seconds"] for each in found) / 60
     lines = [
         "# Benchmarks",
@@ -108,7 +108,35 @@ def page(found: list[dict[str, Any]]) -> str:
                 lines.append("| " + " | ".join(show(row[name]) for name in names) + " |")
         if each["notes"]:
             lines += ["", *(f"- {note}" for note in each["notes"])]
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *_gpu_section(gpus or [])]) + "\n"
+
+
+def _gpu_section(gpus: list[dict[str, Any]]) -> list[str]:
+    """What ``scripts/gpu_check.sh`` found on each card."""
+    lines = ["", "## GPU", ""]
+    if not gpus:
+        return [
+            *lines,
+            "Not run: no GPU was available. `scripts/gpu_check.sh` measures it in 8 minutes on a machine with one "
+            "GPU, without Ray or a network, and stores its table in `benchmarks/results/gpu`.",
+        ]
+    lines.append(
+        "From `scripts/gpu_check.sh` on an invented batch: 8 bags of 64 cells of about 1,500 tokens, 20,000 genes, "
+        "500 pathways; parity, ranks and resuming at toy size."
+    )
+    for each in gpus:
+        lines += ["", f"### {each['card']}, torch {each['torch']}"]
+        for step, rows in each["steps"].items():
+            names = list(dict.fromkeys(name for row in rows for name in row))
+            if not rows:
+                continue
+            lines += ["", f"{step}:", "", "| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
+            for row in rows:
+                cells = ("" if row.get(name) is None else show(row[name]) for name in names)
+                lines.append("| " + " | ".join(cells) + " |")
+        for step in each["failed"]:
+            lines += ["", f"- **{step['step']}** ended with exit code {step['exit']}."]
+    return lines
 
 
 def _anchor(title: str) -> str:
@@ -140,7 +168,8 @@ def main() -> int:
                 shutil.rmtree(folder, ignore_errors=True)
     places = [options.results / f"{name}.json" for name in SCRIPTS]
     found = [json.loads(place.read_text()) for place in places if place.exists()]
-    options.page.write_text(page(found))
+    stored = sorted((HERE / "results" / "gpu").glob("*.json"))
+    options.page.write_text(page(found, [json.loads(file.read_text()) for file in stored]))
     unmet = sum(aim["met"] is False for each in found for aim in each["aims"])
     print(f"{options.page}: {sum(len(each['aims']) for each in found)} aims, {unmet} not met", flush=True)
     if failed:

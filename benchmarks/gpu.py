@@ -32,6 +32,8 @@ import torch.multiprocessing as mp
 from tadvae.cells.ragged import Cells
 from tadvae.data.batches import Bag, Batch
 from tadvae.data.vocabulary import ContextEntry, DatasetEntry, TargetEntry, Vocabulary
+from tadvae.nn.attention import token_attention
+from tadvae.nn.cell_attention import Lengths, attention_by_cell
 from tadvae.nn.packed import ModelBatch, pack
 from tadvae.pathways.membership import Membership
 from tadvae.settings.experiment import ExperimentConfig
@@ -309,9 +311,7 @@ def launches(step: Callable[[], None]) -> int:
 
 
 def kernels(rows: Rows, device: torch.device, sizes: Sizes) -> None:
-    """Whether torch's attention over variable lengths is there, and what it costs beside padded buckets."""
-    from tadvae.nn.cell_attention import Lengths, attention_by_cell
-
+    """Attention over variable lengths beside padded buckets; pathway attention in Triton beside torch."""
     generator = np.random.default_rng(0)
     lengths = generator.integers(sizes.n_tokens * 3 // 4, sizes.n_tokens * 5 // 4, sizes.n_cells).tolist()
     h, w, m = max(sizes.d_embed // 16, 1), 16, 32
@@ -333,6 +333,36 @@ def kernels(rows: Rows, device: torch.device, sizes: Sizes) -> None:
 
         gap = float((call().float() - found.float()).abs().max())
         rows.add(what="attention", how="varlen", ms=1e3 * seconds(call, device, sizes.rounds), gap=gap)
+
+    pathway_attention(rows, device, sizes)
+
+
+def pathway_attention(rows: Rows, device: torch.device, sizes: Sizes) -> None:
+    """Forward and backward of pathway attention over encoded tokens, and the largest difference."""
+    problem = Problem(sizes)
+    learner = problem.learner("hard", "inducing", device)
+    cells = problem.pack(learner, device).cells
+    edges = learner.module.pathway.edges.active(cells)
+    h, P, T = max(sizes.d_embed // 16, 1), sizes.n_pathways, len(cells.values)
+    inputs = [torch.randn(n, h, 16, device=device, requires_grad=True) for n in (P, P, T, T)]
+    found = {}
+    for how, compiled in (("torch", False), ("triton" if device.type == "cuda" else "numba", True)):
+        about = {"what": "pathway attention", "how": how}
+        with rows.failing(**about):
+            if how == "triton" and edges.order is None:
+                raise RuntimeError("no order of edges")
+
+            def call(compiled: bool = compiled) -> list[torch.Tensor]:
+                activity = token_attention(cells, edges, *inputs, numba=compiled)
+                return [activity.detach(), *torch.autograd.grad(activity.sum(), inputs)]
+
+            found[how] = call()
+            time_of = seconds(call, device, sizes.rounds)
+            gap = max(
+                float((a - b).abs().max() / b.abs().max())
+                for a, b in zip(found[how], found["torch"], strict=True)
+            )
+            rows.add(**about, ms=1e3 * time_of, gap=gap)
 
 
 def ranks(rows: Rows, device: torch.device, sizes: Sizes) -> None:

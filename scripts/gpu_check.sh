@@ -39,7 +39,7 @@ step machine 60
 step parity 90
 step waits 75
 step speed 110
-step kernels 30
+step kernels 45
 step ranks 60
 step resume 30
 exec "$python" benchmarks/gpu.py table --out "$out" --results benchmarks/results/gpu

@@ -5,6 +5,7 @@ import os
 from ray_environment import ENVIRONMENT
 
 os.environ.update(ENVIRONMENT)  # Ray reads it when it is first imported
+os.environ.setdefault("TRITON_INTERPRET", "1")  # Triton too; torch may import it
 
 import re
 import sys

@@ -5,8 +5,9 @@ Without an encoder, ``q·k`` and the read-out of a value depend only on the edge
 (token, edge) pair. With an encoder, :func:`token_attention` takes keys and values of every token.
 
 Every function has two equivalent paths: numba on CPU tensors, and torch (gather, scatter) on GPU tensors
-and wherever ``numba`` is false. Inputs in half precision are converted to float32 first. The kernels keep
-only (B, P, h) statistics for backward; no path creates a (B, P, G) tensor.
+and wherever ``numba`` is false. On a GPU :func:`token_attention` has a third, in Triton. Inputs in half
+precision are converted to float32 first. The kernels keep only (B, P, h) statistics for backward; no path
+creates a (B, P, G) tensor.
 """
 
 from functools import cache
@@ -29,6 +30,16 @@ def kernels() -> ModuleType | None:
     except ImportError:
         return None
     return functions
+
+
+@cache
+def gpu_kernels() -> ModuleType | None:
+    """The kernels of GPUs as autograd functions; None if Triton cannot be imported."""
+    try:
+        from tadvae.nn.kernels import triton_tokens
+    except ImportError:
+        return None
+    return triton_tokens
 
 
 def edge_dot(left: Tensor, right: Tensor, edges: ActiveEdges, numba: bool = True) -> Tensor:
@@ -154,6 +165,9 @@ def token_attention(
     fused = _kernels_for(numba, query, readout, key, value, gate, shift)
     if fused is not None:
         result: Tensor = fused.TokenAttention.apply(query, readout, key, value, gate, shift, cells, edges)
+        return result
+    if numba and edges.order is not None and (compiled := gpu_kernels()) is not None:
+        result = compiled.TokenAttention.apply(query, readout, key, value, gate, shift, cells, edges.order)
         return result
     pairs = edges.expand(cells)
     return _attend(*token_pairs(edges, pairs, query, readout, key, value, gate, shift), pairs, cells)

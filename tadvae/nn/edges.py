@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from tadvae.nn.packed import PackedCells
 from tadvae.pathways.membership import Membership
 
+LOOKUP = 2**28
+"""Most (gene, pathway) pairs that a GPU's kernel looks up edges of, at four bytes each."""
 Ends = tuple[np.ndarray, np.ndarray]
 """Pathway and gene of n edges: two arrays of integers, shape (n,)."""
 
@@ -58,6 +60,8 @@ class ActiveEdges:
         Number P of pathways.
     is_whole
         Whether no edge of the genes is left out.
+    order
+        All edges of the table in the order of a GPU's kernel, if these are all; else None.
     """
 
     genes: Tensor
@@ -68,6 +72,7 @@ class ActiveEdges:
     token_gene: Tensor
     n_pathways: int
     is_whole: bool = False
+    order: "EdgeOrder | None" = None
 
     @property
     def n_edges(self) -> int:
@@ -94,6 +99,49 @@ class ActiveEdges:
         edge = self.starts[gene[which]] + within  # (N,)
         slot = cells.cell[token] * self.n_pathways + self.pathway[edge]  # (N,)
         return CellEdges(token, edge, slot, cells.n_cells * self.n_pathways)
+
+
+@dataclass(frozen=True)
+class EdgeOrder:
+    """All E edges of a table, as a kernel on a GPU looks them up: constants of the network.
+
+    Attributes
+    ----------
+    lookup : (n_genes, P) int32
+        Index of the edge of a gene and a pathway; -1 where there is none.
+    gene, pathway : (E,) int64
+        Gene and pathway of each edge; edges are sorted by gene.
+    gene_starts : (n_genes + 1,) int64
+        Position of each gene's first edge.
+    path_starts : (P + 1,) int64
+        Position of each pathway's first edge in ``path_order``.
+    path_order : (E,) int64
+        Edges sorted by pathway.
+    """
+
+    lookup: Tensor
+    gene: Tensor
+    pathway: Tensor
+    gene_starts: Tensor
+    path_starts: Tensor
+    path_order: Tensor
+
+    @classmethod
+    def of(cls, table: "EdgeTable") -> "EdgeOrder":
+        """The edges of a table, where the table is."""
+        gene, pathway, device = table.gene, table.pathway, table.gene.device
+        lookup = torch.full((table.n_genes, table.n_pathways), -1, dtype=torch.int32, device=device)
+        lookup[gene, pathway] = torch.arange(len(gene), dtype=torch.int32, device=device)
+        by_pathway, path_order = torch.sort(pathway, stable=True)
+        genes, pathways = (torch.arange(n + 1, device=device) for n in (table.n_genes, table.n_pathways))
+        return cls(
+            lookup,
+            gene,
+            pathway,
+            torch.searchsorted(gene, genes),
+            torch.searchsorted(by_pathway, pathways),
+            path_order,
+        )
 
 
 class EdgeTable(nn.Module):
@@ -195,7 +243,12 @@ class EdgeTable(nn.Module):
         if self._all is None or self._all[0].edge.device != self.gene.device:
             every = torch.arange(self.n_genes, device=self.gene.device)
             edges = self._chosen(torch.arange(self.n_edges, device=self.gene.device), every)
-            self._all = replace(edges, token_gene=edges.token_gene[:0], is_whole=True), edges.token_gene
+            small = self.n_genes * self.n_pathways <= LOOKUP and self.gene.device.type == "cuda"
+            order = EdgeOrder.of(self) if small else None
+            self._all = (
+                replace(edges, token_gene=edges.token_gene[:0], is_whole=True, order=order),
+                edges.token_gene,
+            )
         edges, place = self._all
         return replace(edges, token_gene=place.index_select(0, token_genes))
 

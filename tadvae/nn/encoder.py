@@ -33,7 +33,7 @@ class EncoderConfig(Config):
     - ``inducing``: attention through a few learned points; time is linear; use it for large panels.
     """
     n_layers: int = Field(1, ge=1, le=1000)
-    """Number of layers; more layers are slower, and gave no better activities or predictions."""
+    """Number of layers; time is proportional to it (`docs/experiments.md` compares one with two)."""
     n_inducing: int = Field(32, ge=1)
     """Number of learned points per layer; only for ``inducing``."""
     expansion: int = Field(2, ge=1)

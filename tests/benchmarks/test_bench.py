@@ -56,6 +56,23 @@ def test_the_page_says_what_is_met(bench):
     assert "| [Loader](#loader) | other |  | ≥ 1 | not run: it is absent |" in lines
     assert "| ours | 41,234 |" in lines
     assert "- A remark." in lines
+    assert any(line.startswith("Not run: no GPU was available.") for line in lines)
+
+
+def test_the_page_shows_what_gpus_did(bench):
+    found = {"name": "loader", "about": "", "aims": [], "tables": [], "notes": []}
+    found |= {"machine": "2 cores", "seconds": 60.0}
+    steps = {
+        "speed": [{"masking": "hard", "ms": 1.25}, {"masking": "none", "error": "it failed"}],
+        "ranks": [],
+    }
+    card = {"card": "H100", "torch": "2.11", "steps": steps, "failed": [{"step": "ranks", "exit": "124"}]}
+    lines = bench.page([found], [card]).splitlines()
+    assert not any("Not run" in line for line in lines)
+    assert "### H100, torch 2.11" in lines
+    assert "| hard | 1.25 |  |" in lines
+    assert "| none |  | it failed |" in lines
+    assert "- **ranks** ended with exit code 124." in lines
 
 
 def test_the_simulated_pipeline(bench):

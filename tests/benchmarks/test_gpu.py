@@ -53,7 +53,9 @@ def test_steps_on_the_cpu(gpu, tmp_path, one_thread):
     assert all(row["within"] for row in parity)
     assert len(rows(gpu, "waits", tmp_path)) == 2
     assert all(row["gap"] == 0.0 for row in rows(gpu, "resume", tmp_path))
-    assert rows(gpu, "kernels", tmp_path)[0]["how"] == "buckets"
+    buckets, *_, plain, kernel = rows(gpu, "kernels", tmp_path)
+    assert (buckets["how"], plain["how"], kernel["how"]) == ("buckets", "torch", "numba")
+    assert kernel["gap"] < 1e-5
     found = gpu.table(tmp_path, tmp_path / "results")
     assert [each["step"] for each in found["failed"]] == ["speed", "ranks"]
     assert found["card"] == "CPU"
