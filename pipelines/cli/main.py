@@ -336,13 +336,8 @@ def doctor(
         int | None,
         typer.Option(
             min=1,
-<<<<<<< HEAD
-            help="Tokens of a step of one worker ('tokens' in a run's log, over its workers), for the memory "
-            "of GPUs.",
-=======
             help="Tokens of a step of one worker ('tokens' in a run's log, over its workers), to compare "
             "with the memory of GPUs.",
->>>>>>> gpu
         ),
     ] = None,
 ) -> None:
