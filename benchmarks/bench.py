@@ -117,8 +117,8 @@ def _gpu_section(gpus: list[dict[str, Any]]) -> list[str]:
     if not gpus:
         return [
             *lines,
-            "Not run: no GPU was available. `scripts/gpu_check.sh` measures it in 8 minutes on a machine with "
-            "one GPU, without Ray or a network, and stores its table in `benchmarks/results/gpu`.",
+            "Not run: no GPU was available. `scripts/gpu_check.sh` measures it in 8 minutes on a machine "
+            "with one GPU, without Ray or a network, and stores its table in `benchmarks/results/gpu`.",
         ]
     lines.append(
         "From `scripts/gpu_check.sh` on an invented batch: 8 bags of 64 cells of about 1,500 tokens, 20,000 "
