@@ -46,18 +46,20 @@ def smoothed_activities(module: TADVAEModule, cells: NewCells, axes: np.ndarray)
     axes : (n, G)
         Orthonormal rows on ``cells.genes``.
     """
-    genes = torch.from_numpy(cells.genes)
+    device = device_of(module)
+    genes = torch.from_numpy(cells.genes).to(device)
     values = cells.cells.dense(cells.genes)  # (n_cells, G)
     mean = values.mean(axis=0)
     values = (mean + (values - mean) @ axes.T @ axes).astype(np.float32)
     parts = []
     with torch.no_grad():
         for start in range(0, len(values), SMOOTHED_AT_ONCE):
-            part = torch.from_numpy(values[start : start + SMOOTHED_AT_ONCE])
+            part = torch.from_numpy(values[start : start + SMOOTHED_AT_ONCE]).to(device)
             n = len(part)
-            cell, panel = torch.arange(n).repeat_interleave(len(genes)), torch.zeros(n, dtype=torch.int64)
+            cell = torch.arange(n, device=device).repeat_interleave(len(genes))
+            panel = torch.zeros(n, dtype=torch.int64, device=device)
             packed = PackedCells(genes.repeat(n), part.flatten(), cell, n, (genes,), panel)
-            parts.append(module.pathway(packed).numpy())
+            parts.append(to_numpy(module.pathway(packed)))
     return np.concatenate(parts)
 
 
