@@ -72,6 +72,7 @@ def test_what_is_imported_is_declared():
     extras = PROJECT["optional-dependencies"]
     runtime = names([*PROJECT["dependencies"], *extras["hub"], *extras["mlflow"], *extras["wandb"]])
     for_tests = runtime | names(name for extra in extras.values() for name in extra)
+    runtime |= {"triton"}  # comes with torch where that is built for GPUs; without it there is plain torch
     of = packages_distributions()
     missing = {}
     for folder, declared in (*((f, runtime) for f in OURS), ("tests", for_tests), ("scripts", for_tests)):

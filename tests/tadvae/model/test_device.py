@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from fake_device import DEVICE, FakeDevice
 
 from tadvae.cells.ragged import Cells
 from tadvae.model import device as device_module
 from tadvae.model.device import chosen_device, device_of
-from tadvae.model.encode import encode
+from tadvae.model.encode import encode, project, smoothed_activities
 from tadvae.model.new_cells import NewCells
 from tadvae.model.predictor import Predictor
 from tadvae.settings.experiment import ExperimentConfig
@@ -69,6 +70,17 @@ def test_activities_stay_on_the_device(small_vocabulary, elsewhere):
     assert latent.shape == (2, 3)
     assert fetched == ["meta", "meta"]
     assert device_of(module).type == "meta"
+
+
+def test_smoothed_activities_stay_on_the_device(small_vocabulary):
+    module = build_module(ExperimentConfig.parse({"model": SMALL}, "test"), small_vocabulary)
+    available = np.ones(small_vocabulary.membership.n_pathways, bool)
+    cells = NewCells(CELLS, GENES, available, 8, [f"G{g}" for g in GENES])
+    smoothed = project(cells, 3)
+    expected = smoothed_activities(module, cells, smoothed)
+    with FakeDevice():
+        found = smoothed_activities(module.to(DEVICE), cells, smoothed)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_gpu_that_is_not_there_is_a_sentence(monkeypatch, refused):
