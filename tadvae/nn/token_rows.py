@@ -79,30 +79,33 @@ class ScaledTokens(Tokens):
         Row of each token's gene.
     factor : (T,)
         Factor f of each token.
-    constant : (d,)
-        The summand a.
+    constant : (d,) or None
+        The summand a; None: zero, before a layer norm.
+    numba
+        Whether compiled kernels may be used.
     """
 
     table: Tensor
     gene: Tensor
     factor: Tensor
-    constant: Tensor
+    constant: Tensor | None = None
+    numba: bool = True
 
     @classmethod
-    def from_genes(cls, genes: Tensor, gene_ids: Tensor, x: Tensor) -> "ScaledTokens":
+    def from_genes(cls, genes: Tensor, gene_ids: Tensor, x: Tensor, numba: bool = True) -> "ScaledTokens":
         """Tokens ``x·E_g`` from embeddings E (n_genes, d), genes (T,) and expressions (T,)."""
-        constant = genes.new_zeros(genes.shape[1])
         if genes.device.type != "cpu":  # the host would have to wait for the number of genes
-            return cls(genes, gene_ids, x, constant)
+            return cls(genes, gene_ids, x, numba=numba)
         present = torch.zeros(len(genes), dtype=torch.bool)
         present[gene_ids] = True
         place = present.cumsum(0) - 1
-        return cls(genes[present], place[gene_ids], x, constant)
+        return cls(genes[present], place[gene_ids], x, numba=numba)
 
     @property
     def rows(self) -> Tensor:
         """The tokens, (T, d)."""
-        return scaled_rows(self.table, self.gene, self.factor, self.constant)
+        constant = self.table.new_zeros(self.table.shape[1]) if self.constant is None else self.constant
+        return scaled_rows(self.table, self.gene, self.factor, constant, self.numba)
 
     def __len__(self) -> int:
         return len(self.gene)
@@ -119,15 +122,15 @@ class ScaledTokens(Tokens):
         ValueError
             If the tokens have a summand, so that they would not keep their form.
         """
-        if self.constant.requires_grad:
+        if self.constant is not None:
             raise ValueError("tokens can be normalised once")
         centred = self.table - self.table.mean(1, keepdim=True)  # (G, d)
         variance = (centred**2).mean(1)  # (G,)
         x = self.factor
         factor = x * torch.rsqrt(x**2 * variance[self.gene] + norm.eps)
-        return ScaledTokens(centred * norm.weight, self.gene, factor, norm.bias)
+        return replace(self, table=centred * norm.weight, factor=factor, constant=norm.bias)
 
     def linear(self, weight: Tensor, bias: Tensor) -> Tensor:
         """``W·token + b`` of every token, (T, d')."""
-        constant = linear(self.constant, weight, bias)
+        constant = bias if self.constant is None else linear(self.constant, weight, bias)
         return replace(self, table=linear(self.table, weight), constant=constant).rows

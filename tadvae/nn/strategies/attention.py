@@ -137,16 +137,17 @@ class AttentionLayer(PathwayLayer):
         self, cells: PackedCells, embedding: Tensor, read: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Keys K and values V of every token, (T, h, d_head) each; with an encoder, of those at ``read``."""
-        x = cells.values
-        if self.encoder is not None and self.values.plain:
-            scaled = ScaledTokens.from_genes(embedding, cells.gene_ids, x)
-            tokens = self.encoder(scaled, cells.offsets, read)
-            return self._heads(self.w_key(tokens)), self._heads(self.w_value(tokens))
-        rows = embedding[cells.gene_ids]  # (T, d)
-        tokens = self.values(rows, x)
+        genes, x = cells.gene_ids, cells.values
         if self.encoder is not None:
-            tokens = self.encoder(DenseTokens(tokens), cells.offsets, read)
-            return self._heads(self.w_key(tokens)), self._heads(self.w_value(tokens))
+            given = (
+                ScaledTokens.from_genes(embedding, genes, x, self.numba)
+                if self.values.plain
+                else DenseTokens(self.values(embedding[genes], x))
+            )
+            encoded = self.encoder(given, cells.offsets, read)  # (T', d)
+            return self._heads(self.w_key(encoded)), self._heads(self.w_value(encoded))
+        rows = embedding[genes]  # (T, d)
+        tokens = self.values(rows, x)
         # without an encoder, the keys of film and bins do not depend on expression
         keys = self.w_key(tokens if self.values.plain else rows)
         return self._heads(keys), self._heads(self.w_value(tokens))

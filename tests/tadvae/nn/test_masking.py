@@ -354,3 +354,14 @@ def test_strategies_of_today():
 def test_config_refuses(options, about):
     with pytest.raises(ValidationError, match=about):
         PathwayConfig(**options)
+
+
+def test_kernel_torch_uses_no_other(monkeypatch):
+    """Not for the encoder's tokens either."""
+    layer = CORNERS.layer(config_of(kernel="torch"), EncoderConfig(kind="inducing", n_inducing=3)).double()
+
+    def called():
+        raise AssertionError("a compiled kernel was asked for")
+
+    monkeypatch.setattr("tadvae.nn.attention.kernels", called)
+    layer(CORNERS.packed())
