@@ -44,6 +44,26 @@ def _rows(base, row, i, h, H, W, real):
 
 
 @triton.jit
+def _tokens(order, cell, key, value, at, last, i, h, H, W, BT: tl.constexpr):
+    """Tokens ``at`` to ``last``, at most BT: their number, cell, whether they are real, keys and values."""
+    n = at + tl.arange(0, BT)
+    real = n < last
+    t = tl.load(order + n, mask=real, other=0)
+    b = tl.load(cell + t, mask=real, other=0)
+    return t, b, real, _rows(key, t, i, h, H, W, real), _rows(value, t, i, h, H, W, real)
+
+
+@triton.jit
+def _edges(pathway, query, readout, first, last, i, h, H, W, BE: tl.constexpr):
+    """Edges ``first`` to ``last``, at most BE (-1: none): number, pathway, reality, queries, read-outs."""
+    edge = first + tl.arange(0, BE)
+    real = edge < last
+    p = tl.load(pathway + edge, mask=real, other=0)
+    edge = tl.where(real, edge, -1)
+    return edge, p, real, _rows(query, p, i, h, H, W, real), _rows(readout, p, i, h, H, W, real)
+
+
+@triton.jit
 def _forward(
     query, readout, key, value, gate, shift, gene, offsets, lookup, log_sum, mean,
     P, H, W,
@@ -125,20 +145,10 @@ def _backward_by_gene(
     first_token, last_token = tl.load(token_starts + g), tl.load(token_starts + g + 1)
     first_edge, last_edge = tl.load(gene_starts + g), tl.load(gene_starts + g + 1)
     for at in range(first_token, last_token, BT):
-        n = at + tl.arange(0, BT)
-        is_token = n < last_token
-        t = tl.load(order + n, mask=is_token, other=0)
-        b = tl.load(cell + t, mask=is_token, other=0)
-        k = _rows(key, t, i, h, H, W, is_token)
-        v = _rows(value, t, i, h, H, W, is_token)
+        t, b, is_token, k, v = _tokens(order, cell, key, value, at, last_token, i, h, H, W, BT)
         d_k, d_v = tl.zeros([BT, WP], k.dtype), tl.zeros([BT, WP], k.dtype)
         for e0 in range(first_edge, last_edge, BE):
-            edge = e0 + tl.arange(0, BE)
-            is_edge = edge < last_edge
-            edge = tl.where(is_edge, edge, -1)
-            p = tl.load(pathway + edge, mask=is_edge, other=0)
-            q = _rows(query, p, i, h, H, W, is_edge)
-            o = _rows(readout, p, i, h, H, W, is_edge)
+            edge, p, is_edge, q, o = _edges(pathway, query, readout, e0, last_edge, i, h, H, W, BE)
             real = is_token[:, None] & is_edge[None, :]
             _, given, d_logit, gates = _pairs(
                 q, o, k, v, edge, p, b, real, gate, shift, log_sum, mean, d_activity, h, P, H,
@@ -152,20 +162,10 @@ def _backward_by_gene(
         tl.store(d_value + to, d_v, mask=inside)
     if HAS_GATE or HAS_SHIFT:  # edge by edge, so that each is summed in registers and written once
         for e0 in range(first_edge, last_edge, BE):
-            edge = e0 + tl.arange(0, BE)
-            is_edge = edge < last_edge
-            edge = tl.where(is_edge, edge, -1)
-            p = tl.load(pathway + edge, mask=is_edge, other=0)
-            q = _rows(query, p, i, h, H, W, is_edge)
-            o = _rows(readout, p, i, h, H, W, is_edge)
+            edge, p, is_edge, q, o = _edges(pathway, query, readout, e0, last_edge, i, h, H, W, BE)
             of_gate, of_shift = tl.zeros([BE], q.dtype), tl.zeros([BE], q.dtype)
             for at in range(first_token, last_token, BT):
-                n = at + tl.arange(0, BT)
-                is_token = n < last_token
-                t = tl.load(order + n, mask=is_token, other=0)
-                b = tl.load(cell + t, mask=is_token, other=0)
-                k = _rows(key, t, i, h, H, W, is_token)
-                v = _rows(value, t, i, h, H, W, is_token)
+                t, b, is_token, k, v = _tokens(order, cell, key, value, at, last_token, i, h, H, W, BT)
                 real = is_token[:, None] & is_edge[None, :]
                 product, _, d_logit, _ = _pairs(
                     q, o, k, v, edge, p, b, real, gate, shift, log_sum, mean, d_activity, h, P, H,
@@ -198,12 +198,7 @@ def _backward_by_pathway(
         g = tl.load(gene + edge)
         last_token = tl.load(token_starts + g + 1)
         for at in range(tl.load(token_starts + g), last_token, BT):
-            n = at + tl.arange(0, BT)
-            is_token = n < last_token
-            t = tl.load(order + n, mask=is_token, other=0)
-            b = tl.load(cell + t, mask=is_token, other=0)
-            k = _rows(key, t, i, h, H, W, is_token)
-            v = _rows(value, t, i, h, H, W, is_token)
+            _, b, is_token, k, v = _tokens(order, cell, key, value, at, last_token, i, h, H, W, BT)
             logit = tl.sum(k * q[None, :], 1)  # (BT,)
             if HAS_GATE:
                 logit = logit * tl.load(gate + edge)
