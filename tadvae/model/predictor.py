@@ -1,6 +1,7 @@
 """What perturbations do to cells: the network's counterfactuals, mixed with a regression of mean effects."""
 
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -60,13 +61,20 @@ class Predictor:
         that was. Indices of ``len(vocabulary.targets)`` and above stand for genes of the vocabulary.
         """
         reason = self._unknown_to_network(target)
-        similar = None if self.effects is None else self.effects.similar
-        if reason is None or similar is None or target >= len(similar):
+        if reason is None or target >= len(self._like_seen):
             return reason
-        seen = [i for i, each in enumerate(self.vocabulary.targets) if each.seen]
-        if (similar[target, seen] > 0).any():
+        if self._like_seen[target]:
             return None
         return f"{reason}, and it shares no pathway with a target that was"
+
+    @cached_property
+    def _like_seen(self) -> np.ndarray:
+        """Whether a target shares a pathway with a perturbed one, (n_targets,); empty: nothing is known."""
+        similar = None if self.effects is None else self.effects.similar
+        if similar is None:
+            return np.empty(0, bool)
+        seen = [i for i, each in enumerate(self.vocabulary.targets) if each.seen]
+        return np.asarray((similar[:, seen] > 0).any(axis=1))
 
     def _unknown_to_network(self, target: int) -> str | None:
         return why_unknown(target, self.vocabulary, self._known_by)
