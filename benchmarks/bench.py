@@ -101,14 +101,20 @@ def page(found: list[dict[str, Any]], gpus: list[dict[str, Any]] | None = None) 
     for each in found:
         lines += ["", f"## {TITLES[each['name']]}", "", each["about"]]
         for table in each["tables"]:
-            names = list(table["rows"][0])
-            lines += ["", f"{table['title']}:", "", "| " + " | ".join(names) + " |"]
-            lines.append("|" + "---|" * len(names))
-            for row in table["rows"]:
-                lines.append("| " + " | ".join(show(row[name]) for name in names) + " |")
+            lines += _table(table["title"], table["rows"])
         if each["notes"]:
             lines += ["", *(f"- {note}" for note in each["notes"])]
     return "\n".join([*lines, *_gpu_section(gpus or [])]) + "\n"
+
+
+def _table(title: str, rows: list[dict[str, Any]]) -> list[str]:
+    """A table with the columns of all rows; what a row does not have is empty."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    lines = ["", f"{title}:", "", "| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
+    for row in rows:
+        cells = ("" if row.get(name) is None else show(row[name]) for name in names)
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
 
 
 def _gpu_section(gpus: list[dict[str, Any]]) -> list[str]:
@@ -127,13 +133,7 @@ def _gpu_section(gpus: list[dict[str, Any]]) -> list[str]:
     for each in gpus:
         lines += ["", f"### {each['card']}, torch {each['torch']}"]
         for step, rows in each["steps"].items():
-            names = list(dict.fromkeys(name for row in rows for name in row))
-            if not rows:
-                continue
-            lines += ["", f"{step}:", "", "| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
-            for row in rows:
-                cells = ("" if row.get(name) is None else show(row[name]) for name in names)
-                lines.append("| " + " | ".join(cells) + " |")
+            lines += _table(step, rows) if rows else []
         for step in each["failed"]:
             lines += ["", f"- **{step['step']}** ended with exit code {step['exit']}."]
     return lines
