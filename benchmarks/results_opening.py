@@ -52,7 +52,7 @@ def read(place: Path) -> dict[str, Any]:
 def context_rows(results: Path) -> list[Row]:
     """Rows of the studies of other contexts and of unseen targets."""
     rows = []
-    places = {"": "known_drugs", ", fresh folds": "known_drugs_seed_1", " (Tahoe)": "known_drugs_tahoe"}
+    places = {"": "known_drugs", ", other folds": "known_drugs_seed_1", " (Tahoe)": "known_drugs_tahoe"}
     for words, name in places.items():
         for kind, scores in read(results / "contexts" / f"{name}.json").items():
             own = scores[REGRESSION]["l2"]["minus_context_ridge"]
@@ -227,8 +227,8 @@ def structure(results: Path) -> list[str]:
     lines = []
     for name, title in {
         "known_drugs": "A known drug in another cell type",
-        "known_drugs_seed_1": "The same with fresh folds (seed 1), not used to choose the method",
-        "known_drugs_tahoe": "The same on the Tahoe lines, not used to choose the method",
+        "known_drugs_seed_1": "The same with other folds of the same drugs (seed 1)",
+        "known_drugs_tahoe": "The same on Tahoe (its a498, lovo and snu_423 served to choose the method)",
         "unseen_types": "IFN-beta in an unseen cell type",
         "unseen_targets": "Unseen targets, from pathways (true, permuted, none)",
     }.items():

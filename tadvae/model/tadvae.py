@@ -211,7 +211,7 @@ class TADVAE:
         ------
         UserError
             If the panel sees no pathway, the values are not what they are said to be, or cells are to be
-        smoothed for a pathway layer that is not linear.
+            smoothed for a pathway layer that is not linear.
         """
         axes = self._axes(smooth)
         cells = cells_of(adata, self.vocabulary, self.config.preprocess, layer=layer, values=values)
