@@ -5,11 +5,14 @@ from collections.abc import Iterator
 from typing import Any
 
 import optuna
+import pandas as pd
 
 from tadvae.base.errors import UserError
 from tadvae.base.filesystem import Location
+from tadvae.data.build_vocabulary import context_rows, interventions
 from tadvae.data.reader import Mapper
 from tadvae.data.splits import VALIDATION
+from tadvae.model.predictor import Predictor
 from tadvae.nn.network import TADVAEModule
 from tadvae.settings.experiment import ExperimentConfig
 from tadvae.store.reader import Store
@@ -74,7 +77,7 @@ def check_trials(store: Store, trials: list[tuple[Values, ExperimentConfig]], ma
         If a trial cannot start, or its metric cannot be computed; the message names what varies.
     """
     prepared: dict[str, Preparation] = {}
-    built = set()
+    built: set[str] = set()
     for values, experiment in trials:
         data = _key(experiment, OF_DATA, experiment.loss.likelihood)
         if data not in prepared:
@@ -85,9 +88,11 @@ def check_trials(store: Store, trials: list[tuple[Values, ExperimentConfig]], ma
         network = _key(experiment, ("model",), data)
         if network not in built:
             try:
-                TADVAEModule(experiment.model, experiment.loss, prepared[data].vocabulary)
+                module = TADVAEModule(experiment.model, experiment.loss, prepared[data].vocabulary)
             except UserError as error:
                 raise _named(error, values, OF_NETWORK) from None
+            if not built:
+                _require_influence(store, experiment, prepared[data], module)
             built.add(network)
     return next(iter(prepared.values()))
 
@@ -99,7 +104,7 @@ def _prepare(store: Store, experiment: ExperimentConfig, mapper: Mapper, first: 
     prepared = prepare_training(store, experiment, mapper)
     groups = prepared.groups
     controlled = set(_places(groups[groups["perturbation"] == store.control]))
-    held = groups[(groups["part"] == VALIDATION) & (groups["perturbation"] != store.control)]
+    held = _held_out(store, groups)
     if held.empty:
         raise UserError(
             "validation: no perturbation is held out, so trials cannot be compared; set "
@@ -112,6 +117,32 @@ def _prepare(store: Store, experiment: ExperimentConfig, mapper: Mapper, first: 
             "no control cells to predict them from; convert with a coarser context, or without these cells."
         )
     return prepared
+
+
+def _require_influence(
+    store: Store, experiment: ExperimentConfig, prepared: Preparation, module: TADVAEModule
+) -> None:
+    """See that some held-out perturbation is predicted by the network too: only that can differ by trial."""
+    if prepared.effects is None:
+        return
+    predictor = Predictor(module, prepared.vocabulary, experiment, prepared.effects)
+    row, targets = context_rows(store, prepared.vocabulary), interventions(store, prepared.vocabulary)
+    held = _held_out(store, prepared.groups)
+    for (dataset, context), rows in held.groupby(["dataset", "context"]):
+        asked = [targets[p] for p in rows["perturbation"]]
+        weight = predictor.regression_weight(dataset, row.get((dataset, context), -1), asked)
+        if (weight < 1).any():
+            return
+    raise UserError(
+        f"validation: the regression of mean effects alone predicts all {len(held)} held-out perturbations, "
+        "as the network has not seen one of their targets, so no setting of the network changes a score; "
+        "hold out others (experiment.validation.fold or .kind), give the network genes as targets "
+        "(experiment.model.causal.targets=gene), or compare networks alone (experiment.effects.weight=0)."
+    )
+
+
+def _held_out(store: Store, groups: pd.DataFrame) -> pd.DataFrame:
+    return groups[(groups["part"] == VALIDATION) & (groups["perturbation"] != store.control)]
 
 
 def _places(groups: Any) -> list[tuple[int, int]]:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from tadvae.base.errors import UserError
 from tadvae.data.reader import loop
 from tune.config import SweepConfig
 from tune.preflight import check_settings, check_trials, trials_to_check
@@ -93,3 +94,19 @@ def test_what_only_the_store_can_refuse(space, store, refused, tmp_path, simulat
     vectors.write_text("G1\t0.5\n")
     config = space(**grid(model__pathway__gene_vectors=[str(vectors)]))
     assert Path(vectors).name in sentence(config)
+
+
+def test_trials_that_would_all_have_the_same_score_are_refused(space, store):
+    """Targets that no training perturbation has are unknown to a network with a row per target."""
+
+    def check(**settings):
+        experiment = space().experiment.model_dump(mode="json", exclude_defaults=True)
+        experiment["validation"] = {"every": 1, "kind": "single"}
+        config = space(**grid(model__pathway__masking=["hard"]))
+        changed = config.experiment.parse({**experiment, **settings}, "space.yaml")
+        return check_trials(store, check_settings(config.model_copy(update={"experiment": changed})), loop)
+
+    with pytest.raises(UserError, match="the regression of mean effects alone predicts all"):
+        check()
+    check(effects={"weight": 0})
+    check(model={"causal": {"targets": "gene"}})
