@@ -16,24 +16,27 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import pandas as pd
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from torch.nn.functional import scaled_dot_product_attention
 
 from tadvae.cells.ragged import Cells
 from tadvae.data.batches import Bag, Batch
 from tadvae.data.vocabulary import ContextEntry, DatasetEntry, TargetEntry, Vocabulary
 from tadvae.nn.attention import token_attention
-from tadvae.nn.cell_attention import Lengths, attention_by_cell
+from tadvae.nn.cell_attention import Lengths, by_buckets
 from tadvae.nn.packed import ModelBatch, pack
 from tadvae.pathways.membership import Membership
 from tadvae.settings.experiment import ExperimentConfig
@@ -43,6 +46,7 @@ from tadvae.training.ranks import data_parallel
 
 VARIANTS = [(masking, "none") for masking in ("linear", "hard", "soft", "soft_log", "members", "none")]
 VARIANTS += [("hard", "inducing"), ("hard", "full"), ("none", "inducing")]
+SPEED = [("linear", "none"), ("hard", "none"), ("members", "none"), ("none", "none"), ("hard", "inducing")]
 NEVER_WAIT = {("linear", "none"), ("hard", "none"), ("soft", "none"), ("soft_log", "none")}
 TOLERANCE = {"fp32": 1e-5, "bf16": 2e-2}
 """Largest relative error of loss and gradients against float64."""
@@ -101,6 +105,7 @@ class Problem:
             for i in range(sizes.n_bags // 2):
                 bags.append(Bag(10 * d + i, d, 0, 1 + i % 2, self._cells(rng, panel), controls))
         self.batch = Batch(bags)
+        self._degrees: WeakKeyDictionary[Learner, np.ndarray] = WeakKeyDictionary()
 
     def _cells(self, rng: np.random.Generator, panel: np.ndarray) -> Cells:
         n, sizes = self.sizes.n_cells, self.sizes
@@ -124,9 +129,12 @@ class Problem:
         bags: list[Bag] | None = None,
     ) -> ModelBatch:
         bags = self.batch.bags if bags is None else bags
-        degree = learner.module.pathway.edges.degree()
         asked = [[], [(0, 0)], [(1, 0)]]
         rows = {(0, 0): 0, (1, 0): 1}
+        # a run asks the network for the degrees of its genes once, before the first step: on a GPU that waits
+        degree = self._degrees.get(learner)
+        if degree is None:
+            degree = self._degrees[learner] = learner.module.pathway.edges.degree()
         return pack(Batch(bags), self.vocabulary, rows, asked, device, degree, dtype)
 
     def share(self, rank: int, n_ranks: int, step: int) -> list[Bag]:
@@ -165,7 +173,10 @@ class Rows:
         try:
             yield
         except Exception as error:  # noqa: BLE001 - whatever it is, it is the result
-            self.add(**about, error=f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200]}")
+            own = [f for f in traceback.extract_tb(error.__traceback__) if "/tadvae/" in f.filename]
+            at = f"{Path(own[-1].filename).name}:{own[-1].lineno}" if own else "benchmark"
+            message = f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200]}"
+            self.add(**about, error=message, at=at)
 
 
 def wait(device: torch.device) -> None:
@@ -280,7 +291,7 @@ def speed(rows: Rows, device: torch.device, sizes: Sizes) -> None:
     problem = Problem(sizes)
     encoded = sum(len(cells) for cells in problem.batch.encoded)
     tokens = sum(len(cells.values) for cells in problem.batch.encoded)
-    for masking, encoder in (("linear", "none"), ("hard", "none"), ("none", "none"), ("hard", "inducing")):
+    for masking, encoder in SPEED:
         for precision in ("fp32", "tf32", "bf16"):
             about = {"what": "speed", "masking": masking, "encoder": encoder, "precision": precision}
             with rows.failing(**about), products(precision):
@@ -311,30 +322,59 @@ def launches(step: Callable[[], None]) -> int:
 
 
 def kernels(rows: Rows, device: torch.device, sizes: Sizes) -> None:
-    """Attention over variable lengths beside padded buckets; pathway attention in Triton beside torch."""
+    """Ways of attention within cells of different lengths; pathway attention in Triton beside torch."""
+    for dtype in (torch.float32, torch.bfloat16):
+        cell_attention(rows, device, sizes, dtype)
+    pathway_attention(rows, device, sizes)
+
+
+def cell_attention(rows: Rows, device: torch.device, sizes: Sizes, dtype: torch.dtype) -> None:
+    """Forward and backward of the attention of 32 queries over the tokens of each cell."""
     generator = np.random.default_rng(0)
     lengths = generator.integers(sizes.n_tokens * 3 // 4, sizes.n_tokens * 5 // 4, sizes.n_cells).tolist()
-    h, w, m = max(sizes.d_embed // 16, 1), 16, 32
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    k, v = (torch.randn(sum(lengths), h, w, device=device, dtype=dtype) for _ in range(2))
-    q = torch.randn(m * len(lengths), h, w, device=device, dtype=dtype)
-    own, other = Lengths.same(m, len(lengths)), Lengths(lengths)
-    found = attention_by_cell(q, k, v, own, other)
-    time_of = seconds(lambda: attention_by_cell(q, k, v, own, other), device, sizes.rounds)
-    rows.add(what="attention", how="buckets", ms=1e3 * time_of)
-    with rows.failing(what="attention", how="varlen"):
+    h, w, m, n = max(sizes.d_embed // 16, 1), 16, 32, len(lengths)
+    shapes = (m * n, h, w), (sum(lengths), h, w), (sum(lengths), h, w)
+    inputs = [torch.randn(*shape, device=device, dtype=dtype, requires_grad=True) for shape in shapes]
+    starts_q = torch.arange(0, m * n + 1, m, device=device)
+    starts_k = torch.tensor(np.concatenate([[0], np.cumsum(lengths)]), device=device)
+
+    def buckets(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        return by_buckets(q, k, v, Lengths.same(m, n), Lengths(lengths))
+
+    def nested(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        parts = []
+        for part, starts, longest, shortest in (
+            (q, starts_q, m, m), (k, starts_k, max(lengths), min(lengths)),
+            (v, starts_k, max(lengths), min(lengths)),
+        ):  # fmt: skip
+            cells = torch.nested.nested_tensor_from_jagged(
+                part, starts, min_seqlen=shortest, max_seqlen=longest
+            )
+            parts.append(cells.transpose(1, 2))
+        return scaled_dot_product_attention(*parts).transpose(1, 2).values()
+
+    def varlen(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         from torch.nn.attention.varlen import varlen_attn
 
-        starts_q = torch.arange(0, m * len(lengths) + 1, m, dtype=torch.int32, device=device)
-        starts_k = torch.tensor(np.concatenate([[0], np.cumsum(lengths)]), dtype=torch.int32, device=device)
+        found: torch.Tensor = varlen_attn(q, k, v, starts_q.int(), starts_k.int(), m, max(lengths))
+        return found
 
-        def call() -> torch.Tensor:
-            return varlen_attn(q, k, v, starts_q, starts_k, m, max(lengths))
+    expected: list[torch.Tensor] = []
+    for how in (buckets, nested, varlen):
+        about = {"what": "attention", "how": how.__name__, "precision": str(dtype).removeprefix("torch.")}
+        if how is varlen and (dtype == torch.float32 or device.type == "cpu"):
+            continue  # it has no others
+        with rows.failing(**about):
 
-        gap = float((call().float() - found.float()).abs().max())
-        rows.add(what="attention", how="varlen", ms=1e3 * seconds(call, device, sizes.rounds), gap=gap)
+            def call(how: Callable[..., torch.Tensor] = how) -> list[torch.Tensor]:
+                found = how(*inputs)
+                return [found.detach(), *torch.autograd.grad(found.float().square().sum(), inputs)]
 
-    pathway_attention(rows, device, sizes)
+            found = call()
+            expected = expected or found
+            pairs = zip(found, expected, strict=True)
+            gap = max(float((a.float() - b.float()).abs().max() / b.abs().max()) for a, b in pairs)
+            rows.add(**about, ms=1e3 * seconds(call, device, sizes.rounds), gap=gap)
 
 
 def pathway_attention(rows: Rows, device: torch.device, sizes: Sizes) -> None:
@@ -448,6 +488,12 @@ def card(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
 
 
+def as_expected(row: dict[str, Any]) -> bool:
+    """Whether a row is neither an error nor out of its bounds; that some variants wait is known."""
+    waits_as_known = row["what"] == "waits" and row["expected"] == "some"
+    return ("error" not in row or waits_as_known) and row.get("within", True)
+
+
 def table(out: Path, results: Path | None) -> dict[str, Any]:
     """All rows that were written, with the card's name; stored only if they come from a GPU."""
     found: dict[str, Any] = {"steps": {}, "failed": []}
@@ -458,6 +504,7 @@ def table(out: Path, results: Path | None) -> dict[str, Any]:
         code = ended.read_text().strip() if ended.exists() else "not run"
         if code != "0":
             found["failed"].append({"step": step, "exit": code})
+        found["failed"] += [row for row in found["steps"][step] if not as_expected(row)]
     machine_rows = found["steps"]["machine"]
     found["card"] = machine_rows[0]["name"] if machine_rows else "unknown"
     found["torch"] = machine_rows[0]["torch"] if machine_rows else "unknown"

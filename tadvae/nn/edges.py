@@ -14,8 +14,6 @@ from torch import Tensor, nn
 from tadvae.nn.packed import PackedCells
 from tadvae.pathways.membership import Membership
 
-LOOKUP = 2**28
-"""Most (gene, pathway) pairs that a GPU's kernel looks up edges of, at four bytes each."""
 Ends = tuple[np.ndarray, np.ndarray]
 """Pathway and gene of n edges: two arrays of integers, shape (n,)."""
 
@@ -107,8 +105,6 @@ class EdgeOrder:
 
     Attributes
     ----------
-    lookup : (n_genes, P) int32
-        Index of the edge of a gene and a pathway; -1 where there is none.
     gene, pathway : (E,) int64
         Gene and pathway of each edge; edges are sorted by gene.
     gene_starts : (n_genes + 1,) int64
@@ -119,7 +115,6 @@ class EdgeOrder:
         Edges sorted by pathway.
     """
 
-    lookup: Tensor
     gene: Tensor
     pathway: Tensor
     gene_starts: Tensor
@@ -130,12 +125,9 @@ class EdgeOrder:
     def of(cls, table: "EdgeTable") -> "EdgeOrder":
         """The edges of a table, where the table is."""
         gene, pathway, device = table.gene, table.pathway, table.gene.device
-        lookup = torch.full((table.n_genes, table.n_pathways), -1, dtype=torch.int32, device=device)
-        lookup[gene, pathway] = torch.arange(len(gene), dtype=torch.int32, device=device)
         by_pathway, path_order = torch.sort(pathway, stable=True)
         genes, pathways = (torch.arange(n + 1, device=device) for n in (table.n_genes, table.n_pathways))
         return cls(
-            lookup,
             gene,
             pathway,
             torch.searchsorted(gene, genes),
@@ -243,8 +235,7 @@ class EdgeTable(nn.Module):
         if self._all is None or self._all[0].edge.device != self.gene.device:
             every = torch.arange(self.n_genes, device=self.gene.device)
             edges = self._chosen(torch.arange(self.n_edges, device=self.gene.device), every)
-            small = self.n_genes * self.n_pathways <= LOOKUP and self.gene.device.type == "cuda"
-            order = EdgeOrder.of(self) if small else None
+            order = EdgeOrder.of(self) if self.gene.device.type == "cuda" else None
             self._all = (
                 replace(edges, token_gene=edges.token_gene[:0], is_whole=True, order=order),
                 edges.token_gene,

@@ -5,16 +5,16 @@ For a cell b, a pathway p, a head and a token t whose gene has an edge e to p::
     logit = gate_e·(q_p·k_t) + shift_e        value = o_p·v_t
 
 and the activity of p in b is ``Σ_heads softmax(logit)·value`` over the cell's tokens (T-AD-VAE, the equation
-of pathway attention). Forward takes a cell and a block of pathways, goes over the cell's tokens once, and
-rescales what it has summed when a larger logit comes (Milakov and Gimelshein 2018, online softmax). It keeps
-the logarithm of the sum of weights and the mean value of every (cell, pathway, head).
+of pathway attention). Few tokens have an edge to a pathway, so forward takes a cell, a pathway and a head,
+looks the pathway's genes up among the cell's tokens, and rescales what it has summed when a larger logit
+comes (Milakov and Gimelshein 2018, online softmax). It keeps the logarithm of the sum of weights and the mean
+value of every (cell, pathway, head).
 
-Backward computes the weights again from these. Keys, values, gates and shifts get their gradients gene by
-gene, and queries and read-outs pathway by pathway: every number is written by one program, so nothing is
-added atomically, and results are reproducible bit for bit.
+Backward computes the weights again from these. Keys and values get their gradients gene by gene, all else
+pathway by pathway: every number is written by one program, so nothing is added atomically, and results are
+reproducible bit for bit.
 
-``TRITON_INTERPRET=1``, set before Triton is first imported, runs it on the CPU, in float64 too. On a GPU,
-where it has not run yet, the inputs are in float32.
+``TRITON_INTERPRET=1``, set before Triton is first imported, runs it on the CPU, in float64 too.
 """
 
 # Triton compiles functions whose parameters have no types.
@@ -32,190 +32,162 @@ from torch.autograd.function import once_differentiable
 from tadvae.nn.edges import EdgeOrder
 from tadvae.nn.packed import PackedCells
 
-PATHWAYS, TOKENS, EDGES = 16, 32, 16
-"""Pathways, tokens and edges that a program looks at together."""
+MEMBERS, TOKENS = 32, 32
+"""Members of a pathway, and tokens of a gene, that a program looks at together."""
+WARPS = 1
+"""Of a program: it has few numbers to work on."""
+
+
+@triton.jit
+def _row(base, row, i, h, H, W):
+    """One row of an (n, h, w) array for one head, zero beyond its width."""
+    return tl.load(base + (row * H + h) * W + i, mask=i < W, other=0.0)
 
 
 @triton.jit
 def _rows(base, row, i, h, H, W, real):
-    """Rows ``row`` of a (n, h, w) array for one head, zero where they are not real."""
+    """Rows ``row`` of an (n, h, w) array for one head, zero where they are not real."""
     at = (row[:, None] * H + h) * W + i[None, :]
     return tl.load(base + at, mask=real[:, None] & (i < W)[None, :], other=0.0)
 
 
 @triton.jit
-def _tokens(order, cell, key, value, at, last, i, h, H, W, BT: tl.constexpr):
-    """Tokens ``at`` to ``last``, at most BT: their number, cell, whether they are real, keys and values."""
-    n = at + tl.arange(0, BT)
-    real = n < last
-    t = tl.load(order + n, mask=real, other=0)
-    b = tl.load(cell + t, mask=real, other=0)
-    return t, b, real, _rows(key, t, i, h, H, W, real), _rows(value, t, i, h, H, W, real)
-
-
-@triton.jit
-def _edges(pathway, query, readout, first, last, i, h, H, W, BE: tl.constexpr):
-    """Edges ``first`` to ``last``, at most BE (-1: none): number, pathway, reality, queries, read-outs."""
-    edge = first + tl.arange(0, BE)
-    real = edge < last
-    p = tl.load(pathway + edge, mask=real, other=0)
-    edge = tl.where(real, edge, -1)
-    return edge, p, real, _rows(query, p, i, h, H, W, real), _rows(readout, p, i, h, H, W, real)
-
-
-@triton.jit
 def _forward(
-    query, readout, key, value, gate, shift, gene, offsets, lookup, log_sum, mean,
-    P, H, W,
-    HAS_GATE: tl.constexpr, HAS_SHIFT: tl.constexpr,
-    WP: tl.constexpr, BP: tl.constexpr, BT: tl.constexpr,
+    query, readout, key, value, gate, shift, position, gene, path_starts, path_order, log_sum, mean,
+    G, P, H, W,
+    HAS_GATE: tl.constexpr, HAS_SHIFT: tl.constexpr, WP: tl.constexpr, BM: tl.constexpr,
 ):  # fmt: skip
-    b, h = tl.program_id(0), tl.program_id(2)
-    p = tl.program_id(1) * BP + tl.arange(0, BP)  # (BP,)
+    p, b, h = tl.program_id(0), tl.program_id(1).to(tl.int64), tl.program_id(2)
     i = tl.arange(0, WP)
-    is_pathway = p < P
-    q = _rows(query, p, i, h, H, W, is_pathway)  # (BP, W)
-    o = _rows(readout, p, i, h, H, W, is_pathway)
-    top = tl.full([BP], float("-inf"), q.dtype)
-    total = tl.zeros([BP], q.dtype)
-    sums = tl.zeros([BP], q.dtype)
-    start, stop = tl.load(offsets + b), tl.load(offsets + b + 1)
-    for first in range(start, stop, BT):
-        t = first + tl.arange(0, BT)  # (BT,)
-        is_token = t < stop
-        g = tl.load(gene + t, mask=is_token, other=0)
-        both = is_pathway[:, None] & is_token[None, :]
-        edge = tl.load(lookup + g[None, :] * P + p[:, None], mask=both, other=-1)  # (BP, BT)
-        real = edge >= 0
-        logit = tl.dot(q, tl.trans(_rows(key, t, i, h, H, W, is_token)), input_precision="ieee")
+    q, o = _row(query, p, i, h, H, W), _row(readout, p, i, h, H, W)  # (W,)
+    top = tl.max(tl.full([BM], float("-inf"), q.dtype), 0)
+    total = tl.sum(tl.zeros([BM], q.dtype), 0)
+    sums = total
+    stop = tl.load(path_starts + p + 1)
+    for first in range(tl.load(path_starts + p), stop, BM):
+        m = first + tl.arange(0, BM)  # (BM,)
+        is_member = m < stop
+        edge = tl.load(path_order + m, mask=is_member, other=0)
+        g = tl.load(gene + edge, mask=is_member, other=0)
+        t = tl.load(position + b * G + g, mask=is_member, other=-1).to(tl.int64)
+        real = t >= 0
+        logit = tl.sum(_rows(key, t, i, h, H, W, real) * q[None, :], 1)
         if HAS_GATE:
             logit = logit * tl.load(gate + edge, mask=real, other=0.0)
         if HAS_SHIFT:
             logit = logit + tl.load(shift + edge, mask=real, other=0.0)
         logit = tl.where(real, logit, float("-inf"))
-        own = tl.dot(o, tl.trans(_rows(value, t, i, h, H, W, is_token)), input_precision="ieee")
-        higher = tl.maximum(top, tl.max(logit, 1))
-        # a pathway without a token so far: −inf − (−inf) would not be a number
+        own = tl.sum(_rows(value, t, i, h, H, W, real) * o[None, :], 1)
+        higher = tl.maximum(top, tl.max(logit, 0))
+        # no token so far: −inf − (−inf) would not be a number
         at = tl.where(higher == float("-inf"), 0.0, higher)
-        weight = tl.where(real, tl.exp(logit - at[:, None]), 0.0)
+        weight = tl.where(real, tl.exp(logit - at), 0.0)
         kept = tl.exp(top - at)
-        total = total * kept + tl.sum(weight, 1)
-        sums = sums * kept + tl.sum(weight * own, 1)
+        total = total * kept + tl.sum(weight, 0)
+        sums = sums * kept + tl.sum(weight * own, 0)
         top = higher
     has = total > 0
-    place = (b * P + p) * H + h
     divisor = tl.where(has, total, 1.0)
-    tl.store(mean + place, tl.where(has, sums / divisor, 0.0), mask=is_pathway)
+    place = (b * P + p) * H + h
+    tl.store(mean + place, tl.where(has, sums / divisor, 0.0))
     # infinite where there is no token: its weights are exp(−inf) = 0
-    tl.store(log_sum + place, tl.where(has, top + tl.log(divisor), float("inf")), mask=is_pathway)
+    tl.store(log_sum + place, tl.where(has, top + tl.log(divisor), float("inf")))
 
 
 @triton.jit
-def _pairs(
-    q, o, k, v, edge, p, b, real, gate, shift, log_sum, mean, d_activity, h, P, H,
-    HAS_GATE: tl.constexpr, HAS_SHIFT: tl.constexpr,
+def _edge(
+    q, o, edge, p, h, i, at, last, key, value, gate, shift, cell, order, log_sum, mean, d_activity, P, H, W,
+    HAS_GATE: tl.constexpr, HAS_SHIFT: tl.constexpr, BT: tl.constexpr,
 ):  # fmt: skip
-    """Of tokens × edges: q·k, weight · output gradient, and the gradient of the logit; and the gates."""
-    product = tl.dot(k, tl.trans(q), input_precision="ieee")  # (BT, BE)
-    gates = tl.full([1], 1.0, q.dtype)
+    """Of an edge and the tokens ``at`` to ``last`` of its gene, at most BT.
+
+    Returns number, reality, keys and values of the tokens, q·k, weight · output gradient, the gradient of the
+    logit, and that of q·k.
+    """
+    n = at + tl.arange(0, BT)
+    real = n < last
+    t = tl.load(order + n, mask=real, other=0)
+    place = tl.load(cell + t, mask=real, other=0) * P + p
+    k, v = _rows(key, t, i, h, H, W, real), _rows(value, t, i, h, H, W, real)
+    product = tl.sum(k * q[None, :], 1)  # (BT,)
     logit = product
-    is_edge = edge >= 0
     if HAS_GATE:
-        gates = tl.load(gate + edge, mask=is_edge, other=0.0)
-        logit = logit * gates[None, :]
+        logit = logit * tl.load(gate + edge)
     if HAS_SHIFT:
-        logit = logit + tl.load(shift + edge, mask=is_edge, other=0.0)[None, :]
-    place = b[:, None] * P + p[None, :]
-    weight = tl.where(real, tl.exp(logit - tl.load(log_sum + place * H + h, mask=real, other=0.0)), 0.0)
+        logit = logit + tl.load(shift + edge)
+    sums = tl.load(log_sum + place * H + h, mask=real, other=0.0)
+    weight = tl.where(real, tl.exp(logit - sums), 0.0)
     given = weight * tl.load(d_activity + place, mask=real, other=0.0)
-    own = tl.dot(v, tl.trans(o), input_precision="ieee") - tl.load(mean + place * H + h, mask=real, other=0.0)
-    return product, given, given * own, gates
+    own = tl.sum(v * o[None, :], 1) - tl.load(mean + place * H + h, mask=real, other=0.0)
+    d_logit = given * own
+    d_product = d_logit
+    if HAS_GATE:
+        d_product = d_logit * tl.load(gate + edge)
+    return t, real, k, v, product, given, d_logit, d_product
 
 
 @triton.jit
 def _backward_by_gene(
-    query, readout, key, value, gate, shift, cell, order, token_starts, gene_starts, pathway,
-    log_sum, mean, d_activity, d_key, d_value, d_gate, d_shift,
-    P, H, W,
-    HAS_GATE: tl.constexpr, HAS_SHIFT: tl.constexpr,
-    WP: tl.constexpr, BT: tl.constexpr, BE: tl.constexpr,
+    query, readout, key, value, gate, shift, cell, order, token_starts, log_sum, mean, d_activity,
+    gene_starts, pathway, d_key, d_value, P, H, W,
+    HAS_GATE: tl.constexpr, HAS_SHIFT: tl.constexpr, WP: tl.constexpr, BT: tl.constexpr,
 ):  # fmt: skip
     g, h = tl.program_id(0), tl.program_id(1)
     i = tl.arange(0, WP)
-    first_token, last_token = tl.load(token_starts + g), tl.load(token_starts + g + 1)
     first_edge, last_edge = tl.load(gene_starts + g), tl.load(gene_starts + g + 1)
-    for at in range(first_token, last_token, BT):
-        t, b, is_token, k, v = _tokens(order, cell, key, value, at, last_token, i, h, H, W, BT)
-        d_k, d_v = tl.zeros([BT, WP], k.dtype), tl.zeros([BT, WP], k.dtype)
-        for e0 in range(first_edge, last_edge, BE):
-            edge, p, is_edge, q, o = _edges(pathway, query, readout, e0, last_edge, i, h, H, W, BE)
-            real = is_token[:, None] & is_edge[None, :]
-            _, given, d_logit, gates = _pairs(
-                q, o, k, v, edge, p, b, real, gate, shift, log_sum, mean, d_activity, h, P, H,
-                HAS_GATE, HAS_SHIFT,
-            )  # fmt: skip
-            d_k += tl.dot(d_logit * gates[None, :], q, input_precision="ieee")
-            d_v += tl.dot(given, o, input_precision="ieee")
-        to = (t[:, None] * H + h) * W + i[None, :]
-        inside = is_token[:, None] & (i < W)[None, :]
-        tl.store(d_key + to, d_k, mask=inside)
-        tl.store(d_value + to, d_v, mask=inside)
-    if HAS_GATE or HAS_SHIFT:  # edge by edge, so that each is summed in registers and written once
-        for e0 in range(first_edge, last_edge, BE):
-            edge, p, is_edge, q, o = _edges(pathway, query, readout, e0, last_edge, i, h, H, W, BE)
-            of_gate, of_shift = tl.zeros([BE], q.dtype), tl.zeros([BE], q.dtype)
-            for at in range(first_token, last_token, BT):
-                t, b, is_token, k, v = _tokens(order, cell, key, value, at, last_token, i, h, H, W, BT)
-                real = is_token[:, None] & is_edge[None, :]
-                product, _, d_logit, _ = _pairs(
-                    q, o, k, v, edge, p, b, real, gate, shift, log_sum, mean, d_activity, h, P, H,
-                    HAS_GATE, HAS_SHIFT,
+    last = tl.load(token_starts + g + 1)
+    if first_edge < last_edge:  # the gradients of other tokens are zero already
+        for at in range(tl.load(token_starts + g), last, BT):
+            d_k = tl.zeros([BT, WP], key.dtype.element_ty)
+            d_v = tl.zeros([BT, WP], key.dtype.element_ty)
+            n = at + tl.arange(0, BT)
+            t = tl.load(order + n, mask=n < last, other=0)
+            for edge in range(first_edge, last_edge):
+                p = tl.load(pathway + edge)
+                q, o = _row(query, p, i, h, H, W), _row(readout, p, i, h, H, W)
+                _, _, _, _, _, given, _, d_product = _edge(
+                    q, o, edge, p, h, i, at, last, key, value, gate, shift, cell, order, log_sum, mean,
+                    d_activity, P, H, W, HAS_GATE, HAS_SHIFT, BT,
                 )  # fmt: skip
-                of_gate += tl.sum(d_logit * product, 0)
-                of_shift += tl.sum(d_logit, 0)
-            if HAS_GATE:
-                tl.store(d_gate + edge * H + h, of_gate, mask=is_edge)
-            if HAS_SHIFT:
-                tl.store(d_shift + edge * H + h, of_shift, mask=is_edge)
+                d_k += d_product[:, None] * q[None, :]
+                d_v += given[:, None] * o[None, :]
+            to = (t[:, None] * H + h) * W + i[None, :]
+            inside = (n < last)[:, None] & (i < W)[None, :]
+            tl.store(d_key + to, d_k, mask=inside)
+            tl.store(d_value + to, d_v, mask=inside)
 
 
 @triton.jit
 def _backward_by_pathway(
-    query, readout, key, value, gate, shift, cell, order, token_starts, gene, path_starts, path_order,
-    log_sum, mean, d_activity, d_query, d_readout,
-    P, H, W,
+    query, readout, key, value, gate, shift, cell, order, token_starts, log_sum, mean, d_activity,
+    gene, path_starts, path_order, d_query, d_readout, d_gate, d_shift, P, H, W,
     HAS_GATE: tl.constexpr, HAS_SHIFT: tl.constexpr, WP: tl.constexpr, BT: tl.constexpr,
 ):  # fmt: skip
     p, h = tl.program_id(0), tl.program_id(1)
     i = tl.arange(0, WP)
-    in_row = i < W
-    row = (p * H + h) * W + i
-    q = tl.load(query + row, mask=in_row, other=0.0)  # (W,)
-    o = tl.load(readout + row, mask=in_row, other=0.0)
+    q, o = _row(query, p, i, h, H, W), _row(readout, p, i, h, H, W)  # (W,)
     d_q, d_o = tl.zeros([WP], q.dtype), tl.zeros([WP], q.dtype)
     for m in range(tl.load(path_starts + p), tl.load(path_starts + p + 1)):
         edge = tl.load(path_order + m)
         g = tl.load(gene + edge)
-        last_token = tl.load(token_starts + g + 1)
-        for at in range(tl.load(token_starts + g), last_token, BT):
-            _, b, is_token, k, v = _tokens(order, cell, key, value, at, last_token, i, h, H, W, BT)
-            logit = tl.sum(k * q[None, :], 1)  # (BT,)
-            if HAS_GATE:
-                logit = logit * tl.load(gate + edge)
-            if HAS_SHIFT:
-                logit = logit + tl.load(shift + edge)
-            place = b * P + p
-            sums = tl.load(log_sum + place * H + h, mask=is_token, other=0.0)
-            weight = tl.where(is_token, tl.exp(logit - sums), 0.0)
-            given = weight * tl.load(d_activity + place, mask=is_token, other=0.0)
-            own = tl.sum(v * o[None, :], 1) - tl.load(mean + place * H + h, mask=is_token, other=0.0)
-            d_logit = given * own
-            if HAS_GATE:
-                d_logit = d_logit * tl.load(gate + edge)
-            d_q += tl.sum(d_logit[:, None] * k, 0)
+        last = tl.load(token_starts + g + 1)
+        of_gate, of_shift = tl.zeros([BT], q.dtype), tl.zeros([BT], q.dtype)
+        for at in range(tl.load(token_starts + g), last, BT):
+            _, _, k, v, product, given, d_logit, d_product = _edge(
+                q, o, edge, p, h, i, at, last, key, value, gate, shift, cell, order, log_sum, mean,
+                d_activity, P, H, W, HAS_GATE, HAS_SHIFT, BT,
+            )  # fmt: skip
+            d_q += tl.sum(d_product[:, None] * k, 0)
             d_o += tl.sum(given[:, None] * v, 0)
-    tl.store(d_query + row, d_q, mask=in_row)
-    tl.store(d_readout + row, d_o, mask=in_row)
+            of_gate += d_logit * product
+            of_shift += d_logit
+        if HAS_GATE:
+            tl.store(d_gate + edge * H + h, tl.sum(of_gate, 0))
+        if HAS_SHIFT:
+            tl.store(d_shift + edge * H + h, tl.sum(of_shift, 0))
+    row = (p * H + h) * W + i
+    tl.store(d_query + row, d_q, mask=i < W)
+    tl.store(d_readout + row, d_o, mask=i < W)
 
 
 class TokenAttention(torch.autograd.Function):
@@ -240,12 +212,16 @@ class TokenAttention(torch.autograd.Function):
         query, readout, key, value = (part for part in given[:4] if part is not None)
         P, H, W = query.shape
         log_sum, mean = (query.new_empty(cells.n_cells, P, H) for _ in range(2))
-        grid = cells.n_cells, triton.cdiv(P, PATHWAYS), H
+        n_genes = len(edges.gene_starts) - 1
+        # which token of a cell is of a gene, -1: none
+        position = torch.full((cells.n_cells, n_genes), -1, dtype=torch.int32, device=query.device)
+        number = torch.arange(len(cells.gene_ids), dtype=torch.int32, device=query.device)
+        position[cells.cell, cells.gene_ids] = number
         if cells.n_cells and P:
-            _forward[grid](
-                query, readout, key, value, *_or_any(query, given[4:]), cells.gene_ids, cells.offsets,
-                edges.lookup, log_sum, mean, P, H, W, gate is not None, shift is not None,
-                WP=_padded(W), BP=PATHWAYS, BT=TOKENS,
+            _forward[P, cells.n_cells, H](
+                query, readout, key, value, *_or_any(query, given[4:]), position, edges.gene,
+                edges.path_starts, edges.path_order, log_sum, mean, n_genes, P, H, W,
+                gate is not None, shift is not None, WP=_padded(W), BM=MEMBERS, num_warps=WARPS,
             )  # fmt: skip
         ctx.save_for_backward(*given, log_sum, mean)
         ctx.cells, ctx.edges = cells, edges
@@ -266,15 +242,16 @@ class TokenAttention(torch.autograd.Function):
         d_key, d_value = torch.zeros_like(key), torch.zeros_like(value)
         d_gate, d_shift = (query.new_zeros(len(edges.gene), H) for _ in range(2))
         tensors = query, readout, key, value, *_or_any(query, [gate, shift]), cells.cell, order, token_starts
+        tensors += log_sum, mean, d_activity
         sizes = P, H, W, gate is not None, shift is not None
         if len(order) and P:
             _backward_by_gene[n_genes, H](
-                *tensors, edges.gene_starts, edges.pathway, log_sum, mean, d_activity,
-                d_key, d_value, d_gate, d_shift, *sizes, WP=_padded(W), BT=TOKENS, BE=EDGES,
+                *tensors, edges.gene_starts, edges.pathway, d_key, d_value, *sizes,
+                WP=_padded(W), BT=TOKENS, num_warps=WARPS,
             )  # fmt: skip
             _backward_by_pathway[P, H](
-                *tensors, edges.gene, edges.path_starts, edges.path_order, log_sum, mean, d_activity,
-                d_query, d_readout, *sizes, WP=_padded(W), BT=TOKENS,
+                *tensors, edges.gene, edges.path_starts, edges.path_order,
+                d_query, d_readout, d_gate, d_shift, *sizes, WP=_padded(W), BT=TOKENS, num_warps=WARPS,
             )  # fmt: skip
         of_gate = None if gate is None else d_gate.sum(-1)
         of_shift = None if shift is None else d_shift.sum(-1)
@@ -282,8 +259,8 @@ class TokenAttention(torch.autograd.Function):
 
 
 def _padded(width: int) -> int:
-    """The width of a block of rows: a power of two, and 16 at least, which products of blocks need."""
-    return max(16, int(triton.next_power_of_2(width)))
+    """The width of a block of rows: a power of two."""
+    return int(triton.next_power_of_2(width))
 
 
 def _or_any(like: Tensor, tensors: list[Tensor | None]) -> list[Tensor]:

@@ -63,11 +63,11 @@ from triton.compiler import ASTSource
 import triton
 from tadvae.nn.kernels import triton_tokens as kernels
 
-whole = {"gene", "offsets", "cell", "order", "token_starts", "gene_starts", "pathway", "path_starts"}
+whole = {"gene", "cell", "order", "token_starts", "gene_starts", "pathway", "path_starts"}
 whole |= {"path_order"}
-blocks = {"WP": 16, "BP": kernels.PATHWAYS, "BT": kernels.TOKENS, "BE": kernels.EDGES}
+blocks = {"WP": 16, "BM": kernels.MEMBERS, "BT": kernels.TOKENS}
 blocks |= {"HAS_GATE": 1, "HAS_SHIFT": 1}
-types = {"P": "i32", "H": "i32", "W": "i32", "lookup": "*i32"} | dict.fromkeys(whole, "*i64")
+types = {"G": "i32", "P": "i32", "H": "i32", "W": "i32", "position": "*i32"} | dict.fromkeys(whole, "*i64")
 types |= dict.fromkeys(blocks, "constexpr")
 for function in (kernels._forward, kernels._backward_by_gene, kernels._backward_by_pathway):
     signature = {name: types.get(name, "*fp32") for name in function.arg_names}
