@@ -26,6 +26,7 @@ from leb128 import leb128
 from local_conversion import convert_locally
 from scipy import sparse
 
+from pipelines.cluster import connection
 from pipelines.cluster.connection import start_local_ray
 from tadvae.base.errors import UserError
 from tadvae.base.filesystem import Location
@@ -118,7 +119,9 @@ def ray_cluster() -> Iterator[Any]:
     import ray
 
     start_local_ray(num_cpus=4)
-    yield ray
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(connection, "SMALL", 0)  # by tasks whatever is read
+        yield ray
     ray.shutdown()
 
 
