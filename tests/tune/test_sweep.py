@@ -17,6 +17,7 @@ from pathlib import Path
 import pandas as pd
 import psutil
 import pytest
+from process_end import kill_what_stays
 
 from pipelines.train.train import train
 from tadvae.base.errors import UserError
@@ -309,9 +310,7 @@ def test_a_killed_sweep_goes_on_without_repeating(ray_cluster, store, space_file
         finally:
             driver.kill()  # SIGKILL
             driver.wait()
-            _, alive = psutil.wait_procs(family, timeout=30)
-            for process in alive:
-                process.kill()
+            kill_what_stays(family, seconds=30)
     assert driver.returncode == -signal.SIGKILL
     before = {r.number: r for r in read_records(Location.of(out))}
     ended = [r for r in before.values() if r.status != "running"]
