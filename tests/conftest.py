@@ -45,10 +45,12 @@ USES_RAY = {"ray_cluster", "driver"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what uses Ray: ``-m "not ray"`` is the part that pytest-xdist runs."""
+    """Mark what uses Ray, and see that the part ``cluster`` is in its folder (``scripts/run_tests.py``)."""
     for item in items:
         if USES_RAY & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.ray)
+        if item.get_closest_marker("cluster") and "cluster" not in item.path.parts:
+            raise pytest.UsageError(f"{item.nodeid}: tests marked cluster belong into tests/cluster")
 
 
 @pytest.fixture(autouse=True)

@@ -422,6 +422,7 @@ def test_the_command_ends_with_a_sentence_and_2(tmp_path, capsys, arguments, sen
     assert not Path(out).exists()
 
 
+@pytest.mark.slow
 def test_the_job_entry_point_has_exit_codes(tmp_path):
     command = [sys.executable, "-m", "tune", "run", "/nowhere", "--out", str(tmp_path / "out")]
     done = subprocess.run(
@@ -462,6 +463,7 @@ def test_a_ray_without_its_dashboard_is_refused():
     assert "UserError this Ray's dashboard does not answer its workers" in done.stdout, done.stderr
 
 
+@pytest.mark.slow
 def test_the_wheel_carries_the_space(tmp_path):
     build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
     subprocess.run(build, check=True, cwd=ROOT, capture_output=True, timeout=300)

@@ -103,6 +103,7 @@ def on_a_terminal(command, **environment):
     return text.decode()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [["train", "--help"], ["datasets", "list"]])
 def test_colours_are_for_terminals_and_for_those_who_want_them(words):
     command = [*TADVAE_COMMAND, *words]

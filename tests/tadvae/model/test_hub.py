@@ -95,6 +95,7 @@ def run(code, folder, more, hub, home, token=TOKEN):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_model_goes_to_a_hub_and_comes_back(model, tmp_path):
     model.save_pretrained(tmp_path / "model")
     with serving() as hub:
