@@ -2,9 +2,9 @@
 
 ``cluster`` has a head and drivers as processes, ``ray`` one Ray in pytest's own process, and ``slow`` the
 slow tests without Ray. ``fast`` is ``make fast``: the tests without Ray that take no more than seconds. Three
-parts run at the same time, because ``cluster`` mostly waits: for processes that start one after the other, and
-for Ray to notice what it has lost. Each part has a folder of its own for Ray's sockets, logs and the address of
-its cluster. Its output goes to ``build/tests/PART.log``, which is printed when the part ends.
+parts run at the same time, because ``cluster`` mostly waits: for processes that start one after the other,
+and for Ray to notice what it has lost. Each part has a folder of its own for Ray's sockets, logs and the
+address of its cluster. Its output goes to ``build/tests/PART.log``, which is printed when the part ends.
 
     python scripts/run_tests.py [--parts cluster fast ray slow] [--at-once 3] [--jobs 1] [-- PYTEST OPTIONS]
 
