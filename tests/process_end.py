@@ -5,7 +5,7 @@ import time
 import psutil
 
 
-def kill_what_stays(processes: list[psutil.Process], seconds: float = 20) -> None:
+def kill_what_stays(processes: list[psutil.Process], seconds: float = 3) -> None:
     """Wait until all have ended, then kill those that have not."""
 
     def is_over(process: psutil.Process) -> bool:

@@ -310,7 +310,7 @@ def test_a_killed_sweep_goes_on_without_repeating(ray_cluster, store, space_file
         finally:
             driver.kill()  # SIGKILL
             driver.wait()
-            kill_what_stays(family, seconds=30)
+            kill_what_stays(family)
     assert driver.returncode == -signal.SIGKILL
     before = {r.number: r for r in read_records(Location.of(out))}
     ended = [r for r in before.values() if r.status != "running"]
