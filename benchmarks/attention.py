@@ -187,10 +187,10 @@ def fastest(made: dict[str, Step], rounds: int) -> dict[str, float]:
     return {name: min(values[1:]) for name, values in times.items()}
 
 
-def peak_of(name: str) -> int:
+def peak_of(name: str, small: bool) -> int:
     """Peak memory of one step in bytes, minus the memory before it; call it in a fresh process."""
     STEPS[name](Setting(small=True))()  # loads libraries and compiled kernels
-    step = STEPS[name](Setting())
+    step = STEPS[name](Setting(small=small))
     gc.collect()
     if hasattr(ctypes.CDLL(None), "malloc_trim"):
         ctypes.CDLL(None).malloc_trim(0)  # memory freed so far must not hide what the step takes
@@ -210,28 +210,29 @@ def peak_of(name: str) -> int:
     return (kilobytes("VmHWM:") - before) * 1024
 
 
-def peak(name: str, threads: int) -> int:
+def peak(name: str, threads: int, small: bool) -> int:
     """Call :func:`peak_of` in its own process."""
     command = [sys.executable, __file__, "--peak", name, "--threads", str(threads)]
+    command += ["--quick"] if small else []
     return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
-def encoder_growth(kind: str, rounds: int) -> dict[str, float]:
+def encoder_growth(kind: str, rounds: int, n_tokens: int = TOKENS) -> dict[str, float]:
     """Microseconds per token, forward and backward, by the number of tokens per cell."""
     torch.manual_seed(0)
     encoder = TokenEncoder(EncoderConfig(kind=kind, n_layers=1), WIDTH, HEADS)
-    tokens = torch.randn(TOKENS, WIDTH, requires_grad=True)
+    tokens = torch.randn(n_tokens, WIDTH, requires_grad=True)
     made: dict[str, Step] = {}
     for length in LENGTHS:
 
         def step(length: int = length) -> Tensor:
             encoder.zero_grad()
-            result = encoder(DenseTokens(tokens), torch.arange(0, TOKENS + 1, length))
+            result = encoder(DenseTokens(tokens), torch.arange(0, n_tokens + 1, length))
             result.square().mean().backward()
             return result
 
         made[str(length)] = step
-    return {length: 1e6 * seconds / TOKENS for length, seconds in fastest(made, rounds).items()}
+    return {length: 1e6 * seconds / n_tokens for length, seconds in fastest(made, rounds).items()}
 
 
 def main() -> int:
@@ -244,7 +245,7 @@ def main() -> int:
     claims = Claims("attention", about(__doc__))
     torch.set_num_threads(options.threads)
     if options.peak:
-        print(peak_of(options.peak))
+        print(peak_of(options.peak, options.quick))
         return 0
 
     setting = Setting(small=options.quick)
@@ -252,8 +253,10 @@ def main() -> int:
     check(setting, made)
     rounds = 1 if options.quick else options.rounds
     seconds = fastest(made, rounds)
-    memory = {name: peak(name, options.threads) for name in ("ours", "dense bool", "dense additive")}
-    growth = {kind: encoder_growth(kind, rounds) for kind in ("inducing", "full")}
+    compared = ("ours", "dense bool", "dense additive")
+    memory = {name: peak(name, options.threads, options.quick) for name in compared}
+    n_tokens = LENGTHS[-1] if options.quick else TOKENS
+    growth = {kind: encoder_growth(kind, rounds, n_tokens) for kind in ("inducing", "full")}
     claims.table(
         f"Forward and backward of {setting.n_cells} cells, {options.threads} threads",
         [
@@ -266,7 +269,7 @@ def main() -> int:
         [{"encoder": kind, **by_length} for kind, by_length in growth.items()],
     )
     dense = min(seconds["dense bool"], seconds["dense additive"])
-    least = min(memory["dense bool"], memory["dense additive"])
+    least = max(min(memory["dense bool"], memory["dense additive"]), 1)
     claims.table(
         "Ratios",
         [

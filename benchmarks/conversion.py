@@ -93,7 +93,7 @@ def main() -> None:
     rows = []
     with scratch(options) as folder, ray_session():
         for kind in ["cells", *(["pbmc"] if PBMC.exists() else [])]:
-            n_cells = 3_000 if options.quick else 30_000
+            n_cells = 1_000 if options.quick else 30_000
             path = screen(folder, kind, n_cells, quick=options.quick)
             rows.append(compare(path, n_cells, folder, 1 if options.quick else 2))
         (folder / "plain.parquet").unlink()

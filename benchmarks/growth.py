@@ -76,7 +76,7 @@ def timed(
 def cells_and_datasets(
     claims: Claims, folder: Path, pathways: Path, options: argparse.Namespace, rounds: int
 ) -> None:
-    sizes = (1_000, 3_000) if options.quick else (10_000, 30_000, 200_000)
+    sizes = (1_000, 2_000) if options.quick else (10_000, 30_000, 200_000)
     stores = {
         f"{n:,} cells": store_of(folder, [screen(folder, "cells", n, quick=options.quick)]) for n in sizes
     }
@@ -171,7 +171,7 @@ def main() -> None:
     options = parse(__doc__)
     torch.set_num_threads(1)
     claims = Claims("growth", about(__doc__))
-    rounds = 2 if options.quick else 3
+    rounds = 1 if options.quick else 3
     with scratch(options) as folder, ray_session():
         n_genes = 2_000 if options.quick else 20_000
         pathways = folder / "pathways-growth.gmt"

@@ -25,7 +25,7 @@ def main() -> None:
     options = parse(__doc__)
     torch.set_num_threads(1)
     claims = Claims("prediction", about(__doc__))
-    n_cells, n_targets, n_asked = (1_500, 20, 150) if options.quick else (8_000, 200, 10_000)
+    n_cells, n_targets, n_asked = (500, 20, 150) if options.quick else (8_000, 200, 10_000)
     with scratch(options) as folder:
         path = folder / f"targets-{n_cells}.h5ad"
         make_screen(path, n_cells, 2_000, 300, n_targets)

@@ -1,13 +1,12 @@
 """``make test``: all tests, in four parts that together hold each test once.
 
 ``cluster`` has a head and drivers as processes, ``ray`` one Ray in pytest's own process, and ``slow`` the
-slow tests without Ray. ``fast`` is ``make fast``: the tests without Ray that take seconds, on pytest-xdist's
-workers. Two parts run at the same time, because ``cluster`` mostly waits: for processes that start one after
-the other, and for Ray to notice what it has lost. Each part has a folder of its own for Ray's sockets, logs
-and the address of its cluster. Its output goes to ``build/tests/PART.log``, which is printed when the part
-ends.
+slow tests without Ray. ``fast`` is ``make fast``: the tests without Ray that take no more than seconds. Three
+parts run at the same time, because ``cluster`` mostly waits: for processes that start one after the other,
+and for Ray to notice what it has lost. Each part has a folder of its own for Ray's sockets, logs and the
+address of its cluster. Its output goes to ``build/tests/PART.log``, which is printed when the part ends.
 
-    python scripts/run_tests.py [--parts cluster fast ray slow] [--at-once 2] [--jobs 2] [-- PYTEST OPTIONS]
+    python scripts/run_tests.py [--parts cluster fast ray slow] [--at-once 3] [--jobs 1] [-- PYTEST OPTIONS]
 
 The last line sums up all parts as pytest does. The exit code is 0 if every part passed; Ctrl-C ends all
 parts.
@@ -29,11 +28,13 @@ from types import FrameType
 ROOT = Path(__file__).resolve().parents[1]
 PARTS = {
     "cluster": "cluster",
-    "fast": "not ray and not slow and not cluster",
     "ray": "ray and not cluster",
+    "fast": "not ray and not slow and not cluster",
     "slow": "slow and not ray and not cluster",
 }
-"""In the order in which they start: the one that waits most first."""
+"""In the order in which they start: the longest first."""
+FOLDERS = {"cluster": ["tests/cluster"]}
+"""Where a part has all of its tests; it need not collect the others."""
 NO_TESTS = 5
 """Exit code of pytest where nothing was selected."""
 
@@ -50,8 +51,8 @@ class Part:
         environment = {**os.environ, "RAY_TMPDIR": self.scratch, "OMP_NUM_THREADS": "1"}
         # many processes start: each would compile our modules anew
         environment.pop("PYTHONDONTWRITEBYTECODE", None)
-        command = [sys.executable, "-m", "pytest", "-v", "-m", PARTS[name], *options]
-        command += ["-n", str(jobs), "--dist", "loadscope"] if name == "fast" and jobs > 1 else []
+        command = [sys.executable, "-m", "pytest", "-v", "-m", PARTS[name], *FOLDERS.get(name, []), *options]
+        command += ["-n", str(jobs), "--dist", "loadscope"] if name in ("fast", "slow") and jobs > 1 else []
         print(f"== {name}: started, see {self.log.relative_to(ROOT)}", flush=True)
         self.started, self.seconds = time.monotonic(), 0.0
         with self.log.open("wb") as out:
@@ -123,8 +124,10 @@ def main() -> int:
     """Read the options and run the parts."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
-    parser.add_argument("--at-once", type=int, default=2, help="parts that run at the same time")
-    parser.add_argument("--jobs", type=int, default=2, help="processes of the part fast")
+    parser.add_argument("--at-once", type=int, default=3, help="parts that run at the same time")
+    parser.add_argument(
+        "--jobs", type=int, help="processes of each of fast and slow (default: 2 where one part runs, else 1)"
+    )
     parser.add_argument("options", nargs="*", help="for pytest, after --")
     given = parser.parse_args()
 
@@ -134,7 +137,8 @@ def main() -> int:
     signal.signal(signal.SIGTERM, stop)
     try:
         names = [name for name in PARTS if name in given.parts]
-        return run(names, given.at_once, given.jobs, given.options)
+        jobs = given.jobs or (2 if len(names) == 1 else 1)
+        return run(names, given.at_once, jobs, given.options)
     except KeyboardInterrupt:
         print("interrupted: all parts have been ended", file=sys.stderr)
         return 130

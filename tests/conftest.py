@@ -26,6 +26,7 @@ from leb128 import leb128
 from local_conversion import convert_locally
 from scipy import sparse
 
+from pipelines.cluster import connection
 from pipelines.cluster.connection import start_local_ray
 from tadvae.base.errors import UserError
 from tadvae.base.filesystem import Location
@@ -44,10 +45,12 @@ USES_RAY = {"ray_cluster", "driver"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what uses Ray: ``-m "not ray"`` is the part that pytest-xdist runs."""
+    """Mark what uses Ray, and see that the part ``cluster`` is in its folder (``scripts/run_tests.py``)."""
     for item in items:
         if USES_RAY & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.ray)
+        if item.get_closest_marker("cluster") and "cluster" not in item.path.parts:
+            raise pytest.UsageError(f"{item.nodeid}: tests marked cluster belong into tests/cluster")
 
 
 @pytest.fixture(autouse=True)
@@ -118,7 +121,9 @@ def ray_cluster() -> Iterator[Any]:
     import ray
 
     start_local_ray(num_cpus=4)
-    yield ray
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(connection, "SMALL", 0)  # by tasks whatever is read
+        yield ray
     ray.shutdown()
 
 

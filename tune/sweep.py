@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import ray
 import ray.tune
 
-from pipelines.cluster.connection import ray_map, ray_session, require_cleaning
+from pipelines.cluster.connection import mapper_for, ray_session, require_cleaning
 from tadvae import __version__
 from tadvae.base.documents import parse_json
 from tadvae.base.errors import UserError
@@ -87,8 +87,9 @@ def _run(store_path: str, out: str, config: SweepConfig | None, resume: bool, tr
     ):
         if config.workers > 1:
             require_cleaning()
-        verify_shards(store, store.bags, ray_map)
-        prepared = check_trials(store, to_check, ray_map)
+        mapper = mapper_for(store.n_bytes)
+        verify_shards(store, store.bags, mapper)
+        prepared = check_trials(store, to_check, mapper)
         split = config.experiment.split
         bags = training_bags(store, prepared.groups, split, config.experiment.stream.control_bags)
         cells = float(bags["n_cells"].sum())

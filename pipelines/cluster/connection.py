@@ -221,6 +221,21 @@ def _require(cpus: float, gpus: float) -> None:
         )
 
 
+def mapper_for(n_bytes: int) -> "Mapper":
+    """What maps over a store of this size before training: Ray tasks, or a loop where little is read.
+
+    Each task's process imports this program first, which takes longer than to read a small store.
+
+    Parameters
+    ----------
+    n_bytes
+        Size of what is read.
+    """
+    from tadvae.data.reader import loop
+
+    return ray_map if n_bytes > SMALL else loop
+
+
 def ray_map(function: Callable[..., Any], arguments: Sequence[tuple]) -> list[Any]:
     """A :data:`tadvae.data.reader.Mapper` of Ray tasks.
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from pipelines.cluster.connection import ray_map, ray_session
+from pipelines.cluster.connection import mapper_for, ray_map, ray_session
 from pipelines.cluster.tasks import run_tasks
 from tadvae.base.errors import UserError
 from tadvae.base.filesystem import Location, absolute
@@ -109,9 +109,10 @@ def _train(
     of_fold = [] if plan is None else fold_runs(config, plan, seeds_of_fold)
     runs |= {name: each for fold in of_fold for name, each in fold.items()}
     with ray_session(gpus=1 if gpu else 0):
-        verify_shards(store, store.bags, ray_map)
+        mapper = mapper_for(store.n_bytes)
+        verify_shards(store, store.bags, mapper)
         if not resume:
-            prepare_training(store, config, ray_map)  # what cannot be trained fails here, before all writing
+            prepare_training(store, config, mapper)  # what cannot be trained fails here, before all writing
             folder.begin_ensemble(config, about)
         train_models(store_path, folder.place, runs, at_once, gpu)
         if plan is not None and not folder.is_calibrated:

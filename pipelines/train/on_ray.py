@@ -7,12 +7,14 @@ import numpy as np
 import ray.train
 import ray.train.torch
 from ray.train.torch import TorchConfig
+from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError
 
 from pipelines.train.loopback import LoopbackConfig, is_local
 from pipelines.train.rank import keep_weights
+from pipelines.train.stop import StopAtUserError
 from pipelines.train.worker import train_worker
-from tadvae.base.errors import StorageError, UserError, sentence_in
+from tadvae.base.errors import UserError, sentence_in
 from tadvae.evaluation.metrics import HIGHER_IS_BETTER
 from tadvae.model.run_folder import CHECKPOINTS, RunFolder
 from tadvae.settings.experiment import ExperimentConfig
@@ -52,6 +54,12 @@ def train_on_ray(
 class _Trainer(ray.train.torch.TorchTrainer):
     def _register_sigint_handler(self, controller: object) -> None:
         """Leave SIGINT to the command: Ray Train's own handler ends it as if all was done."""
+
+    def _create_default_callbacks(self) -> list[Any]:
+        """Without the process that hands out datasets: none is given, every rank reads its own windows."""
+        return [
+            each for each in super()._create_default_callbacks() if not isinstance(each, DatasetsCallback)
+        ]
 
 
 def _trainer(
@@ -105,19 +113,6 @@ def _what_to_keep(config: ExperimentConfig) -> ray.train.CheckpointConfig:
         checkpoint_score_attribute=Patience(config.validation).key,
         checkpoint_score_order="max" if HIGHER_IS_BETTER[config.validation.metric] else "min",
     )
-
-
-class StopAtUserError(ray.train.UserCallback):
-    """Ends a run at a worker's UserError: a file that is damaged stays so, however often workers restart.
-
-    Storage that does not answer is a :class:`~tadvae.base.errors.StorageError`, after which they do restart.
-    """
-
-    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        """Called on Ray Train's controller, where an error ends the run."""
-        for error in worker_exceptions.values():
-            if isinstance(error, UserError) and not isinstance(error, StorageError):
-                raise error
 
 
 def _user_error_in(error: TrainingFailedError) -> UserError | None:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
-from pipelines.cluster.connection import is_cluster_named, ray_map, ray_session
+from pipelines.cluster.connection import is_cluster_named, mapper_for, ray_session
 from pipelines.cluster.ray_log import say
 from pipelines.train.alone import train_alone
 from pipelines.train.checkpoints import require_own_checkpoints
@@ -111,7 +111,7 @@ def _train(
     fewest = workers[0] if isinstance(workers, tuple) else workers
     alone = _needs_no_ray(run, workers, gpu, callbacks)
     with nullcontext() if alone else ray_session(min_cpus=fewest, gpus=fewest if gpu else 0):
-        mapper = loop if alone else ray_map
+        mapper = loop if alone else mapper_for(store.n_bytes)
         if verify:
             verify_shards(store, store.bags, mapper)
         if resume:

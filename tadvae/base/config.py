@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self
 
-import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from tadvae.base.documents import parse_yaml
+from tadvae.base.documents import dump_yaml, parse_yaml
 from tadvae.base.errors import UserError
 from tadvae.base.filesystem import absolute, refuse_credentials
 
@@ -133,7 +132,7 @@ class Config(BaseModel):
 
     def to_yaml(self) -> str:
         """The resolved config as YAML, every default written out."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+        return dump_yaml(self.model_dump(mode="json"))
 
 
 def read_yaml(path: str | Path) -> Any:

@@ -27,7 +27,9 @@ _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _RAW = (ValueError, LookupError, AttributeError, TypeError, OverflowError)
 """What PyYAML raises for a scalar that does not fit its type, such as the date 2024-99-99."""
 
-_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # in C where PyYAML was built with it
+# in C where PyYAML was built with it
+_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_Dumper: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
 
 def parse_yaml(text: str, source: str) -> Any:
@@ -61,6 +63,12 @@ def parse_yaml(text: str, source: str) -> Any:
         where = f"{source}, line {mark.line + 1}" if mark else source
         reason = str(getattr(error, "problem", None) or error).splitlines()[0]
         raise UserError(f"{where}: not valid YAML ({reason}); fix it.") from None
+
+
+def dump_yaml(data: Any) -> str:
+    """Return plain data as YAML, keys in their order."""
+    written: str = yaml.dump(data, Dumper=_Dumper, sort_keys=False)
+    return written
 
 
 def parse_json(text: str | bytes) -> Any:

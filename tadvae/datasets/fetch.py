@@ -6,10 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from tadvae.base.config import read_yaml
-from tadvae.base.documents import parse_json
+from tadvae.base.documents import dump_yaml, parse_json
 from tadvae.base.download import download
 from tadvae.base.errors import UserError
 from tadvae.datasets.registry import Entry
@@ -60,7 +58,7 @@ def fetch(
     there = [] if spec is None else spec.datasets  # kept as they are: the user may have edited them
     datasets = [*there, *(e.dataset for e in entries if e.dataset.name not in {d.name for d in there})]
     merged = StoreSpec(datasets=datasets) if spec is None else spec.model_copy(update={"datasets": datasets})
-    text = yaml.safe_dump(merged.model_dump(exclude_defaults=True), sort_keys=False)
+    text = dump_yaml(merged.model_dump(exclude_defaults=True))
     (folder / SPEC).write_text(text, encoding="utf-8")
     return folder / SPEC
 

@@ -253,26 +253,29 @@ class _Likelihood:
                 self.n_genes += Y.shape[1]
 
     def __call__(self, log_variances: Floats) -> tuple[float, Floats]:
-        theta = torch.tensor(log_variances, requires_grad=True)
-        total = torch.tensordot(theta[:-1].exp(), self.terms, dims=1) + self.noise
-        total = total + torch.diag(theta[-1].exp() * self.unknown)
+        """The value, and its gradient by hand: as exact as automatic differentiation, at half the work."""
+        variances = torch.from_numpy(np.exp(log_variances))
+        total = torch.tensordot(variances[:-1], self.terms, dims=1) + self.noise
+        total.diagonal().add_(variances[-1] * self.unknown)
         parts = []
         for rows, g, YY, YM, MM in self.blocks:
             # Cholesky: stable, and the log determinant comes from the diagonal without overflow.
             factor = torch.linalg.cholesky(total[rows][:, rows])
             inverse = torch.cholesky_inverse(factor)
-            parts.append((inverse, 2 * factor.diagonal().log().sum(), g, YY, YM, MM))
-        below = sum((inverse * MM).sum() for inverse, *_, MM in parts)
-        above = sum((inverse * YM).sum() for inverse, _, _, _, YM, _ in parts)
-        scale = above / below if self.has_prior else torch.zeros((), dtype=torch.float64)
-        value = torch.zeros((), dtype=torch.float64)
-        for inverse, log_determinant, g, YY, YM, MM in parts:
-            squares = YY - scale * (YM + YM.T) + scale**2 * MM
-            value = value + 0.5 * (inverse * squares).sum() + 0.5 * g * log_determinant
-        value = value / self.n_genes
-        value.backward()
-        assert theta.grad is not None
-        return float(value.detach()), theta.grad.numpy()
+            parts.append((inverse, 2 * float(factor.diagonal().log().sum()), rows, g, YY, YM, MM))
+        scale = 0.0
+        if self.has_prior:
+            below = sum(float((inverse * MM).sum()) for inverse, *_, MM in parts)
+            scale = sum(float((inverse * YM).sum()) for inverse, *_, YM, _ in parts) / below
+        value, by_total = 0.0, torch.zeros_like(total)
+        for inverse, log_determinant, rows, g, YY, YM, MM in parts:
+            squares = YY - scale * (YM + YM.T) + scale**2 * MM if self.has_prior else YY
+            value += 0.5 * float((inverse * squares).sum()) + 0.5 * g * log_determinant
+            # The scale is the best one, where the value does not change with it: it adds nothing here.
+            by_total[rows[:, None], rows] += 0.5 * (g * inverse - inverse @ squares @ inverse)
+        of_terms = torch.tensordot(self.terms, by_total, dims=2)
+        gradient = torch.cat([of_terms, (self.unknown * by_total.diagonal()).sum()[None]]) * variances
+        return value / self.n_genes, (gradient / self.n_genes).numpy()
 
 
 def _alike(terms: Sequence[Floats]) -> list[list[int]]:

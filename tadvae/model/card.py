@@ -1,12 +1,13 @@
 """The model card: a README.md beside the weights that says what a model was trained on and how to use it."""
 
 import re
+from functools import cache
 from importlib import metadata, resources
 
 import numpy as np
-import yaml
 from jinja2 import Environment, StrictUndefined, Template
 
+from tadvae.base.documents import dump_yaml
 from tadvae.base.filesystem import Location
 from tadvae.base.terminal import visible
 from tadvae.data.vocabulary import Vocabulary
@@ -39,7 +40,7 @@ def model_card(vocabulary: Vocabulary, config: ExperimentConfig) -> str:
     genes = len(np.unique(np.concatenate([entry.genes for entry in vocabulary.datasets])))
     first = vocabulary.contexts[0]
     return _template().render(
-        head=yaml.safe_dump(head, sort_keys=False),
+        head=dump_yaml(head),
         config=config,
         warning=vocabulary.membership.warning,
         version=metadata.version("tadvae"),
@@ -64,6 +65,7 @@ def escape_markdown(words: str) -> str:
     return MARKUP.sub(r"\\\g<0>", line)
 
 
+@cache  # each compiles it anew
 def _template() -> Template:
     environment = Environment(
         autoescape=False,  # Markdown is no HTML: the filters below escape what comes from data

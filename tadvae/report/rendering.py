@@ -7,6 +7,7 @@ chart module makes, are written as they are.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ FRAME = "tadvae.report"
 """The package whose templates all pages can extend and import."""
 
 
+@cache  # compiled templates are kept in it
 def environment(package: str = FRAME) -> Environment:
     """Return the environment of a package's templates, with escaping of all values.
 

@@ -66,6 +66,7 @@ def two_epochs(preset):
 def test_one_command_trains_stores_and_writes(results, ray_cluster, tmp_path, capsys, monkeypatch):
     shorter = {name: two_epochs(preset) for name, preset in PRESETS.items()}
     monkeypatch.setattr(results, "PRESETS", shorter)
+    monkeypatch.setattr(results, "CALIBRATION_FOLDS", 2)
     places = {name: tmp_path / name for name in ("out", "work", "page")}
     arguments = [word for name, place in places.items() for word in (f"--{name}", str(place))]
     arguments += ["--seeds", "2", "--max-folds", "1"]

@@ -1,6 +1,7 @@
 """A head started by the page's own command, S3 on loopback, and a run that nothing disturbed."""
 
 import os
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -105,7 +106,17 @@ def local_store(shared: Path) -> Path:
 
 
 @pytest.fixture(scope="package")
-def whole(driver: Driver, shared: Path, local_store: Path) -> Path:
+def whole_begun(driver: Driver, shared: Path, local_store: Path) -> Iterator[subprocess.Popen]:
+    """The command of :func:`whole`, whose first reader need not wait for all of it."""
+    process = driver.start(
+        driver.train(str(local_store), str(shared / "whole"), shared), shared / "whole.log"
+    )
+    yield process
+    end(process)
+
+
+@pytest.fixture(scope="package")
+def whole(whole_begun: subprocess.Popen, shared: Path) -> Path:
     """A local run that nothing disturbed."""
-    driver.run(driver.train(str(local_store), str(shared / "whole"), shared))
+    assert whole_begun.wait(timeout=500) == 0, (shared / "whole.log").read_text()[-6000:]
     return shared / "whole"

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 import psutil
 import requests
 from moto.server import ThreadedMotoServer
+from process_end import kill_what_stays
 
 from tadvae.base.filesystem import Location
 
@@ -49,12 +51,11 @@ def end(process: subprocess.Popen | None) -> None:
     if process is None or process.poll() is not None:
         return
     parent = psutil.Process(process.pid)
-    family = [parent, *parent.children(recursive=True)]
+    family = parent.children(recursive=True)
     process.send_signal(signal.SIGTERM)
-    psutil.wait_procs(family, timeout=20)
-    for member in family:
-        if member.is_running():
-            member.kill()
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(timeout=20)
+    kill_what_stays([parent, *family])
     process.wait()
 
 

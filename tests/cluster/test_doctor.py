@@ -19,6 +19,22 @@ def fixes(printed: str) -> dict[str, str]:
     return {m[1]: line for line in printed.splitlines() if (m := re.match(r"FIX   (\w+): .*; .*\.$", line))}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def without_token(head, tmp_path_factory):
+    """Commands that do not give the head's token: each waits long, beside the other tests."""
+    folder = tmp_path_factory.mktemp("without-token")
+    environment = {k: v for k, v in head.driver.environment.items() if k != "RAY_AUTH_MODE"}
+    homes = head.driver.environment["HOME"], str(folder)
+    logs = [folder / f"{i}.log" for i in range(len(homes))]
+    asking = [
+        Driver(environment | {"HOME": home}).start("tadvae doctor", log)
+        for home, log in zip(homes, logs, strict=True)
+    ]
+    yield list(zip(asking, logs, strict=True))
+    for process in asking:
+        end(process)
+
+
 def test_a_sound_cluster(head, storage, shared):
     printed = head.driver.run(["tadvae", "doctor", "--workers", "3", "--storage", str(shared)])
     assert not fixes(printed)
@@ -47,21 +63,6 @@ def test_an_address_where_nobody_answers(driver):
     assert set(found) == {"address"}
     assert f"no server answers at RAY_ADDRESS={address} (Connection refused)" in found["address"]
     assert "correct RAY_ADDRESS" in found["address"]
-
-
-def test_no_token_for_a_cluster_that_asks_for_one(head, tmp_path):
-    environment = {k: v for k, v in head.driver.environment.items() if k != "RAY_AUTH_MODE"}
-    homes = head.driver.environment["HOME"], str(tmp_path)
-    logs = [tmp_path / f"{i}.log" for i in range(len(homes))]
-    asking = [  # beside each other: each waits long for an answer
-        Driver(environment | {"HOME": home}).start("tadvae doctor", log)
-        for home, log in zip(homes, logs, strict=True)
-    ]
-    for process, log in zip(asking, logs, strict=True):
-        code, printed = process.wait(timeout=500), log.read_text()
-        assert code == 2, printed
-        assert "if it asks for a token" in fixes(printed)["connection"]
-        assert "export RAY_AUTH_MODE=token" in fixes(printed)["connection"]
 
 
 def test_an_address_that_is_not_said(head, driver):
@@ -133,3 +134,11 @@ def test_a_node_with_other_versions_and_another_disk(head, odd_node):
     assert "install the same versions on every node" in found["versions"]
     assert "cannot read there what this machine wrote" in found["storage"]
     assert not list(odd_node.glob(".tadvae-doctor*"))
+
+
+def test_no_token_for_a_cluster_that_asks_for_one(without_token):
+    for process, log in without_token:
+        code, printed = process.wait(timeout=500), log.read_text()
+        assert code == 2, printed
+        assert "if it asks for a token" in fixes(printed)["connection"]
+        assert "export RAY_AUTH_MODE=token" in fixes(printed)["connection"]

@@ -15,6 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
+from process_end import kill_what_stays
 
 from cluster.running import BIN, ROOT, Driver, free_port
 
@@ -73,8 +74,7 @@ def node(driver):
     mine = [p for p in psutil.process_iter() if home_of(p) == str(home)]
     for process in mine:
         process.terminate()
-    for process in psutil.wait_procs(mine, timeout=20)[1]:
-        process.kill()
+    kill_what_stays(mine)
     shutil.rmtree(folder, ignore_errors=True)
 
 

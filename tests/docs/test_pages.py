@@ -155,6 +155,7 @@ def test_the_model_folder_is_as_described(tmp_path):
     assert [name for name in described if f'"{name}"' not in source] == []
 
 
+@pytest.mark.slow
 def test_the_site_builds(tmp_path):
     built = subprocess.run(
         [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")],

@@ -258,6 +258,7 @@ def here(capfd) -> Callable[..., tuple[int, str, str]]:
     return here
 
 
+@pytest.mark.slow
 def test_the_command_line_ends_bad_input_with_one_sentence_and_code_2(tmp_path, here):
     for call, arguments in (
         (here, ("convert", str(tmp_path / "none.yaml"), "--out", str(tmp_path / "store"))),
@@ -279,6 +280,7 @@ def test_the_command_line_ends_bad_input_with_one_sentence_and_code_2(tmp_path, 
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_version_and_help(here):
     assert here("--version")[1].startswith("tadvae 0.")
     assert in_a_process("train", "--help")[0] == 0

@@ -27,6 +27,8 @@ from tadvae.pathways.read import read_pathways
 from tadvae.pathways.sets import PathwaySets
 from tadvae.pathways.table import is_ancestor
 
+pytestmark = pytest.mark.slow
+
 CLOSURE = "go_bp_human_2022-07-01_closure.tsv.gz"
 WEIGHTS = "netactivity_selected_1518_genesets_weights.tsv.gz"
 

@@ -17,6 +17,7 @@ from pathlib import Path
 import pandas as pd
 import psutil
 import pytest
+from process_end import kill_what_stays
 
 from pipelines.train.train import train
 from tadvae.base.errors import UserError
@@ -309,9 +310,7 @@ def test_a_killed_sweep_goes_on_without_repeating(ray_cluster, store, space_file
         finally:
             driver.kill()  # SIGKILL
             driver.wait()
-            _, alive = psutil.wait_procs(family, timeout=30)
-            for process in alive:
-                process.kill()
+            kill_what_stays(family)
     assert driver.returncode == -signal.SIGKILL
     before = {r.number: r for r in read_records(Location.of(out))}
     ended = [r for r in before.values() if r.status != "running"]
@@ -423,6 +422,7 @@ def test_the_command_ends_with_a_sentence_and_2(tmp_path, capsys, arguments, sen
     assert not Path(out).exists()
 
 
+@pytest.mark.slow
 def test_the_job_entry_point_has_exit_codes(tmp_path):
     command = [sys.executable, "-m", "tune", "run", "/nowhere", "--out", str(tmp_path / "out")]
     done = subprocess.run(
@@ -463,6 +463,7 @@ def test_a_ray_without_its_dashboard_is_refused():
     assert "UserError this Ray's dashboard does not answer its workers" in done.stdout, done.stderr
 
 
+@pytest.mark.slow
 def test_the_wheel_carries_the_space(tmp_path):
     build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
     subprocess.run(build, check=True, cwd=ROOT, capture_output=True, timeout=300)

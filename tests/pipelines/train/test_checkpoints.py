@@ -7,7 +7,8 @@ from ray.train.v2._internal.constants import CHECKPOINT_MANAGER_SNAPSHOT_FILENAM
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
 from pipelines.train.checkpoints import SNAPSHOT, require_own_checkpoints
-from pipelines.train.on_ray import StopAtUserError, _user_error_in
+from pipelines.train.on_ray import _user_error_in
+from pipelines.train.stop import StopAtUserError
 from tadvae.base.errors import StorageError, UserError
 from tadvae.model.run_folder import RunFolder
 

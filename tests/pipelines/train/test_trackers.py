@@ -94,6 +94,7 @@ def wandb_steps(folder: Path) -> list[dict]:
     ]
 
 
+@pytest.mark.slow
 @needs["mlflow"]
 def test_mlflow_has_every_step_and_a_later_driver_goes_on(run):
     config = ExperimentConfig.load(None, ["train.learning_rate=0.125"])
@@ -115,6 +116,7 @@ def test_mlflow_has_every_step_and_a_later_driver_goes_on(run):
     assert {value for _, _, value in history("cells_per_second")} == {64}
 
 
+@pytest.mark.slow
 @needs["mlflow"]
 def test_mlflow_where_its_own_variables_say(run, tmp_path, monkeypatch):
     place = f"sqlite:///{tmp_path}/lab.db"
@@ -131,6 +133,7 @@ def test_mlflow_where_its_own_variables_say(run, tmp_path, monkeypatch):
     assert not (run.place / "mlflow.db").exists()
 
 
+@pytest.mark.slow
 @needs["mlflow"]
 def test_mlflow_that_fails_later_costs_steps_but_not_the_run(run, capsys):
     tracker = MLflow(run, ExperimentConfig())
@@ -154,6 +157,7 @@ def test_mlflow_at_a_wrong_place_is_a_sentence(run, monkeypatch, refused):
     assert "correct MLFLOW_TRACKING_URI" in refused(MLflow, run, ExperimentConfig())
 
 
+@pytest.mark.slow
 @needs["wandb"]
 def test_wandb_offline_has_every_step_of_both_drivers(run):
     config = ExperimentConfig.load(None, ["train.learning_rate=0.125"])
@@ -175,6 +179,7 @@ def test_wandb_offline_has_every_step_of_both_drivers(run):
     assert [(m.glob_name, m.step_metric) for m in metrics if m.glob_name] == [("train/*", "step")] * 2
 
 
+@pytest.mark.slow
 @needs["wandb"]
 def test_wandb_without_a_key_is_a_sentence(run, tmp_path):
     code = (

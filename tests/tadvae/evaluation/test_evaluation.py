@@ -1,5 +1,6 @@
 """Every kind of split trains and evaluates end to end, without Ray; nothing held out reaches training."""
 
+import copy
 from pathlib import Path
 
 import anndata as ad
@@ -7,10 +8,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from local_conversion import convert_locally
 from scipy import sparse
 from small_screens import SCREENS, small_config
 
 from tadvae.base.errors import UserError
+from tadvae.base.filesystem import Location
 from tadvae.data.reader import CellReader
 from tadvae.data.splits import TEST, TRAIN, held_out_rows
 from tadvae.data.views import views_of
@@ -28,6 +31,8 @@ from tadvae.simulation.files import write_simulation
 from tadvae.simulation.simulate import simulate
 from tadvae.training.calibrate import calibrate, fit_ensemble, plan_calibration
 from tadvae.training.fit import fit
+
+pytestmark = pytest.mark.slow
 
 SPLITS = {
     "combo": (["split.kind=combo"], {"combo_seen2"}),
@@ -49,9 +54,9 @@ def folder(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture
-def store(folder, convert_here):
-    return convert_here(folder / "spec.yaml")
+@pytest.fixture(scope="module")
+def store(folder):
+    return convert_locally(folder / "spec.yaml", Location.of(folder.parent / "store"))
 
 
 @pytest.mark.parametrize("kind", SPLITS)
@@ -230,8 +235,9 @@ def test_garbage_in_held_out_rows_changes_nothing_that_was_learned(
         np.testing.assert_array_equal(values, after[name], err_msg=name)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def small_run(folder, store):
+    """A model and its split, which tests only read."""
     config = small_config(folder, "split={kind: combo, folds: 3}", "preprocess.n_top_genes=20")
     return fit(store, config)
 
@@ -242,7 +248,7 @@ def test_an_unchanged_run_passes_the_leak_check(small_run, store):
 
 
 def test_planted_leaks_are_refused(small_run, store, refused):
-    model, groups = small_run
+    model, groups = copy.deepcopy(small_run)
     vocabulary = model.vocabulary
 
     # a held-out double that was trained on: the saved split says so, the config does not
@@ -313,8 +319,9 @@ def test_other_runs_beside_the_model(folder, store, small_run, refused):
     assert "other genes" in refused(evaluate, store, groups, model, rivals={"other": fit(store, wider)})
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def ensemble(folder, store):
+    """Two members, calibrated, which tests only read."""
     config = small_config(folder, "split={kind: combo, folds: 4}", "preprocess.n_top_genes=20")
     return fit_ensemble(store, config, [0, 1], folds=2, seeds_per_fold=2)
 

@@ -148,6 +148,7 @@ layouts = st.fixed_dictionaries(
 
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(layouts, st.integers(3, 50), st.integers(3, 50))
+@pytest.mark.slow
 def test_chunks_do_not_change_the_store(convert_here, write_spec, screen, layout, chunk, other_chunk):
     stores = []
     for rows in (chunk, other_chunk):
