@@ -286,42 +286,118 @@ def report(
 @app.command()
 def predict(
     run: RunArgument,
+    out_: Annotated[
+        str,
+        typer.Option(
+            "--out",
+            metavar="FILE.h5ad|FILE.parquet",
+            help="File for the cells under one perturbation in one context (.h5ad), or for mean profiles.",
+        ),
+    ],
     target: Annotated[
-        str, typer.Option(metavar="A+B", help="Target of the perturbation, or several joined by +.")
-    ],
+        list[str] | None,
+        typer.Option(
+            metavar="A+B", help="Target of the perturbation, or several joined by +; may be repeated."
+        ),
+    ] = None,
     context: Annotated[
-        str, typer.Option(metavar="C", help="Context (cell line or cell type) to predict in.")
-    ],
-    out_: Annotated[str, typer.Option("--out", metavar="FILE.h5ad", help="File for the predicted cells.")],
+        list[str] | None,
+        typer.Option(
+            metavar="C",
+            help="Context (cell line or cell type) to predict in; may be repeated. Without it, mean profiles "
+            "in all contexts.",
+        ),
+    ] = None,
+    targets: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE", help="Text file of perturbations, one (A+B) per line: their mean profiles."
+        ),
+    ] = None,
+    all_singles: Annotated[
+        bool,
+        typer.Option("--all-singles", help="Mean profiles of every single target of each context's screen."),
+    ] = False,
+    all_pairs: Annotated[
+        bool, typer.Option("--all-pairs", help="Mean profiles of every pair of these targets.")
+    ] = False,
+    as_: Annotated[
+        Literal["log1p", "counts"],
+        typer.Option("--as", help="Whether predictions are log1p values or counts."),
+    ] = "log1p",
     controls: Annotated[
         str | None,
         typer.Option(metavar="FILE.h5ad", help="Your own control cells, which predictions start from."),
     ] = None,
     dataset: Annotated[
-        str | None, typer.Option(help="Dataset of the context and of the modality, if several have it.")
+        list[str] | None,
+        typer.Option(
+            help="Dataset of the context and of the modality, if several have it; may be repeated for means."
+        ),
     ] = None,
     values: Annotated[
         Literal["counts", "log1p"], typer.Option(help="Whether --controls holds counts or log1p values.")
     ] = "counts",
     gpu: OnGpu = False,
 ) -> None:
-    """Predict cells under a perturbation of one or several targets.
+    """Predict cells under one perturbation, or mean profiles under many.
+
+    One --target in one --context, written to an .h5ad file, gives predicted cells. Everything else gives one
+    row per perturbation and context: the mean profile, of ensembles with intervals, or the reason why there
+    is none.
 
     Example: tadvae predict run --target KLF1+MAP2K6 --context k562 --out predicted.h5ad
-    """
-    from pipelines.predict import predict_to
 
-    adata = predict_to(
-        run, target, context, out_, controls_path=controls, dataset=dataset, values=values, gpu=gpu
+    Example: tadvae predict run --all-singles --all-pairs --context k562 --out pairs.parquet
+    """
+    many = targets is not None or all_singles or all_pairs
+    if not target and not many:
+        raise UserError("predict: no perturbation; give --target, --targets, --all-singles or --all-pairs.")
+    one = len(target or ()) == len(context or ()) == 1 and len(dataset or ()) <= 1 and not many
+    if one and target and context and not out_.endswith(".parquet"):
+        from pipelines.predict import predict_to
+
+        adata = predict_to(
+            run,
+            target[0],
+            context[0],
+            out_,
+            controls_path=controls,
+            dataset=dataset[0] if dataset else None,
+            values=values,
+            units=as_,
+            gpu=gpu,
+        )
+        about = adata.uns["tadvae"]
+        change = (adata.var["predicted_mean"] - adata.var["control_mean"]).sort_values()
+        up = ", ".join(f"{gene} {value:+.2f}" for gene, value in change.iloc[::-1].head(5).items())
+        down = ", ".join(f"{gene} {value:+.2f}" for gene, value in change.head(5).items())
+        out.print(
+            f"{out_}: {adata.n_obs} cells × {adata.n_vars} genes of {about['perturbation']} in "
+            f"{about['context']}, from {about['started_from']}; up: {up}; down: {down}."
+        )
+        return
+    from pipelines.predict import predict_many_to
+    from tadvae.model.combinations import Combinations, read_targets
+
+    listed = (*(target or ()), *(read_targets(targets) if targets is not None else ()))
+    written = predict_many_to(
+        run,
+        Combinations(listed, all_singles, all_pairs),
+        out_,
+        contexts=context,
+        datasets=dataset,
+        controls_path=controls,
+        values=values,
+        units=as_,
+        gpu=gpu,
     )
-    about = adata.uns["tadvae"]
-    change = (adata.var["predicted_mean"] - adata.var["control_mean"]).sort_values()
-    up = ", ".join(f"{gene} {value:+.2f}" for gene, value in change.iloc[::-1].head(5).items())
-    down = ", ".join(f"{gene} {value:+.2f}" for gene, value in change.head(5).items())
     out.print(
-        f"{out_}: {adata.n_obs} cells × {adata.n_vars} genes of {about['perturbation']} in "
-        f"{about['context']}, from {about['started_from']}; up: {up}; down: {down}."
+        f"{out_}: mean profiles of {written.n:,} perturbations, over {written.n_contexts} contexts, × "
+        f"{written.n_genes:,} genes; {sum(written.reasons.values()):,} without an answer."
     )
+    for reason, count in written.reasons.most_common(3):
+        out.print(f"{count:,} × {reason}")
 
 
 @app.command()

@@ -152,7 +152,7 @@ def _shared(a: Conditions, b: Conditions) -> Floats:
 
 def _products(a: np.ndarray, b: np.ndarray) -> Floats:
     """Inner products of rows of whole numbers (n, n_targets) and (m, n_targets): exact, (n, m)."""
-    # As floats, because BLAS has no whole numbers; only the columns in use, because conditions have few targets.
+    # As floats, because BLAS has no whole numbers; only the columns in use, because few targets are asked.
     used = np.flatnonzero(a.any(axis=0))
     return a[:, used].astype(np.float64) @ b[:, used].astype(np.float64).T
 
