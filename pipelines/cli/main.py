@@ -401,6 +401,57 @@ def predict(
 
 
 @app.command()
+def embed(
+    run: RunArgument,
+    files: Annotated[
+        list[str],
+        typer.Argument(metavar="FILE.h5ad…", help="Files of cells, of any panels; .h5ad or .zarr."),
+    ],
+    out_: Annotated[str, typer.Option("--out", metavar="OUT.h5ad", help="File to write.")],
+    contributions: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATHWAY", help="Write the contribution of each gene to this pathway; may be repeated."
+        ),
+    ] = None,
+    layer: Annotated[str | None, typer.Option(help="Layer with the values; default: X.")] = None,
+    values: Annotated[
+        Literal["counts", "log1p"], typer.Option(help="Whether the files hold counts or log1p values.")
+    ] = "counts",
+    smooth: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Principal axes of each file onto which cells are projected before; 0: none. Default: 20 "
+            "where the pathway layer is linear.",
+        ),
+    ] = None,
+    gpu: OnGpu = False,
+) -> None:
+    """Write pathway activities and latent means of the cells of files, in bounded memory.
+
+    Example: tadvae embed run cells.h5ad --out embedded.h5ad
+    """
+    from pipelines.embed import embed_to
+
+    found = embed_to(
+        run,
+        files,
+        out_,
+        contributions=contributions or (),
+        layer=layer,
+        values=values,
+        smooth=smooth,
+        gpu=gpu,
+    )
+    available = found.uns["tadvae"]["available"]
+    out.print(
+        f"{out_}: {found.n_obs:,} cells of {len(files)} files; {int(available.any(axis=0).sum())} of "
+        f"{available.shape[1]} pathways are measured by at least one file."
+    )
+
+
+@app.command()
 def doctor(
     workers: Annotated[int, typer.Option(min=1, help="Number of workers of the planned run.")] = 1,
     gpu: Annotated[bool, typer.Option("--gpu", help="Check for one GPU per worker.")] = False,

@@ -7,7 +7,7 @@
 
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, Self
 
 import anndata as ad
@@ -28,6 +28,7 @@ from tadvae.model.causal_graph import CausalGraph, pathway_effects, read_graph
 from tadvae.model.controls import check_controls
 from tadvae.model.counts import Counts
 from tadvae.model.device import to_numpy
+from tadvae.model.embed import EmbedSettings, embed_files
 from tadvae.model.encode import (
     AXES,
     contributions,
@@ -287,6 +288,52 @@ class TADVAE:
             result = contributions(self.module, cells, p, genes)
         names = np.array(cells.names, dtype=object)[np.searchsorted(cells.genes, genes)]
         return pd.DataFrame(result, index=adata.obs_names, columns=names)
+
+    def embed(
+        self,
+        files: str | Sequence[str],
+        out: str,
+        *,
+        contributions: Sequence[str] = (),
+        layer: str | None = None,
+        values: Literal["counts", "log1p"] = "counts",
+        smooth: int | None = None,
+        advance: Callable[[int], object] = lambda n: None,
+    ) -> ad.AnnData:
+        """Activities, latent means and contributions of the cells of files, written in bounded memory.
+
+        Parameters
+        ----------
+        files
+            One ``.h5ad`` file or ``.zarr`` folder, or several, of any panels.
+        out
+            The ``.h5ad`` file to write; it has the cells of all files, in their order.
+        contributions
+            Ids of pathways for which the contribution of every gene is written too.
+        layer, values, smooth
+            As for :meth:`activities`. Principal axes are those of each file: of all its cells, or of 10,000
+            cells spread evenly over a larger file.
+        advance
+            Called with the number of cells that are written.
+
+        Returns
+        -------
+        The written file without ``obsm``. In the file, ``obsm["X_tadvae_activity"]`` is NaN for pathways that
+        the panel of the cell's file does not see, ``obsm["X_tadvae"]`` has the latent means,
+        ``obsm["contributions_PATHWAY"]`` the contributions of the genes that
+        ``uns["tadvae"]["contributions"]`` names; ``varm["matched"]`` says which genes each file has. ``obs``
+        has the columns that all files have, and ``tadvae_file``, the number of the file.
+
+        Raises
+        ------
+        UserError
+            As :meth:`activities`; if there is no such pathway, or a file cannot be read.
+        """
+        settings = EmbedSettings(tuple(contributions), layer, values, self._axes(smooth))
+        given = [files] if isinstance(files, str) else list(files)
+        return embed_files(
+            self.module, self.vocabulary, self.config.preprocess, given, out, settings, advance
+        )
 
     def _axes(self, smooth: int | None) -> int:
         """How many axes cells are projected onto; 0 for none."""

@@ -124,13 +124,23 @@ def read_adata(path: str, option: str) -> ad.AnnData:
 
 def write_adata(adata: ad.AnnData, place: Location) -> None:
     """Write an ``.h5ad`` file atomically."""
+    with written_locally(place) as local:
+        adata.write_h5ad(local)
+
+
+@contextmanager
+def written_locally(place: Location) -> Iterator[str]:
+    """Yield the path of a local file that becomes a file anywhere when the block ends without an error.
+
+    The HDF5 library can only write to local files.
+    """
     with place.replacing() as partial:
         if partial.is_local:
-            adata.write_h5ad(partial.path)
+            yield partial.path
             return
-        with tempfile.TemporaryDirectory() as folder:  # the HDF5 library can only write to local files
+        with tempfile.TemporaryDirectory() as folder:
             local = Path(folder) / place.name
-            adata.write_h5ad(local)
+            yield str(local)
             with local.open("rb") as file, partial.filesystem.open_output_stream(partial.path) as stream:
                 shutil.copyfileobj(file, stream, 2**24)
 
