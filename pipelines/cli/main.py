@@ -452,6 +452,91 @@ def embed(
 
 
 @app.command()
+def rank(
+    run: RunArgument,
+    towards: Annotated[
+        str,
+        typer.Option(
+            metavar="STATE.h5ad|OBS=value",
+            help="Cells in the wanted state: a file, or those of --cells with a value in a column of obs.",
+        ),
+    ],
+    out_: Annotated[
+        str, typer.Option("--out", metavar="FILE.csv|FILE.parquet", help="File for the ranked table.")
+    ],
+    page: Annotated[
+        str | None,
+        typer.Option(metavar="FILE.html", help="HTML page with the answer, a chart and the table."),
+    ] = None,
+    cells: Annotated[
+        str | None, typer.Option(metavar="FILE.h5ad", help="File in which OBS=value is looked up.")
+    ] = None,
+    from_: Annotated[
+        str | None,
+        typer.Option("--from", metavar="OBS=value", help="The control cells in --cells, to start from."),
+    ] = None,
+    context: Annotated[
+        str | None,
+        typer.Option(metavar="C", help="Context of training whose control cells predictions start from."),
+    ] = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="Dataset of the context, or whose way of perturbing is meant.")
+    ] = None,
+    controls: Annotated[
+        str | None, typer.Option(metavar="FILE.h5ad", help="Your own control cells, to start from.")
+    ] = None,
+    pairs: Annotated[
+        bool, typer.Option("--pairs", help="Rank all pairs of targets too, not only single targets.")
+    ] = False,
+    targets: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE", help="Rank the perturbations of a text file, one (A+B) per line, instead."
+        ),
+    ] = None,
+    score: Annotated[
+        Literal["energy", "cosine"],
+        typer.Option(help="How far (energy), or in which direction (cosine), cells move."),
+    ] = "energy",
+    top: Annotated[int, typer.Option(min=1, help="Number of perturbations in the table.")] = 1_000,
+    values: Annotated[
+        Literal["counts", "log1p"], typer.Option(help="Whether the files hold counts or log1p values.")
+    ] = "counts",
+    gpu: OnGpu = False,
+) -> None:
+    """Rank perturbations by how far they move control cells towards a wanted state.
+
+    Example: tadvae rank run --towards erythroid.h5ad --context k562 --pairs --out rank.csv --page rank.html
+
+    Example: tadvae rank run --cells mine.h5ad --from state=naive --towards state=memory --out rank.csv
+    """
+    from pipelines.rank import rank_to
+    from tadvae.model.combinations import Combinations, read_targets
+    from tadvae.report.ranking_page import answer
+
+    if targets is not None and pairs:
+        raise UserError("--targets lists the perturbations; leave out --pairs.")
+    listed = Combinations((), True, pairs) if targets is None else Combinations(read_targets(targets))
+    ranking = rank_to(
+        run,
+        towards,
+        out_,
+        listed,
+        page=page,
+        cells=cells,
+        from_=from_,
+        context=context,
+        dataset=dataset,
+        controls=controls,
+        values=values,
+        score=score,
+        top=top,
+        gpu=gpu,
+    )
+    out.print(f"{out_}: {answer(ranking, towards)}")
+
+
+@app.command()
 def doctor(
     workers: Annotated[int, typer.Option(min=1, help="Number of workers of the planned run.")] = 1,
     gpu: Annotated[bool, typer.Option("--gpu", help="Check for one GPU per worker.")] = False,

@@ -1,9 +1,11 @@
 """An ``.h5ad`` file or ``.zarr`` folder of cells whose values are read some rows at a time."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import anndata as ad
 import h5py
 import numpy as np
 import pandas as pd
@@ -68,6 +70,11 @@ class CellFile:
                 "damaged, restore it or write it again."
             ) from None
 
+    def chosen(self, rows: np.ndarray) -> sparse.csr_matrix:
+        """Values of some rows, sorted, one block of neighbours at a time."""
+        blocks = np.split(rows, np.flatnonzero(np.diff(rows) != 1) + 1)
+        return sparse.vstack([self.rows(int(b[0]), int(b[-1]) + 1) for b in blocks if len(b)], format="csr")
+
     def spread(self, n: int, blocks: int = 64) -> sparse.csr_matrix:
         """At most n rows: all of them, or some blocks of rows spread evenly over the file."""
         if len(self) <= n:
@@ -89,3 +96,36 @@ def open_cells(path: str, layer: str | None) -> Iterator[CellFile]:
                 "by anndata."
             ) from None
         yield cells
+
+
+def read_cells(path: str, n: int, where: tuple[str, str] | None = None) -> ad.AnnData:
+    """At most n cells of a file, spread evenly, in memory.
+
+    Parameters
+    ----------
+    where
+        A column of ``obs`` and the value that the cells have in it; None: all cells.
+
+    Raises
+    ------
+    UserError
+        If there is no such file, no such column, or no such cell.
+    """
+    if not os.path.exists(path):
+        raise UserError(f"{path}: no such file; give an .h5ad file or a .zarr folder.")
+    with open_cells(path, None) as file:
+        rows = np.arange(len(file))
+        if where is not None:
+            column, value = where
+            if column not in file.obs:
+                known = ", ".join(map(str, file.obs.columns)) or "none"
+                raise UserError(f"{path}: no column '{column}' in obs (columns: {known}); name one of these.")
+            texts = file.obs[column].astype(str)
+            rows = np.flatnonzero((texts == value).to_numpy())
+            if not len(rows):
+                common = ", ".join(texts.value_counts().index[:10])
+                raise UserError(f"{path}: no cell has the {column} '{value}' (most frequent: {common}).")
+        if not len(rows):
+            raise UserError(f"{path}: it has no cells; give another file.")
+        rows = rows[np.unique(np.linspace(0, len(rows) - 1, min(n, len(rows))).astype(np.int64))]
+        return ad.AnnData(file.chosen(rows), obs=file.obs.iloc[rows].copy(), var=file.var.copy())

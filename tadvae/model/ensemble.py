@@ -222,7 +222,7 @@ class Ensemble:
             return Means(mean, spread, mean + shift - half, mean + shift + half)
 
         level = None if self.calibration is None or reason is not None else self.calibration.level
-        return MeansAt(start, means, level, reason)
+        return MeansAt(start, means, level, reason, members)
 
     def _no_interval(self, dataset: str, context: str) -> str | None:
         calibration = self.calibration

@@ -92,12 +92,15 @@ class MeansAt:
         Level of the intervals; None: no intervals.
     no_interval
         Why an ensemble has none here.
+    members
+        The same for each member of an ensemble.
     """
 
     start: Start
     means: Callable[[Sequence[Pairs]], Means]
     level: float | None = None
     no_interval: str | None = None
+    members: "Sequence[MeansAt]" = ()
 
 
 def start_at(row: int, vocabulary: Vocabulary, controls: dict[int, Cells]) -> Start:
