@@ -393,8 +393,8 @@ def predict(
         gpu=gpu,
     )
     out.print(
-        f"{out_}: mean profiles of {written.n:,} perturbations, over {written.n_contexts} contexts, × "
-        f"{written.n_genes:,} genes; {sum(written.reasons.values()):,} without an answer."
+        f"{out_}: {written.n:,} mean profiles × {written.n_genes:,} genes (contexts: {written.n_contexts}); "
+        f"{sum(written.reasons.values()):,} without an answer."
     )
     for reason, count in written.reasons.most_common(3):
         out.print(f"{count:,} × {reason}")

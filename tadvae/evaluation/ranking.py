@@ -7,7 +7,8 @@ are two scores::
     energy:  2 (mean_ij |x_i − y_j| − mean_ij |x_i + δ − y_j|) / D,  D = the energy distance of x and y
 
 The energy score is the share of the energy distance that the perturbation removes, if every cell changes by
-δ: 1 arrives, 0 does not move, below 0 moves away. The distances within x and within y cancel.
+δ: about 1 arrives, 0 does not move, below 0 moves away. D is the unbiased distance, so that the score may be
+a little above 1. The distances within x and within y cancel.
 
 Source: energy distance, Székely and Rizzo (2013); for single cells Peidli et al. (2024).
 """
@@ -318,8 +319,8 @@ def _details(
                     "perturbation": question.label,
                     "score": value,
                     "se": float(se[i]),
-                    "low": value - NORMAL * float(se[i]),
-                    "high": value + NORMAL * float(se[i]),
+                    "low": max(value - NORMAL * float(se[i]), -1.0 if score == "cosine" else -np.inf),
+                    "high": min(value + NORMAL * float(se[i]), 1.0 if score == "cosine" else np.inf),
                     "energy": float(energy[i]),
                     "cosine": float(cosine[i]),
                     "size": float(np.linalg.norm(change[i])),

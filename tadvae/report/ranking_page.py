@@ -6,7 +6,7 @@ from tadvae.evaluation.ranking import Ranking
 from tadvae.report.charts import COLOURS, Scale, axes, cut, element, hover, line, svg, text
 from tadvae.report.rendering import Table, environment
 
-WIDTH, LEFT, HIGH = 1000, 300, 22
+WIDTH, LEFT, HIGH = 700, 210, 22
 """Width of the chart, that of its labels, and the height of a row, in pixels."""
 DRAWN = 25
 """Perturbations in the chart."""
@@ -95,7 +95,7 @@ def chart(ranking: Ranking) -> Markup | None:
             element(
                 "g",
                 hover(words),
-                text(LEFT - 10, middle + 4, cut(row.perturbation, 42), "end"),
+                text(LEFT - 10, middle + 4, cut(row.perturbation, 30), "end"),
                 line(x(row.low), middle, x(row.high), middle, "interval"),
                 element("circle", cx=x(row.score), cy=middle, r=4, fill=COLOURS[0]),
             )
