@@ -8,6 +8,13 @@ from tadvae.data.vocabulary import Vocabulary
 from tadvae.model.start import Start
 
 
+def counts_of(start: Start, vocabulary: Vocabulary, units: str) -> "Counts | None":
+    """What turns predictions into counts, None for ``log1p``; other units are a UserError."""
+    if units not in ("log1p", "counts"):
+        raise UserError(f"units={units!r}: expected 'log1p' or 'counts'.")
+    return Counts(start, vocabulary) if units == "counts" else None
+
+
 class Counts:
     """Predictions as counts, at the library sizes of the cells that they start from.
 

@@ -16,9 +16,9 @@ from tadvae.base.errors import UserError
 from tadvae.base.filesystem import Location
 from tadvae.data.vocabulary import Vocabulary
 from tadvae.model.combinations import Combinations, Question, Questions, rows_of
-from tadvae.model.counts import Counts
+from tadvae.model.counts import Counts, counts_of
 from tadvae.model.new_cells import unique_names
-from tadvae.model.start import MeansAt
+from tadvae.model.start import Means, MeansAt, Start
 from tadvae.model.targets import dataset_like
 from tadvae.store.h5ad import write_adata
 
@@ -104,8 +104,6 @@ class MeanTable:
         values: Literal["counts", "log1p"] = "counts",
         units: Units = "log1p",
     ) -> None:
-        if units not in ("log1p", "counts"):
-            raise UserError(f"units={units!r}: expected 'log1p' or 'counts'.")
         vocabulary = self.vocabulary = model.vocabulary
         if controls is None:
             rows = rows_of(vocabulary, context, dataset)
@@ -122,7 +120,7 @@ class MeanTable:
                 "datasets of one kind with --dataset."
             )
         self.units = "effects" if effects == {True} else units
-        self._counts = [Counts(start, vocabulary) if units == "counts" else None for start in starts]
+        self._counts = [counts_of(start, vocabulary, units) for start in starts]
         by_dataset: dict[int, Questions] = {}
         for start in starts:
             by_dataset.setdefault(start.dataset, asked.at(start.dataset, vocabulary, model.unknown))
@@ -158,27 +156,11 @@ class MeanTable:
             found = place.means(
                 [question.pairs or [] for question in questions if question.pairs is not None]
             )
+            if counts is not None:
+                found = _as_counts(found, place.start, counts)
             values = {
                 "mean": found.mean, "seed_spread": found.spread, "low": found.low, "high": found.high,
             }  # fmt: skip
-            if counts is not None:
-                before = place.start.cells.dense(place.start.genes).mean(axis=0, dtype=np.float64)
-                if found.low is not None and place.start.row >= 0:  # intervals are around all controls' mean
-                    before_interval = place.start.profile.astype(np.float64)
-                else:
-                    before_interval = before
-                spread = None
-                if found.spread is not None:
-                    above, below = (
-                        counts.of_changes(found.mean + s * found.spread - before) for s in (1, -1)
-                    )
-                    spread = (above - below) / 2
-                values = {
-                    "mean": counts.of_changes(found.mean - before),
-                    "seed_spread": spread,
-                    "low": None if found.low is None else counts.of_changes(found.low - before_interval),
-                    "high": None if found.high is None else counts.of_changes(found.high - before_interval),
-                }
             for name, layer in layers.items():
                 value = values[name]
                 if value is not None:
@@ -227,6 +209,19 @@ class MeanTable:
         result = np.full((len(values), len(self.genes)), np.nan, np.float32)
         result[:, np.searchsorted(self.genes, genes)] = values
         return result
+
+
+def _as_counts(means: Means, start: Start, counts: Counts) -> Means:
+    """Means of log1p values as mean counts; of the spread, half the difference at both ends of it."""
+    before = start.cells.dense(start.genes).mean(axis=0, dtype=np.float64)  # (G,)
+    # intervals are around the mean of all controls of a context of training, not of those kept
+    centre = before if start.row < 0 else start.profile.astype(np.float64)
+    spread = None
+    if means.spread is not None:
+        above, below = (counts.of_changes(means.mean + sign * means.spread - before) for sign in (1, -1))
+        spread = (above - below) / 2
+    low, high = (None if end is None else counts.of_changes(end - centre) for end in (means.low, means.high))
+    return Means(counts.of_changes(means.mean - before), spread, low, high)
 
 
 @dataclass

@@ -26,7 +26,7 @@ from tadvae.effects.model import EffectModel, EffectsConfig
 from tadvae.model.card import write_card
 from tadvae.model.causal_graph import CausalGraph, pathway_effects, read_graph
 from tadvae.model.controls import check_controls
-from tadvae.model.counts import Counts
+from tadvae.model.counts import counts_of
 from tadvae.model.device import to_numpy
 from tadvae.model.embed import EmbedSettings, embed_files
 from tadvae.model.encode import (
@@ -403,7 +403,7 @@ class TADVAE:
             d = dataset_like(target, dataset, self.vocabulary)
             start = self.start_from(controls, d, context, values)
         d, genes, cells = start.dataset, start.genes, start.cells
-        counts = Counts(start, self.vocabulary) if units == "counts" else None
+        counts = counts_of(start, self.vocabulary, units)
         asked = self.vocabulary.lookup.find(target, d)
         pairs = [self._target(part, d) for part in asked.parts]
         predicted = self.counterfactual(cells, genes, start.profile, d, [pairs], start.row)[0]
