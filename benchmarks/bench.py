@@ -21,7 +21,9 @@ from claims import show
 from pipelines.cluster.connection import ray_session
 
 HERE = Path(__file__).parent
-SCRIPTS = ["conversion", "memory", "loader", "train_step", "growth", "prediction", "attention", "scale"]
+SCRIPTS = [
+    "conversion", "memory", "loader", "train_step", "growth", "prediction", "embedding", "attention", "scale",
+]  # fmt: skip
 """Run in this order, because later scripts use files of earlier ones; ``scale`` reads their JSON."""
 TITLES = {
     "conversion": "Conversion",
@@ -30,6 +32,7 @@ TITLES = {
     "train_step": "Training step",
     "growth": "Growth",
     "prediction": "Prediction",
+    "embedding": "Embedding",
     "attention": "Pathway attention",
     "scale": "Scale",
 }

@@ -1,16 +1,18 @@
-"""``tadvae predict``: predict cells and write them to an ``.h5ad`` file."""
+"""``tadvae predict``: predict cells, or mean profiles under many perturbations, and write them to a file."""
 
-import tempfile
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Literal
 
 import anndata as ad
 
+from pipelines.cluster.progress import Steps
 from tadvae.base.errors import UserError
 from tadvae.base.filesystem import Location
+from tadvae.model.combinations import Combinations
 from tadvae.model.device import chosen_device
 from tadvae.model.ensemble import load_model
-from tadvae.store.h5ad import read_adata
+from tadvae.model.mean_table import MeanTable, Written, write_many
+from tadvae.store.h5ad import read_adata, write_adata
 
 
 def predict_to(
@@ -22,19 +24,48 @@ def predict_to(
     controls_path: str | None = None,
     dataset: str | None = None,
     values: Literal["counts", "log1p"] = "counts",
+    units: Literal["log1p", "counts"] = "log1p",
     gpu: bool = False,
 ) -> ad.AnnData:
     """Predict with a run or an ensemble, write one ``.h5ad`` atomically, and return it."""
+    place = _new_file(out, ".h5ad")
+    model = load_model(run, chosen_device(gpu))
+    controls = None if controls_path is None else read_adata(controls_path, "--controls")
+    adata = model.predict(
+        target, context=context, dataset=dataset, controls=controls, values=values, units=units
+    )
+    write_adata(adata, place)
+    return adata
+
+
+def predict_many_to(
+    run: str,
+    asked: Combinations,
+    out: str,
+    *,
+    contexts: Sequence[str] | None = None,
+    datasets: Sequence[str] | None = None,
+    controls_path: str | None = None,
+    values: Literal["counts", "log1p"] = "counts",
+    units: Literal["log1p", "counts"] = "log1p",
+    gpu: bool = False,
+) -> Written:
+    """Predict mean profiles with a run or an ensemble, and write one ``.h5ad`` or ``.parquet`` atomically."""
+    _new_file(out, ".h5ad", ".parquet")
+    model = load_model(run, chosen_device(gpu))
+    controls = None if controls_path is None else read_adata(controls_path, "--controls")
+    table = MeanTable(
+        model, asked, context=contexts, dataset=datasets, controls=controls, values=values, units=units
+    )
+    with Steps("predicted", len(table)) as steps:
+        return write_many(table, out, steps.advance)
+
+
+def _new_file(out: str, *ends: str) -> Location:
+    """A file that does not exist yet, with one of these ends of its name."""
     place = Location.of(out)
     if place.exists():
         raise UserError(f"{place}: already exists; name another file with --out.")
-    if not place.name.endswith(".h5ad"):
-        raise UserError(f"{place}: expected a file name that ends in .h5ad.")
-    model = load_model(run, chosen_device(gpu))
-    controls = None if controls_path is None else read_adata(controls_path, "--controls")
-    adata = model.predict(target, context=context, dataset=dataset, controls=controls, values=values)
-    with tempfile.TemporaryDirectory() as folder:  # the HDF5 library can only write to local files
-        local = Path(folder) / place.name
-        adata.write_h5ad(local)
-        place.write_bytes(local.read_bytes())
-    return adata
+    if not place.name.endswith(ends):
+        raise UserError(f"{place}: expected a file name that ends in {' or '.join(ends)}.")
+    return place

@@ -107,7 +107,7 @@ def single_terms(a: Conditions, b: Conditions, similar: Floats | None = None) ->
     """
     place, same = same_place(a, b), same_targets(a, b)
     dataset = _floats(a.dataset[:, None] == b.dataset[None])
-    signed = same * np.sign(a.targets @ b.targets.T)
+    signed = same * np.sign(_products(a.targets, b.targets))
     controls = place / np.sqrt(np.outer(a.n_controls, b.n_controls))
     terms = [np.ones_like(place), dataset, place, same, signed, same * dataset, controls]
     if similar is not None:
@@ -146,9 +146,15 @@ def squared_distances(a: Floats, b: Floats) -> Floats:
     return result
 
 
-def _shared(a: Conditions, b: Conditions) -> np.ndarray:
-    result: np.ndarray = np.abs(a.targets) @ np.abs(b.targets).T
-    return result
+def _shared(a: Conditions, b: Conditions) -> Floats:
+    return _products(np.abs(a.targets), np.abs(b.targets))
+
+
+def _products(a: np.ndarray, b: np.ndarray) -> Floats:
+    """Inner products of rows of whole numbers (n, n_targets) and (m, n_targets): exact, (n, m)."""
+    # As floats, because BLAS has no whole numbers; only the columns in use, because few targets are asked.
+    used = np.flatnonzero(a.any(axis=0))
+    return a[:, used].astype(np.float64) @ b[:, used].astype(np.float64).T
 
 
 def _floats(mask: np.ndarray) -> Floats:

@@ -196,7 +196,8 @@ class EffectModel:
             sums = self._sum(of, genes, unknown)
             found, share = UNTESTED_SCALE * sums, 0.0
             if self.combinations is not None:
-                own = self._sum(of, self.genes[dataset], unknown)
+                panel = self.genes[dataset]
+                own = sums if np.array_equal(genes, panel) else self._sum(of, panel, unknown)
                 near = self._near(of, list(own), self.combinations.conditions)
                 terms = combination_terms(of, self.combinations.conditions, near)
                 found = self.combinations.predict(terms, genes, sums)

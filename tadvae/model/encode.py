@@ -55,14 +55,23 @@ def encode(module: TADVAEModule, cells: NewCells) -> tuple[np.ndarray, np.ndarra
 
 
 def project(cells: NewCells, n_axes: int) -> Smoothed:
-    """Project cells onto their n leading principal axes; onto all of them, if they have no more.
+    """Project cells onto their n leading principal axes; onto all of them, if they have no more."""
+    mean, axes = principal_axes(cells, n_axes)
+    return project_onto(cells, mean, axes)
+
+
+def project_onto(cells: NewCells, mean: np.ndarray, axes: np.ndarray) -> Smoothed:
+    """Project cells onto given axes (n, G) through a mean (G,), each cell by itself."""
+    return Smoothed(mean, axes, _matrix(cells) @ axes.T - mean @ axes.T)
+
+
+def principal_axes(cells: NewCells, n_axes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Mean of cells (G,), and their n leading principal axes (n, G); all of them, if they have no more.
 
     Many cells are never made dense: the axes come from the sparse matrix (ARPACK, with a fixed start).
     """
-    n_genes, counts = len(cells.genes), cells.cells
-    column = np.searchsorted(cells.genes, counts.gene_ids)
-    X = sparse.csr_matrix((counts.values, column, counts.offsets), (len(counts), n_genes)).astype(np.float64)
-    mean = np.asarray(X.mean(axis=0)).ravel() if len(counts) else np.zeros(n_genes)
+    X = _matrix(cells)
+    mean = np.asarray(X.mean(axis=0)).ravel() if len(cells.cells) else np.zeros(len(cells.genes))
     if n_axes < min(X.shape) - 1:
         # (X − 1 mᵀ) v and its transpose, without the dense X − 1 mᵀ
         centred = LinearOperator(
@@ -75,7 +84,14 @@ def project(cells: NewCells, n_axes: int) -> Smoothed:
         axes = svds(centred, k=n_axes, v0=start, return_singular_vectors="vh")[2]
     else:
         axes = np.linalg.svd(X.toarray() - mean, full_matrices=False)[2]
-    return Smoothed(mean, axes, X @ axes.T - mean @ axes.T)
+    return mean, axes
+
+
+def _matrix(cells: NewCells) -> sparse.csr_matrix:
+    """Cells as a sparse matrix, float64, shape (n_cells, G)."""
+    counts, shape = cells.cells, (len(cells.cells), len(cells.genes))
+    column = np.searchsorted(cells.genes, counts.gene_ids)
+    return sparse.csr_matrix((counts.values, column, counts.offsets), shape).astype(np.float64)
 
 
 def smoothed_activities(module: TADVAEModule, cells: NewCells, smoothed: Smoothed) -> np.ndarray:

@@ -3,7 +3,7 @@
 import logging
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, Literal, Self
 
 import anndata as ad
@@ -15,9 +15,13 @@ from tadvae.base.errors import UserError
 from tadvae.cells.ragged import Cells
 from tadvae.data.vocabulary import Vocabulary
 from tadvae.model.conformal import Calibration
+from tadvae.model.counts import Counts
 from tadvae.model.device import to_numpy
 from tadvae.model.factor_graph import edge_stability
+from tadvae.model.mean_table import Targets, predict_many
+from tadvae.model.predictor import Pairs
 from tadvae.model.run_folder import RunFolder
+from tadvae.model.start import Means, MeansAt
 from tadvae.model.tadvae import TADVAE
 from tadvae.settings.experiment import ExperimentConfig
 
@@ -96,6 +100,7 @@ class Ensemble:
         dataset: str | None = None,
         controls: ad.AnnData | None = None,
         values: Literal["counts", "log1p"] = "counts",
+        units: Literal["log1p", "counts"] = "log1p",
     ) -> ad.AnnData:
         """Predict cells under a perturbation, with the uncertainty of their mean; see :meth:`TADVAE.predict`.
 
@@ -117,43 +122,107 @@ class Ensemble:
             "controls": controls,
             "values": values,
         }
-        parts = [self.members[0].predict(target, **options)]
-        with _quiet():  # what is said about the given cells is the same for all members
-            parts += [member.predict(target, **options) for member in self.members[1:]]
+        logs = self._parts(target, options)
+        parts = logs if units == "log1p" else self._parts(target, options | {"units": units}, quiet=True)
+        logged = np.stack([part.var["predicted_mean"].to_numpy(np.float64) for part in logs])  # (S, G)
         result = parts[0]
         cells = np.stack([part.X for part in parts])  # (S, n, G)
         means = np.stack([part.var["predicted_mean"].to_numpy(np.float64) for part in parts])  # (S, G)
-        spread = seed_spread(means)
         result.X = cells.mean(axis=0, dtype=np.float64).astype(np.float32)
         result.layers["seed_spread"] = seed_spread(cells).astype(np.float32)
         result.var["predicted_mean"] = means.mean(axis=0)
-        result.var["seed_spread"] = spread
+        result.var["seed_spread"] = seed_spread(means)
         about = result.uns["tadvae"]
         about["members"] = len(self.members)
         reason = self._no_interval(about["dataset"], context)
         interval = np.full((result.n_vars, 2), np.nan)
         if reason is None and self.calibration is not None:
-            centre = means.mean(axis=0)
-            if controls is None:  # around the mean of all controls of the context, not of those kept
-                row = self.vocabulary.context(context, dataset)
-                centre = (
-                    centre + self.vocabulary.contexts[row].profile - result.var["control_mean"].to_numpy()
-                )
-            genes = result.var["gene"]
-            known = self.vocabulary.genes["gene"].to_numpy()[
-                next(d.genes for d in self.vocabulary.datasets if d.name == about["dataset"])
-            ]
-            at = pd.Index(known).get_indexer(genes)  # own controls may lack genes, and have others
-            every = np.full(len(known), 0.0)
-            every[at[at >= 0]] = spread[at >= 0]
-            width = self.calibration.half_width(about["dataset"], every)
-            half = np.where(at >= 0, width[at], np.nan)
-            interval = np.column_stack([centre - half, centre + half])
+            before = logs[0].var["control_mean"].to_numpy()
+            centre = logged.mean(axis=0)
+            d = [entry.name for entry in self.vocabulary.datasets].index(about["dataset"])
+            genes = np.array([self.vocabulary.gene_index[gene] for gene in result.var["gene"]])
+            half = self._half_width(d, genes, seed_spread(logged)[None])[0]
+            row = self.vocabulary.context(context, dataset) if controls is None else -1
+            if units == "counts":
+                first = self.members[0]
+                given = None if controls is None else first.start_from(controls, d, context, values)
+                counts = Counts(given or first.means_at(row).start, self.vocabulary)
+                interval = counts.of_changes(np.stack([centre - half, centre + half]) - before).T
+            else:
+                if controls is None:  # around the mean of all controls of the context, not of those kept
+                    centre = centre + self.vocabulary.contexts[row].profile - before
+                interval = np.column_stack([centre - half, centre + half])
             about["interval_level"] = self.calibration.level
         else:
             about["no_interval"] = reason or "this ensemble was not calibrated"
         result.varm["interval"] = interval
         return result
+
+    def _parts(
+        self, target: str | Sequence[str], options: dict[str, Any], quiet: bool = False
+    ) -> list[ad.AnnData]:
+        """The prediction of each member; what is said about the given cells is the same for all of them."""
+        with _quiet() if quiet else nullcontext():
+            first = self.members[0].predict(target, **options)
+        with _quiet():
+            return [first, *(member.predict(target, **options) for member in self.members[1:])]
+
+    def _half_width(self, dataset: int, genes: np.ndarray, spread: np.ndarray) -> np.ndarray:
+        """Half-widths of intervals, (M, G); NaN for genes (vocabulary indices) that the dataset lacks."""
+        assert self.calibration is not None
+        entry = self.vocabulary.datasets[dataset]
+        at = pd.Index(entry.genes).get_indexer(genes)  # own controls may lack genes, and have others
+        every = np.zeros((len(spread), len(entry.genes)))
+        every[:, at[at >= 0]] = spread[:, at >= 0]
+        width = self.calibration.half_width(entry.name, every)
+        result: np.ndarray = np.where(at >= 0, width[:, at], np.nan)
+        return result
+
+    def predict_many(
+        self,
+        targets: Targets,
+        *,
+        context: str | Sequence[str] | None = None,
+        dataset: str | Sequence[str] | None = None,
+        controls: ad.AnnData | None = None,
+        values: Literal["counts", "log1p"] = "counts",
+        units: Literal["log1p", "counts"] = "log1p",
+    ) -> ad.AnnData:
+        """Mean profiles with intervals, see :func:`tadvae.model.mean_table.predict_many`."""
+        return predict_many(
+            self, targets, context=context, dataset=dataset, controls=controls, values=values, units=units
+        )
+
+    def means_at(self, row: int) -> MeansAt:
+        """What predicts mean profiles in a context of training, see :meth:`TADVAE.means_at`."""
+        return self._means_of([member.means_at(row) for member in self.members])
+
+    def means_of_cells(
+        self, controls: ad.AnnData, dataset: int, context: str, values: Literal["counts", "log1p"]
+    ) -> MeansAt:
+        """What predicts mean profiles from a user's control cells, see :meth:`TADVAE.means_of_cells`."""
+        each = [self.members[0].means_of_cells(controls, dataset, context, values)]
+        with _quiet():
+            each += [member.means_of_cells(controls, dataset, context, values) for member in self.members[1:]]
+        return self._means_of(each)
+
+    def _means_of(self, members: list[MeansAt]) -> MeansAt:
+        start = members[0].start
+        reason = self._no_interval(self.vocabulary.datasets[start.dataset].name, start.context)
+        shift = np.zeros(len(start.genes))
+        if start.row >= 0:  # around the mean of all controls of the context, not of those kept
+            shift = start.profile - start.cells.dense(start.genes).mean(axis=0)
+
+        def means(perturbations: Sequence[Pairs]) -> Means:
+            each = np.stack([member.means(perturbations).mean for member in members])  # (S, M, G)
+            mean, spread = each.mean(axis=0, dtype=np.float64), seed_spread(each)
+            if reason is not None:
+                return Means(mean, spread)
+            half = self._half_width(start.dataset, start.genes, spread)
+            return Means(mean, spread, mean + shift - half, mean + shift + half)
+
+        level = None if self.calibration is None or reason is not None else self.calibration.level
+        return MeansAt(start, means, level, reason, members)
 
     def _no_interval(self, dataset: str, context: str) -> str | None:
         calibration = self.calibration

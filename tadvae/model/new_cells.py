@@ -2,6 +2,7 @@
 
 import logging
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -28,6 +29,40 @@ WHERE = "the given AnnData"
 
 
 @dataclass(frozen=True)
+class Panel:
+    """The genes of a file in a model's terms.
+
+    Attributes
+    ----------
+    columns
+        Positions of the n columns of the file's matrix that are genes.
+    gene_of
+        Vocabulary index of each, shape (n,); 0 where it is not matched.
+    matched
+        Whether the model was trained on it, bool, shape (n,).
+    genes
+        Sorted vocabulary indices of the matched genes, shape (G,).
+    available
+        Which pathways this panel can see, bool, shape (P,).
+    n_trained
+        Genes that the model was trained on.
+    names
+        Names of the matched genes in the file, in the order of ``genes``.
+    n_given
+        Columns of the file's matrix.
+    """
+
+    columns: np.ndarray
+    gene_of: np.ndarray
+    matched: np.ndarray
+    genes: np.ndarray
+    available: np.ndarray
+    n_trained: int
+    names: list[str]
+    n_given: int
+
+
+@dataclass(frozen=True)
 class NewCells:
     """Cells of a new panel in a model's terms.
 
@@ -50,6 +85,11 @@ class NewCells:
     n_trained: int
     names: list[str]
 
+    @classmethod
+    def of(cls, cells: Cells, panel: Panel) -> "NewCells":
+        """Cells on a panel."""
+        return cls(cells, panel.genes, panel.available, panel.n_trained, panel.names)
+
 
 def cells_of(
     adata: ad.AnnData,
@@ -67,25 +107,54 @@ def cells_of(
         Where no pathway of the model can be seen by this panel, or the values are not what they are said
         to be, or the model has never read a cell.
     """
+    require_reads_cells(vocabulary, WHERE)
+    matrix = matrix_of(adata, layer)
+    panel = match_panel(adata.var, vocabulary, WHERE)
+    if len(panel.columns) < panel.n_given:
+        matrix = matrix[:, panel.columns]
+    rows = np.concatenate([np.arange(*span) for span in sample_rows(matrix.shape[0])])
+    names = adata.var.index[panel.columns]
+    check = value_check(WHERE, values, lambda: matrix[rows])
+    note = check.check_sample(adata.obs_names[rows], names)
+    check.check(matrix, adata.obs_names, names)
+    if note is not None:
+        log.warning("%s", note)
+    cells = normalised(matrix, panel, preprocess, values)
+    say_matched(panel)
+    return NewCells.of(cells, panel)
+
+
+def require_reads_cells(vocabulary: Vocabulary, where: str) -> None:
+    """Raise a UserError for a model that has never read a cell."""
     if all(dataset.has_effects for dataset in vocabulary.datasets):
         raise UserError(
-            f"{WHERE}: the model was trained on signatures alone and has never read a cell, so that it says "
+            f"{where}: the model was trained on signatures alone and has never read a cell, so that it says "
             "nothing about cells; train with a dataset of cells or profiles too."
         )
-    matrix = matrix_of(adata, layer)
-    names = adata.var_names.astype(str).tolist()
-    types = adata.var[FEATURE_TYPES] if FEATURE_TYPES in adata.var.columns else None
+
+
+def match_panel(var: pd.DataFrame, vocabulary: Vocabulary, where: str) -> Panel:
+    """Match the genes of a file, by the names in the index of ``var``, to those of a model.
+
+    Raises
+    ------
+    UserError
+        Where no pathway of the model can be seen by this panel.
+    """
+    names = var.index.astype(str).tolist()
+    n_given = len(names)
+    types = var[FEATURE_TYPES] if FEATURE_TYPES in var.columns else None
     others = other_features(names, types, vocabulary.gene_reference)
     kept = np.flatnonzero([kind is None for kind in others])
-    if len(kept) < len(names):
+    if len(kept) < n_given:
         log.warning(
-            "%s: columns that are not genes are left out (%s).", WHERE, listed(Counter(filter(None, others)))
+            "%s: columns that are not genes are left out (%s).", where, listed(Counter(filter(None, others)))
         )
-        names, matrix = [names[i] for i in kept], matrix[:, kept]
-    var = adata.var.iloc[kept]
+        names = [names[i] for i in kept]
+    var = var.iloc[kept]
     column = next((name for name in SYMBOL_COLUMNS if name in var.columns), None)
     symbols = None if column is None else var[column].astype(str).tolist()
-    found = harmonise(names, vocabulary.gene_reference, where=WHERE, symbols=symbols, max_unknown=1.0)
+    found = harmonise(names, vocabulary.gene_reference, where=where, symbols=symbols, max_unknown=1.0)
     index = found["gene"].map(vocabulary.gene_index)
     trained = np.zeros(vocabulary.n_genes, bool)
     for dataset in vocabulary.datasets:
@@ -100,35 +169,45 @@ def cells_of(
         prefix = shared_prefix(names, vocabulary.gene_reference)
         advice = prefix or "give symbols or Ensembl ids in var_names"
         raise UserError(
-            f"{WHERE}: {len(genes)} of its {len(names)} genes are known to the model, and no pathway has "
+            f"{where}: {len(genes)} of its {len(names)} genes are known to the model, and no pathway has "
             f"{vocabulary.min_measured} of them; {advice}."
         )
-    _check_values(matrix, values, adata.obs_names, var.index)
-    data = matrix.data
+    own_names = np.array(names, dtype=object)[matched][order].tolist()
+    return Panel(kept, gene_of, matched, genes, available, int(trained.sum()), own_names, n_given)
+
+
+def say_matched(panel: Panel, where: str | None = None) -> None:
+    """Say how many genes of a file the model knows."""
+    log.info(
+        "%s%d of %d given genes matched, of %d that the model knows; %d of %d pathways can be seen",
+        "" if where is None else f"{where}: ",
+        len(panel.genes),
+        len(panel.columns),
+        panel.n_trained,
+        panel.available.sum(),
+        len(panel.available),
+    )
+
+
+def normalised(
+    matrix: sparse.csr_matrix, panel: Panel, preprocess: PreprocessConfig, values: Literal["counts", "log1p"]
+) -> Cells:
+    """Rows of a file, with the columns ``panel.columns``, as the model reads them."""
     library = np.asarray(matrix.sum(axis=1, dtype=np.float64)).ravel()
     if values == "counts":
         if preprocess.normalize == "tpm":
             raise UserError("the model was trained on TPM: give log1p TPM values and say values='log1p'.")
-        expression = normalize(data, matrix.indices, matrix.indptr, library, preprocess.normalize)
+        expression = normalize(matrix.data, matrix.indices, matrix.indptr, library, preprocess.normalize)
     else:
-        expression = data.astype(np.float32)
-    kept = sparse.csr_matrix((expression, matrix.indices, matrix.indptr), shape=matrix.shape)[:, matched]
-    kept = sparse.csr_matrix((kept.data, gene_of[matched][kept.indices], kept.indptr))
+        expression = matrix.data.astype(np.float32)
+    kept = sparse.csr_matrix((expression, matrix.indices, matrix.indptr), shape=matrix.shape)
+    kept = kept[:, panel.matched]
+    kept = sparse.csr_matrix((kept.data, panel.gene_of[panel.matched][kept.indices], kept.indptr))
     kept.sort_indices()
     kept.eliminate_zeros()
-    cells = Cells(
+    return Cells(
         kept.indices.astype(np.int64), kept.data.astype(np.float32), kept.indptr.astype(np.int64), library
     )
-    log.info(
-        "%d of %d given genes matched, of %d that the model knows; %d of %d pathways can be seen",
-        len(genes),
-        len(names),
-        trained.sum(),
-        available.sum(),
-        len(available),
-    )
-    own_names = np.array(names, dtype=object)[matched][order].tolist()
-    return NewCells(cells, genes, available, int(trained.sum()), own_names)
 
 
 def matrix_of(adata: ad.AnnData, layer: str | None) -> sparse.csr_matrix:
@@ -155,15 +234,20 @@ def matrix_of(adata: ad.AnnData, layer: str | None) -> sparse.csr_matrix:
             matrix = matrix.compute()
         elif isinstance(matrix, h5py.Dataset | zarr.Array):
             matrix = matrix[:]
-        result = sparse.csr_matrix(matrix)
-        numbers = np.issubdtype(result.dtype, np.number) or result.dtype == np.bool_
+        return matrix_rows(matrix, WHERE)
     except (TypeError, ValueError, OSError, RuntimeError) as error:
         raise UserError(
             f"{WHERE}: its values cannot be read ({clause(error)}); give a matrix of numbers."
         ) from None
+
+
+def matrix_rows(matrix: Any, where: str) -> sparse.csr_matrix:
+    """Rows of a matrix as CSR in canonical form; values that are not real numbers are a UserError."""
+    result = sparse.csr_matrix(matrix)
+    numbers = np.issubdtype(result.dtype, np.number) or result.dtype == np.bool_
     if not numbers or np.issubdtype(result.dtype, np.complexfloating):
         raise UserError(
-            f"{WHERE}: its values are {result.dtype}, not real numbers; give raw counts (layer=…)."
+            f"{where}: its values are {result.dtype}, not real numbers; give raw counts (layer=…)."
         )
     if not result.has_canonical_format:
         result = result.copy()
@@ -183,24 +267,25 @@ def keep_results(
         adata.uns["tadvae"] = about
 
 
-def _check_values(
-    matrix: sparse.csr_matrix, values: Literal["counts", "log1p"], cells: pd.Index, genes: pd.Index
-) -> None:
-    """Raise a UserError if the values are not what they are said to be; the rule of ``tadvae convert``."""
+def value_check(
+    where: str, values: Literal["counts", "log1p"], sample: Callable[[], sparse.csr_matrix]
+) -> ValueCheck:
+    """What compares values with what the user says they are; the rule of ``tadvae convert``.
+
+    Parameters
+    ----------
+    sample
+        Returns some rows, see :func:`tadvae.store.values.sample_rows`.
+    """
     if values not in ("counts", "log1p"):
         raise UserError(f"values={values!r}: expected 'counts' or 'log1p'.")
-    rows = np.concatenate([np.arange(*span) for span in sample_rows(matrix.shape[0])])
     advice = Advice(
         raw="give raw counts (layer=…)",
         counts="say values='counts'",
         log1p="say values='log1p'",
         rounded="round them first (adata.X = np.rint(adata.X))",
     )
-    check = ValueCheck(WHERE, values, False, lambda: matrix[rows], lambda: advice)
-    note = check.check_sample(cells[rows], genes)
-    check.check(matrix, cells, genes)
-    if note is not None:
-        log.warning("%s", note)
+    return ValueCheck(where, values, False, sample, lambda: advice)
 
 
 def unique_names(names: list[str]) -> list[str]:

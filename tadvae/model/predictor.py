@@ -1,6 +1,6 @@
 """What perturbations do to cells: the network's counterfactuals, mixed with a regression of mean effects."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -149,17 +149,31 @@ class Predictor:
         The decoder's last map is linear in h(u), so the mean over control cells is taken before it: one row
         per perturbation is decoded, not one per cell.
         """
-        before = cells.dense(genes).mean(axis=0, dtype=np.float64)  # (G,)
+        some = self.means_from(cells, genes, profile, dataset, context)
         result = np.empty((len(perturbations), len(genes)), np.float32)
-        known = self.known(perturbations)
-        for part, network in self._network_means(cells, genes, profile, dataset, known, before):
-            result[part] = network
-            if self.effects is not None:
-                effect = self.effects.predict(dataset, context, perturbations[part], genes, profile)
-                weight = self.regression_weight(dataset, context, perturbations[part])
-                result[part] += weight[:, None] * (effect - (network - before))
-        result[[not pairs for pairs in perturbations]] = before
+        for part in _parts(len(perturbations), AT_ONCE):
+            result[part] = some(perturbations[part])
         return result
+
+    def means_from(
+        self, cells: Cells, genes: np.ndarray, profile: np.ndarray, dataset: int, context: int = -1
+    ) -> Callable[[Sequence[Pairs]], np.ndarray]:
+        """:meth:`means` of about :data:`AT_ONCE` perturbations at a time; the cells are encoded once."""
+        before = cells.dense(genes).mean(axis=0, dtype=np.float64)  # (G,)
+        network = self._network_means(cells, genes, profile, dataset, before)
+
+        def means(perturbations: Sequence[Pairs]) -> np.ndarray:
+            result = np.empty((len(perturbations), len(genes)), np.float32)
+            for part, found in network(self.known(perturbations)):
+                result[part] = found
+                if self.effects is not None:
+                    effect = self.effects.predict(dataset, context, perturbations[part], genes, profile)
+                    weight = self.regression_weight(dataset, context, perturbations[part])
+                    result[part] += weight[:, None] * (effect - (found - before))
+            result[[not pairs for pairs in perturbations]] = before
+            return result
+
+        return means
 
     # -- the network alone --------------------------------------------------------------------------
 
@@ -192,38 +206,42 @@ class Predictor:
             )
 
     def _network_means(
-        self,
-        cells: Cells,
-        genes: np.ndarray,
-        profile: np.ndarray,
-        dataset: int,
-        perturbations: Sequence[Pairs],
-        before: np.ndarray,
-    ) -> Iterator[tuple[slice, np.ndarray]]:
-        """The network's means, some perturbations at a time: which, and their (m, G)."""
+        self, cells: Cells, genes: np.ndarray, profile: np.ndarray, dataset: int, before: np.ndarray
+    ) -> Callable[[Sequence[Pairs]], Iterator[tuple[slice, np.ndarray]]]:
+        """What gives the network's means, some perturbations at a time: which, and their (m, G)."""
         module, device = self.module, device_of(self.module)
         on, offset = torch.from_numpy(genes).to(device), torch.from_numpy(profile).to(device)
         decoder, causal = module.decoder, module.causal
-        if decoder.config.kind == "mlp":  # ends in a LeakyReLU: its mean is not the LeakyReLU of a mean
+
+        def one_by_one(perturbations: Sequence[Pairs]) -> Iterator[tuple[slice, np.ndarray]]:
             each = max(ROWS_AT_ONCE // 16 // max(len(cells), 1), 1)
             for part in _parts(len(perturbations), each):
                 found = self._network_cells(cells, genes, profile, dataset, perturbations[part])
                 yield part, found.mean(axis=1, dtype=np.float64)
-            return
+
+        if decoder.config.kind == "mlp":  # ends in a LeakyReLU: its mean is not the LeakyReLU of a mean
+            return one_by_one
         with torch.no_grad():
             u = causal(self._latents(cells, genes))  # (n, K)
             centre = decoder.hidden(u).mean(0)  # (d,)
-            each = max(ROWS_AT_ONCE // max(len(cells), 1), 1)
+        each = max(ROWS_AT_ONCE // max(len(cells), 1), 1)
+
+        @torch.no_grad()
+        def decoded(perturbations: Sequence[Pairs]) -> np.ndarray:
+            # the causal layer is linear: shifts go through it once, not once per cell
+            moved = causal(self._shifts(dataset, perturbations))  # (m, K)
+            hidden = torch.cat([decoder.hidden(u + some[:, None]).mean(1) for some in moved.split(each)])
+            changed = decoder.config.counterfactual == "abduction"
+            result: np.ndarray = to_numpy(
+                decoder.change(hidden - centre, on) if changed else module.decode(hidden, on, offset)
+            )
+            return before + result if changed else result
+
+        def together(perturbations: Sequence[Pairs]) -> Iterator[tuple[slice, np.ndarray]]:
             for part in _parts(len(perturbations), AT_ONCE):
-                # the causal layer is linear: shifts go through it once, not once per cell
-                moved = causal(self._shifts(dataset, perturbations[part]))  # (m, K)
-                hidden = torch.cat(
-                    [decoder.hidden(u + some[:, None]).mean(1) for some in moved.split(each)]
-                )  # (m, d)
-                if decoder.config.counterfactual == "abduction":
-                    yield part, before + to_numpy(decoder.change(hidden - centre, on))
-                else:
-                    yield part, to_numpy(module.decode(hidden, on, offset))
+                yield part, decoded(perturbations[part])
+
+        return together
 
     def _latents(self, cells: Cells, genes: np.ndarray) -> torch.Tensor:
         """Latent means of cells on a gene list, shape (n, K)."""

@@ -7,7 +7,7 @@
 
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, Self
 
 import anndata as ad
@@ -19,15 +19,16 @@ from safetensors.torch import save
 from tadvae.base.errors import UserError
 from tadvae.base.filesystem import Location
 from tadvae.cells.ragged import Cells
-from tadvae.data.build_vocabulary import mean_profile
 from tadvae.data.lookup import Found
 from tadvae.data.vocabulary import REPAIR, Vocabulary, model_files
 from tadvae.effects.file import load_effects, save_effects
 from tadvae.effects.model import EffectModel, EffectsConfig
 from tadvae.model.card import write_card
 from tadvae.model.causal_graph import CausalGraph, pathway_effects, read_graph
-from tadvae.model.controls import check_controls, profile_cell
+from tadvae.model.controls import check_controls
+from tadvae.model.counts import counts_of
 from tadvae.model.device import to_numpy
+from tadvae.model.embed import EmbedSettings, embed_files
 from tadvae.model.encode import (
     AXES,
     contributions,
@@ -37,9 +38,11 @@ from tadvae.model.encode import (
     smoothed_contributions,
 )
 from tadvae.model.hub import HUB, download, upload
-from tadvae.model.new_cells import cells_of, keep_results, unique_names
+from tadvae.model.mean_table import Targets, predict_many
+from tadvae.model.new_cells import cells_of, keep_results
 from tadvae.model.predictor import Predictor
 from tadvae.model.run_folder import RunFolder
+from tadvae.model.start import Means, MeansAt, Start, require_cells, start_at, start_from
 from tadvae.model.targets import dataset_like, find_target
 from tadvae.model.weights import CONFIG, WEIGHTS, build_with_weights, finish_model, state_tensors
 from tadvae.nn.network import TADVAEModule
@@ -286,6 +289,52 @@ class TADVAE:
         names = np.array(cells.names, dtype=object)[np.searchsorted(cells.genes, genes)]
         return pd.DataFrame(result, index=adata.obs_names, columns=names)
 
+    def embed(
+        self,
+        files: str | Sequence[str],
+        out: str,
+        *,
+        contributions: Sequence[str] = (),
+        layer: str | None = None,
+        values: Literal["counts", "log1p"] = "counts",
+        smooth: int | None = None,
+        advance: Callable[[int], object] = lambda n: None,
+    ) -> ad.AnnData:
+        """Activities, latent means and contributions of the cells of files, written in bounded memory.
+
+        Parameters
+        ----------
+        files
+            One ``.h5ad`` file or ``.zarr`` folder, or several, of any panels.
+        out
+            The ``.h5ad`` file to write; it has the cells of all files, in their order.
+        contributions
+            Ids of pathways for which the contribution of every gene is written too.
+        layer, values, smooth
+            As for :meth:`activities`. Principal axes are those of each file: of all its cells, or of 10,000
+            cells spread evenly over a larger file.
+        advance
+            Called with the number of cells that are written.
+
+        Returns
+        -------
+        The written file without ``obsm``. In the file, ``obsm["X_tadvae_activity"]`` is NaN for pathways that
+        the panel of the cell's file does not see, ``obsm["X_tadvae"]`` has the latent means,
+        ``obsm["contributions_PATHWAY"]`` the contributions of the genes that
+        ``uns["tadvae"]["contributions"]`` names; ``varm["matched"]`` says which genes each file has. ``obs``
+        has the columns that all files have, and ``tadvae_file``, the number of the file.
+
+        Raises
+        ------
+        UserError
+            As :meth:`activities`; if there is no such pathway, or a file cannot be read.
+        """
+        settings = EmbedSettings(tuple(contributions), layer, values, self._axes(smooth))
+        given = [files] if isinstance(files, str) else list(files)
+        return embed_files(
+            self.module, self.vocabulary, self.config.preprocess, given, out, settings, advance
+        )
+
     def _axes(self, smooth: int | None) -> int:
         """How many axes cells are projected onto; 0 for none."""
         linear = self.module.pathway.is_linear
@@ -310,6 +359,7 @@ class TADVAE:
         dataset: str | None = None,
         controls: ad.AnnData | None = None,
         values: Literal["counts", "log1p"] = "counts",
+        units: Literal["log1p", "counts"] = "log1p",
     ) -> ad.AnnData:
         """Predict cells under a perturbation.
 
@@ -324,12 +374,20 @@ class TADVAE:
             context may be new; the dataset then says which screen's way of perturbing is meant.
         controls
             Control cells to start from; None: those kept with the run, or else the context's mean profile.
+        values
+            Whether the control cells hold counts or log1p values.
+        units
+            Units of the prediction.
+
+            - ``log1p``: as the network sees expression; the usual choice.
+            - ``counts``: at the library size of each control cell (10,000 where it is not known, for
+              ``cp10k``), none below zero; use it for tools that start from counts.
 
         Returns
         -------
         Predicted cells: ``X`` in log-normalised units, one row per control cell; for a dataset of signatures
         one row, the signed effect in the units of its file (``uns["tadvae"]["values"]`` is ``effects``, of
-        expression ``log1p``). ``var["predicted_mean"]``,
+        expression ``log1p`` or ``counts``). ``var["predicted_mean"]``,
         ``var["control_mean"]``; ``uns["tadvae"]`` says from what. Genes have the names of the file of
         ``controls``, or else of the dataset's file; ``var`` has today's ``symbol`` and ``ensembl_id`` too,
         empty where a gene has none, and the model's key ``gene``.
@@ -339,28 +397,19 @@ class TADVAE:
         UserError
             Where the model does not know: an unknown target or context.
         """
-        if controls is not None:
-            d = dataset_like(target, dataset, self.vocabulary)
-            if self.vocabulary.datasets[d].has_effects:
-                raise UserError(
-                    f"dataset '{self.vocabulary.datasets[d].name}' holds signatures, whose predictions are "
-                    "effects and start from no cells; leave the controls out and name a training context."
-                )
-            new = cells_of(controls, self.vocabulary, self.config.preprocess, layer=None, values=values)
-            cells, genes, start, row = new.cells, new.genes, "given control cells", -1
-            names = new.names
-            profile = mean_profile(cells, genes)
-            index = controls.obs_names.astype(str).tolist()
+        if controls is None:
+            start = start_at(self.vocabulary.context(context, dataset), self.vocabulary, self.controls)
         else:
-            row = self.vocabulary.context(context, dataset)
-            d, genes, profile, cells, start = self._start(row)
-            names = unique_names(self.vocabulary.names(genes, d))
-            index = [f"control_{i}" for i in range(len(cells))]
-            if self.vocabulary.datasets[d].has_effects:
-                index = ["effect"]
+            d = dataset_like(target, dataset, self.vocabulary)
+            start = self.start_from(controls, d, context, values)
+        d, genes, cells = start.dataset, start.genes, start.cells
+        counts = counts_of(start, self.vocabulary, units)
         asked = self.vocabulary.lookup.find(target, d)
         pairs = [self._target(part, d) for part in asked.parts]
-        predicted = self.counterfactual(cells, genes, profile, d, [pairs], row)[0]
+        predicted = self.counterfactual(cells, genes, start.profile, d, [pairs], start.row)[0]
+        before = cells.dense(genes)
+        if counts is not None:
+            predicted, before = counts.of_cells(predicted), counts.of_cells(before)
         known = self.vocabulary.genes.iloc[genes]
         var = pd.DataFrame(
             {
@@ -368,18 +417,18 @@ class TADVAE:
                 "symbol": known["symbol"].fillna("").to_numpy(),
                 "ensembl_id": known["ensembl_id"].fillna("").to_numpy(),
                 "predicted_mean": predicted.mean(axis=0),
-                "control_mean": cells.dense(genes).mean(axis=0),
+                "control_mean": before.mean(axis=0),
             },
-            index=pd.Index(names),
+            index=pd.Index(start.names),
         )
-        obs = pd.DataFrame({"perturbation": asked.label, "context": context}, index=pd.Index(index))
+        obs = pd.DataFrame({"perturbation": asked.label, "context": context}, index=pd.Index(start.obs_names))
         about: dict[str, Any] = {
             "perturbation": asked.label,
             "context": context,
             "dataset": self.vocabulary.datasets[d].name,
-            "started_from": start,
+            "started_from": start.what,
             "normalisation": self.vocabulary.datasets[d].method,
-            "values": "effects" if self.vocabulary.datasets[d].has_effects else "log1p",
+            "values": "effects" if self.vocabulary.datasets[d].has_effects else units,
         }
         return ad.AnnData(predicted, obs=obs, var=var, uns={"tadvae": about})
 
@@ -407,28 +456,55 @@ class TADVAE:
         UserError
             Where the model does not know a target or the context.
         """
-        row = self.vocabulary.context(context, dataset)
-        d, genes, profile, cells, _ = self._start(row)
-        asked = [self.vocabulary.lookup.find(target, d) for target in targets]
+        start = start_at(self.vocabulary.context(context, dataset), self.vocabulary, self.controls)
+        asked = [self.vocabulary.lookup.find(target, start.dataset) for target in targets]
         pairs = {
-            part: self._target(part, d) for part in dict.fromkeys(p for each in asked for p in each.parts)
+            part: self._target(part, start.dataset)
+            for part in dict.fromkeys(p for each in asked for p in each.parts)
         }
         perturbations = [[pairs[part] for part in each.parts] for each in asked]
-        means = self.predictor.means(cells, genes, profile, d, perturbations, row)
-        names = unique_names(self.vocabulary.names(genes, d))
-        return pd.DataFrame(means, index=[each.label for each in asked], columns=names)
+        means = self.predictor.means(
+            start.cells, start.genes, start.profile, start.dataset, perturbations, start.row
+        )
+        return pd.DataFrame(means, index=[each.label for each in asked], columns=start.names)
 
-    def _start(self, row: int) -> tuple[int, np.ndarray, np.ndarray, Cells, str]:
-        """Dataset, genes, control profile and cells to start from in a context, and what those cells are."""
-        entry = self.vocabulary.contexts[row]
-        genes = self.vocabulary.datasets[entry.dataset].genes
-        if self.vocabulary.datasets[entry.dataset].has_effects:
-            nothing = profile_cell(entry.profile, genes)
-            return entry.dataset, genes, entry.profile, nothing, "no response"
-        if row in self.controls:
-            return entry.dataset, genes, entry.profile, self.controls[row], "control cells of the run"
-        cells = profile_cell(entry.profile, genes)
-        return entry.dataset, genes, entry.profile, cells, "mean control profile"
+    def predict_many(
+        self,
+        targets: Targets,
+        *,
+        context: str | Sequence[str] | None = None,
+        dataset: str | Sequence[str] | None = None,
+        controls: ad.AnnData | None = None,
+        values: Literal["counts", "log1p"] = "counts",
+        units: Literal["log1p", "counts"] = "log1p",
+    ) -> ad.AnnData:
+        """Mean profiles under many perturbations, see :func:`tadvae.model.mean_table.predict_many`."""
+        return predict_many(
+            self, targets, context=context, dataset=dataset, controls=controls, values=values, units=units
+        )
+
+    def means_at(self, row: int) -> MeansAt:
+        """What predicts mean profiles in a context of training, by row of ``vocabulary.contexts``."""
+        return self._means_of(start_at(row, self.vocabulary, self.controls))
+
+    def means_of_cells(
+        self, controls: ad.AnnData, dataset: int, context: str, values: Literal["counts", "log1p"]
+    ) -> MeansAt:
+        """What predicts mean profiles from a user's control cells, perturbed as in a dataset."""
+        return self._means_of(self.start_from(controls, dataset, context, values))
+
+    def _means_of(self, start: Start) -> MeansAt:
+        some = self.predictor.means_from(start.cells, start.genes, start.profile, start.dataset, start.row)
+        return MeansAt(start, lambda perturbations: Means(some(perturbations)))
+
+    def start_from(
+        self, controls: ad.AnnData, dataset: int, context: str, values: Literal["counts", "log1p"]
+    ) -> Start:
+        """A user's control cells as the start of predictions, perturbed as in a dataset (by index)."""
+        require_cells(dataset, self.vocabulary)
+        preprocess = self.config.preprocess
+        new = cells_of(controls, self.vocabulary, preprocess, layer=None, values=values)
+        return start_from(controls, new, dataset, context, preprocess.normalize, values == "counts")
 
     def counterfactual(
         self,

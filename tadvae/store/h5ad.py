@@ -6,6 +6,8 @@ can hold symbolic links. A downloaded file could import any file of this machine
 
 import importlib
 import os
+import shutil
+import tempfile
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -20,6 +22,7 @@ import zarr
 from anndata.io import read_elem
 
 from tadvae.base.errors import UserError, clause
+from tadvae.base.filesystem import Location
 
 UNREADABLE = (KeyError, ValueError, TypeError, OSError, IndexError, RuntimeError)
 """What the libraries raise for damaged files."""
@@ -117,6 +120,29 @@ def read_adata(path: str, option: str) -> ad.AnnData:
             f"{path}: not an .h5ad file or .zarr folder, or damaged ({clause(error)}); give one written by "
             "anndata."
         ) from None
+
+
+def write_adata(adata: ad.AnnData, place: Location) -> None:
+    """Write an ``.h5ad`` file atomically."""
+    with written_locally(place) as local:
+        adata.write_h5ad(local)
+
+
+@contextmanager
+def written_locally(place: Location) -> Iterator[str]:
+    """Yield the path of a local file that becomes a file anywhere when the block ends without an error.
+
+    The HDF5 library can only write to local files.
+    """
+    with place.replacing() as partial:
+        if partial.is_local:
+            yield partial.path
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            local = Path(folder) / place.name
+            yield str(local)
+            with local.open("rb") as file, partial.filesystem.open_output_stream(partial.path) as stream:
+                shutil.copyfileobj(file, stream, 2**24)
 
 
 def _read_records(file: h5py.File, node: h5py.Dataset) -> pd.DataFrame:

@@ -14,9 +14,13 @@ from tadvae.base.filesystem import Location
 from tadvae.cells.ragged import Cells
 from tadvae.data.batches import Bag, Batch
 from tadvae.data.vocabulary import ContextEntry, DatasetEntry, TargetEntry, Vocabulary
+from tadvae.model.tadvae import TADVAE
+from tadvae.nn.network import TADVAEModule
 from tadvae.nn.packed import ModelBatch, pack
 from tadvae.pathways.membership import Membership
+from tadvae.settings.experiment import ExperimentConfig
 from tadvae.store.reader import Store
+from tadvae.training.prepare import prepare_training
 
 N_GENES = 12
 """Gene 3 is in no pathway; gene 11 is measured nowhere."""
@@ -146,3 +150,21 @@ def spelt_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
 def spelt_store(spelt_folder: str) -> Store:
     """The two screens as a store; tests only read it."""
     return convert_locally(f"{spelt_folder}/spec.yaml", Location.of(f"{spelt_folder}/store"))
+
+
+@pytest.fixture(scope="session")
+def spelt_model(spelt_store: Store, spelt_folder: str) -> TADVAE:
+    """A model of the two screens before its first step: it knows the names, and predicts something."""
+    settings = [
+        "model.pathway={d_embed: 8, n_heads: 2}",
+        "model.causal={n_factors: 3, hidden: 6, targets: gene}",
+        "model.decoder={d_gene: 5, hidden: 6}",
+        "split.kind=none",
+    ]
+    torch.manual_seed(0)
+    config = ExperimentConfig.load(None, [*settings, f"pathways.file={spelt_folder}/p.gmt"])
+    ready = prepare_training(spelt_store, config)
+    module = TADVAEModule(config.model, config.loss, ready.vocabulary)
+    with torch.no_grad():
+        module.decoder.gene.add_(torch.randn_like(module.decoder.gene))
+    return TADVAE(module, ready.vocabulary, config, ready.controls, ready.effects)

@@ -6,34 +6,16 @@ import shutil
 import anndata as ad
 import numpy as np
 import pytest
-import torch
 
 from tadvae import TADVAE
 from tadvae.base.filesystem import Location
 from tadvae.data.vocabulary import Vocabulary
 from tadvae.model.ensemble import Ensemble
-from tadvae.nn.network import TADVAEModule
-from tadvae.settings.experiment import ExperimentConfig
-from tadvae.training.prepare import prepare_training
-
-SMALL = [
-    "model.pathway={d_embed: 8, n_heads: 2}",
-    "model.causal={n_factors: 3, hidden: 6, targets: gene}",
-    "model.decoder={d_gene: 5, hidden: 6}",
-    "split.kind=none",
-]
 
 
 @pytest.fixture(scope="module")
-def model(spelt_store, spelt_folder):
-    """A model before its first step: it knows the names, and that is what is tested."""
-    torch.manual_seed(0)
-    config = ExperimentConfig.load(None, [*SMALL, f"pathways.file={spelt_folder}/p.gmt"])
-    ready = prepare_training(spelt_store, config)
-    module = TADVAEModule(config.model, config.loss, ready.vocabulary)
-    with torch.no_grad():
-        module.decoder.gene.add_(torch.randn_like(module.decoder.gene))
-    return TADVAE(module, ready.vocabulary, config, ready.controls, ready.effects)
+def model(spelt_model):
+    return spelt_model
 
 
 @pytest.fixture

@@ -146,6 +146,17 @@ def test_predictions_are_signed_effects(trained):
     assert means.min(axis=None) < -0.2
 
 
+def test_tables_of_effects_are_signed_and_in_one_unit(trained, refused):
+    """Nothing is cut off at zero, and effects are no counts."""
+    model, _ = trained
+    means = model.predict_means(["drug 3"], context="t")
+    table = model.predict_many(["drug 3"], context="t")
+    np.testing.assert_allclose(table.X, [np.zeros(N_GENES), means.iloc[0]], atol=1e-5)
+    assert table.uns["tadvae"]["values"] == "effects"
+    for call in (model.predict, lambda name, **options: model.predict_many([name], **options)):
+        assert "holds signatures" in refused(call, "drug 3", context="t", units="counts")
+
+
 def test_validation_takes_no_logarithm_of_effects(stored, trained, folder):
     model, settings = trained[0], config(folder, "validation={every: 1, kind: single}")
     groups = split_groups(stored, settings.split, settings.validation)
