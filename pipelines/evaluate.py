@@ -19,11 +19,12 @@ from tadvae.store.reader import Store
 
 SHOWN = {
     "mean profiles": ("pearson_delta", "pearson_delta_de", "l2", "rmse", "cosine_logfc", "de_overlap"),
+    "responding genes": ("de_direction_match", "de_jaccard", "de_lfc_error", "de_spearman_lfc_sig"),
     "which perturbation, which cells": (
         "rank_cosine", "centroid_accuracy", "mmd", "energy_distance", "coverage", "interval_width",
     ),
 }  # fmt: skip
-"""Metrics of the two printed tables of each category."""
+"""Metrics of the printed tables of each category."""
 
 
 def evaluate_run(
@@ -99,14 +100,19 @@ def as_json(scores: Scores) -> dict:
 
 
 def tables(scores: Scores) -> list[Table]:
-    """Two tables per category, one row per method: mean [95% interval]; the best of a column is bold."""
+    """Tables of each category, one row per method: mean [95% interval]; the best of a column is bold."""
     summary = scores.summary()
     categories = [name for name in summary["category"].unique() if name != "all"]
     shown = ["all", *categories] if len(categories) > 1 else categories
     found = []
     for category in shown:
         part = summary[summary["category"] == category]
-        found += [_table(f"{category}, {about}", part, metrics) for about, metrics in SHOWN.items()]
+        scored = set(part["metric"])
+        found += [
+            _table(f"{category}, {about}", part, metrics)
+            for about, metrics in SHOWN.items()
+            if scored & set(metrics)
+        ]
     return found
 
 
