@@ -10,8 +10,10 @@ from rich.text import Text
 from pipelines.cluster.connection import mapping
 from tadvae.base.errors import UserError
 from tadvae.base.filesystem import Location
+from tadvae.evaluation.answers import Answer
 from tadvae.evaluation.evaluate import CEILING, METHOD, NULL, Scores, evaluate
 from tadvae.evaluation.metrics import HIGHER_IS_BETTER
+from tadvae.evaluation.questions import Question
 from tadvae.model.device import chosen_device
 from tadvae.model.ensemble import Model, load_model
 from tadvae.model.run_folder import RunFolder
@@ -33,6 +35,7 @@ def evaluate_run(
     store_path: str | None = None,
     against: Sequence[str] = (),
     gpu: bool = False,
+    keep: Callable[[Question, Answer], None] | None = None,
 ) -> Scores:
     """Evaluate a finished run or ensemble; the scores are also written to ``RUN/evaluation``.
 
@@ -46,6 +49,8 @@ def evaluate_run(
         Other runs or ensembles of the same split to include in the table.
     gpu
         Predict on the GPU of this process.
+    keep
+        Called with every question and the model's answer to it.
 
     Raises
     ------
@@ -68,7 +73,7 @@ def evaluate_run(
             raise UserError(f"--against {path}: it was trained on another store; compare runs of one store.")
         rivals[_free_name(Location.of(path).name, rivals)] = rival, split
     with mapping(store.n_bytes) as mapper:
-        scores = evaluate(store, groups, model, rivals=rivals, category=category, mapper=mapper)
+        scores = evaluate(store, groups, model, rivals=rivals, category=category, mapper=mapper, keep=keep)
     run.write_scores(category or "all", scores.table, as_json(scores))
     return scores
 

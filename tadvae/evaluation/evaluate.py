@@ -5,7 +5,7 @@ sets of cells are also compared by MMD and energy distance; the cells of a basel
 predicted change.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -85,6 +85,7 @@ def evaluate(
     rivals: Mapping[str, tuple[Model, pd.DataFrame]] | None = None,
     category: str | None = None,
     mapper: Mapper = loop,
+    keep: Callable[[Question, Answer], None] | None = None,
 ) -> Scores:
     """Score the model and every baseline on the held-out groups of its run.
 
@@ -97,6 +98,8 @@ def evaluate(
         the same control cells.
     category
         Only groups of this category (``combo_seen2``, ``unseen_single``, …); None: all.
+    keep
+        Called with every question and the model's answer to it.
 
     Raises
     ------
@@ -120,6 +123,8 @@ def evaluate(
         given = {METHOD: answer(store, model, question)}
         given |= {name: answer(store, rival, question) for name, (rival, _) in rivals.items()}
         abstained |= given[METHOD].abstained
+        if keep is not None:
+            keep(question, given[METHOD])
         if question.elsewhere and any(p != store.control for _, p in question.elsewhere):
             cells = {key: each.dense(question.genes) for key, each in question.elsewhere.items()}
             scgen = ScGen().fit(question.controls.dense(question.genes), cells, store.control)
