@@ -25,8 +25,9 @@ REAL, PREDICTED, RESULTS = "real.h5ad", "pred.h5ad", "results.csv"
 class CellEvalFolder:
     """One subfolder per (dataset, context) with ``real.h5ad`` and ``pred.h5ad``.
 
-    Values are log-normalised as in training; columns are the store's gene identifiers, but a perturbed gene has
-    the name of its target, by which cell-eval leaves it out of some scores. Both files have the control cells that predictions start from;
+    Values are log-normalised as in training; columns are the store's gene identifiers, but a perturbed gene
+    has the name of its target, by which cell-eval leaves it out of some scores. Both files have the control
+    cells that predictions start from;
     predicted values below zero, which cell-eval refuses, are written as zero.
 
     Parameters
