@@ -143,7 +143,7 @@ def _truth(ours: dict[str, list[float]], found: dict[str, Any]) -> list[str]:
         for variant in VARIANTS:
             values = [scores[variant] for case, scores in cases.items() if case.startswith("truth-")]
             rows[name, variant] = values
-    return lines + _lines(rows, list(VARIANTS))
+    return [*lines, *_lines(rows, list(VARIANTS)), "", _against(rows, list(VARIANTS), list(found))]
 
 
 def _panels(ours: dict[str, Any], found: dict[str, Any]) -> list[str]:
@@ -157,7 +157,32 @@ def _panels(ours: dict[str, Any], found: dict[str, Any]) -> list[str]:
                     for case, scores in cases.items()
                     if case.startswith("panels-") and case.endswith(f"-{kind}")
                 ]
-    return ["| method | " + " | ".join(columns) + " |", "|---" * 5 + "|", *_lines(rows, columns)]
+    shown = [column for column in columns if column.endswith("true")]
+    return [
+        "| method | " + " | ".join(columns) + " |",
+        "|---" * 5 + "|",
+        *_lines(rows, columns),
+        "",
+        _against(rows, shown, list(found)),
+    ]
+
+
+def _against(rows: dict[tuple[str, str], list[float]], columns: list[str], programs: list[str]) -> str:
+    """The best of ours compared with the best program, by column, over methods that ran in every case."""
+    words = []
+    for column in columns:
+        values = {name: each for (name, of), each in rows.items() if of == column and each}
+        most = max(map(len, values.values()))
+        means = {name: float(np.mean(each)) for name, each in values.items() if len(each) == most}
+        best = [
+            max(
+                (name for name in means if name.startswith(start)), key=lambda name: means[name], default=None
+            )
+            for start in (("tadvae, ",), tuple(f"{name}, " for name in programs))
+        ]
+        if None not in best:
+            words.append(f"{column}: {best[0]} {means[best[0]] - means[best[1]]:+.3f} against {best[1]}")
+    return f"Ours minus the best program: {'; '.join(words)}." if words else ""
 
 
 def _lines(rows: dict[tuple[str, str], list[float]], columns: list[str]) -> list[str]:
