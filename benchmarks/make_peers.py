@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from peers import pathway_tests, prediction_tests
+from peers.arithmetic import arithmetic_scores
 from peers.environment import Peer, PeerError, peers, python_of, run, versions
 from peers.page import write_page
 from peers.pathways_of_tadvae import target_scores
@@ -95,7 +96,9 @@ JOBS: dict[str, Callable[[Peer, Path, Path], dict[str, Any]]] = {
 
 def main(given: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--peer", action="append", help="only this program; may be repeated")
+    parser.add_argument(
+        "--peer", action="append", help="only this program, tadvae or arithmetic; may be repeated"
+    )
     parser.add_argument("--out", type=Path, default=HERE / "results" / "peers")
     parser.add_argument("--work", type=Path, default=HERE / "work" / "peers")
     parser.add_argument("--environments", type=Path, default=HERE.parent / "build" / "peers")
@@ -117,6 +120,14 @@ def main(given: list[str] | None = None) -> None:
         )
     if not arguments.only_write and (not arguments.peer or "tadvae" in arguments.peer):
         store(arguments.out / "pathways-tadvae.json", {"peer": "tadvae"}, lambda: ours(arguments.work))
+    if not arguments.only_write and (not arguments.peer or "arithmetic" in arguments.peer):
+        store(
+            arguments.out / "pathways-arithmetic.json",
+            {"peer": "arithmetic"},
+            lambda: {
+                "scores": arithmetic_scores(pathway_tests.write_cases(arguments.work / "pathways"), _short)
+            },
+        )
     write_page(arguments.out, arguments.page)
     print(f"{arguments.page}: written")
 
