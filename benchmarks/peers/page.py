@@ -8,6 +8,7 @@ import numpy as np
 from results_opening import panel_scores
 
 from peers import prediction_tests
+from peers.environment import peers
 from peers.pathway_tests import VARIANTS
 from tadvae.evaluation.bootstrap import bootstrap_mean
 
@@ -54,7 +55,7 @@ SHOWN = ("no_change", "mean", "matching_mean", "additive", "additive_ridge", "ta
 def write_page(results: Path, page: Path) -> None:
     """Write the page from all that is stored."""
     stored = {place.stem: json.loads(place.read_text()) for place in sorted(results.glob("*.json"))}
-    lines = [INTRODUCTION, *_prediction(stored), *_pathways(results, stored)]
+    lines = [INTRODUCTION, *_prediction(stored), *_pathways(results, stored), *_missing(stored)]
     page.write_text("\n".join(lines).rstrip() + "\n")
 
 
@@ -88,6 +89,16 @@ def _prediction(stored: dict[str, Any]) -> list[str]:
             lines.append(_row(name, values, f"{each['cpu_seconds'][case]:.0f}"))
         lines.append("")
     return [*lines, *_notes(found), ""]
+
+
+def _missing(stored: dict[str, Any]) -> list[str]:
+    """Programs that have a file here, and no stored result yet."""
+    return [
+        f"- {peer.name} ({', '.join(peer.requirements)}): {job}, not run yet."
+        for job in ("prediction", "pathways")
+        for peer in peers(job)
+        if f"{job}-{peer.name}" not in stored
+    ]
 
 
 def _row(name: str, values: list[list[float]], seconds: str) -> str:
