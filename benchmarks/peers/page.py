@@ -188,7 +188,7 @@ def _against(rows: dict[tuple[str, str], list[float]], columns: list[str], progr
     words = []
     for column in columns:
         values = {name: each for (name, of), each in rows.items() if of == column and each}
-        most = max(map(len, values.values()))
+        most = max(map(len, values.values()), default=0)
         means = {name: float(np.mean(each)) for name, each in values.items() if len(each) == most}
         best = [
             max(
