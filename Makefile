@@ -5,7 +5,7 @@ DEMO := demo
 BIN := $(VENV)/bin
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: help install demo test tests fast lint format clean results docs bench gpu-wheels
+.PHONY: help install demo test tests fast lint format clean results peers docs bench gpu-wheels
 
 help:
 	@echo "make demo     install, then simulate, convert, train, predict, evaluate, report (folder demo/)"
@@ -16,6 +16,7 @@ help:
 	@echo "make docs     build the documentation as a site (build/site)"
 	@echo "make bench    measure speed and memory, write docs/benchmarks.md and docs/scale.md (a quarter of an hour)"
 	@echo "make gpu-wheels  download what scripts/gpu_check.sh needs on a bare machine with a GPU (build/gpu-wheels)"
+	@echo "make peers    run programs of others on the same data, write docs/peers.md (hours, GB; resumes)"
 	@echo "make results  train and score what docs/results.md shows, and write it (hours; resumes)"
 
 install: $(VENV)/installed
@@ -41,6 +42,11 @@ demo: install
 # One study, fewer seeds: make results RESULTS="--study carpool --seeds 1"
 results: install
 	$(BIN)/python benchmarks/results.py $(RESULTS)
+
+# Installs each program into an environment of its own below build/peers, runs it, stores its scores in
+# benchmarks/results/peers, writes docs/peers.md. One program: make peers PEERS="--peer decoupler"
+peers: install
+	$(BIN)/python benchmarks/make_peers.py $(PEERS)
 
 # Every speed benchmark, stored in benchmarks/results/bench. On an idle machine, and 10 GB of disk for a while.
 # Where Python 3.12 is not on the PATH: make bench BENCH="--python312 /path/to/python3.12"

@@ -34,7 +34,6 @@ import yaml
 from scipy import sparse
 from studies import DATA
 
-from pipelines.cluster.connection import ray_session
 from pipelines.convert import convert
 from tadvae.genes.harmonise import canonical_targets
 from tadvae.genes.reference import GeneReference
@@ -82,17 +81,19 @@ def prepare(halving: int, folder: Path) -> tuple[Store, list[ad.AnnData]]:
     folder.mkdir(parents=True, exist_ok=True)
     spec, held = make(halving, folder)
     if not (folder / "store").exists():
-        with ray_session():
-            convert(str(spec), str(folder / "store"))
+        convert(str(spec), str(folder / "store"))
     store = Store.open(str(folder / "store"))
     write_pathways(store, folder, halving)
     return store, held
 
 
 def write_pathways(store: Store, folder: Path, halving: int) -> None:
-    """The packaged pathways of the two panels as GMT files, true and permuted."""
+    """The packaged pathways of a store's panels as GMT files, true and permuted."""
     keys, reference = store.genes["gene"].tolist(), GeneReference.load("human")
-    panels = [np.sort(store.panel(i).query("gene_index >= 0")["gene_index"].to_numpy()) for i in (0, 1)]
+    panels = [
+        np.sort(store.panel(i).query("gene_index >= 0")["gene_index"].to_numpy())
+        for i in range(len(store.manifest.datasets))
+    ]
     sets = default_pathways(keys, panels, reference)
     found = membership(sets, keys, lambda names: canonical_targets(names, reference), panels)
     place, rng = np.arange(len(keys)), np.random.default_rng([halving, 1])

@@ -147,10 +147,10 @@ def _listed(rows: list[Row]) -> str:
     return f": {'; '.join(words)}" if words else ""
 
 
-def transfer(results: Path) -> dict[tuple[str, str], tuple[float, float, int]]:
-    """MRR by (method, pathways): mean over halvings of means over seeds, half an interval, runs."""
+def panel_scores(folder: Path) -> dict[tuple[str, str], dict[int, list[float]]]:
+    """MRR of the runs of ``panel_transfer.py`` by (method, pathways), halving and seed."""
     found: dict[tuple[str, str], dict[int, list[float]]] = {}
-    stored = [json.loads(place.read_text()) for place in sorted((results / "panel_transfer").glob("*.json"))]
+    stored = [json.loads(place.read_text()) for place in sorted(folder.glob("*.json"))]
     runs: dict[tuple[int, int], int] = {}
     for row in stored:
         run = row["about"]["halving"], row["about"]["seed"]
@@ -163,6 +163,12 @@ def transfer(results: Path) -> dict[tuple[str, str], tuple[float, float, int]]:
             method = how if how.startswith("plain") else f"{about['masking']}, {how}"
             by = found.setdefault((method, about["pathways"]), {})
             by.setdefault(about["halving"], []).append(scores["MRR centred"])
+    return found
+
+
+def transfer(results: Path) -> dict[tuple[str, str], tuple[float, float, int]]:
+    """MRR by (method, pathways): mean over halvings of means over seeds, half an interval, runs."""
+    found = panel_scores(results / "panel_transfer")
     table = {}
     for key, by in found.items():
         means = np.array([np.mean(values) for values in by.values()])

@@ -16,7 +16,8 @@ COLUMNS = {
     "pearson_delta": "Pearson-Δ", "pearson_delta_de": "Pearson-Δ, responsive genes", "l2": "L2",
     "rmse": "RMSE", "cosine_logfc": "cosine log-FC", "rank_cosine": "rank",
     "centroid_accuracy": "centroid accuracy",
-    "de_overlap": "DE overlap", "mmd": "MMD", "energy_distance": "energy distance",
+    "de_overlap": "DE overlap", "de_direction_match": "DE direction", "de_jaccard": "DE Jaccard",
+    "de_lfc_error": "DE log₂ fold-change error", "mmd": "MMD", "energy_distance": "energy distance",
     "coverage": "genes inside 90% intervals",
 }  # fmt: skip
 ONE_SEED = "tadvae, one seed"

@@ -10,8 +10,10 @@ from rich.text import Text
 from pipelines.cluster.connection import mapping
 from tadvae.base.errors import UserError
 from tadvae.base.filesystem import Location
+from tadvae.evaluation.answers import Answer
 from tadvae.evaluation.evaluate import CEILING, METHOD, NULL, Scores, evaluate
 from tadvae.evaluation.metrics import HIGHER_IS_BETTER
+from tadvae.evaluation.questions import Question
 from tadvae.model.device import chosen_device
 from tadvae.model.ensemble import Model, load_model
 from tadvae.model.run_folder import RunFolder
@@ -19,11 +21,12 @@ from tadvae.store.reader import Store
 
 SHOWN = {
     "mean profiles": ("pearson_delta", "pearson_delta_de", "l2", "rmse", "cosine_logfc", "de_overlap"),
+    "responding genes": ("de_direction_match", "de_jaccard", "de_lfc_error", "de_spearman_lfc_sig"),
     "which perturbation, which cells": (
         "rank_cosine", "centroid_accuracy", "mmd", "energy_distance", "coverage", "interval_width",
     ),
 }  # fmt: skip
-"""Metrics of the two printed tables of each category."""
+"""Metrics of the printed tables of each category."""
 
 
 def evaluate_run(
@@ -32,6 +35,7 @@ def evaluate_run(
     store_path: str | None = None,
     against: Sequence[str] = (),
     gpu: bool = False,
+    keep: Callable[[Question, Answer], None] | None = None,
 ) -> Scores:
     """Evaluate a finished run or ensemble; the scores are also written to ``RUN/evaluation``.
 
@@ -45,6 +49,8 @@ def evaluate_run(
         Other runs or ensembles of the same split to include in the table.
     gpu
         Predict on the GPU of this process.
+    keep
+        Called with every question and the model's answer to it.
 
     Raises
     ------
@@ -67,7 +73,7 @@ def evaluate_run(
             raise UserError(f"--against {path}: it was trained on another store; compare runs of one store.")
         rivals[_free_name(Location.of(path).name, rivals)] = rival, split
     with mapping(store.n_bytes) as mapper:
-        scores = evaluate(store, groups, model, rivals=rivals, category=category, mapper=mapper)
+        scores = evaluate(store, groups, model, rivals=rivals, category=category, mapper=mapper, keep=keep)
     run.write_scores(category or "all", scores.table, as_json(scores))
     return scores
 
@@ -99,14 +105,19 @@ def as_json(scores: Scores) -> dict:
 
 
 def tables(scores: Scores) -> list[Table]:
-    """Two tables per category, one row per method: mean [95% interval]; the best of a column is bold."""
+    """Tables of each category, one row per method: mean [95% interval]; the best of a column is bold."""
     summary = scores.summary()
     categories = [name for name in summary["category"].unique() if name != "all"]
     shown = ["all", *categories] if len(categories) > 1 else categories
     found = []
     for category in shown:
         part = summary[summary["category"] == category]
-        found += [_table(f"{category}, {about}", part, metrics) for about, metrics in SHOWN.items()]
+        scored = set(part["metric"])
+        found += [
+            _table(f"{category}, {about}", part, metrics)
+            for about, metrics in SHOWN.items()
+            if scored & set(metrics)
+        ]
     return found
 
 

@@ -240,18 +240,32 @@ def evaluate(
         list[str] | None,
         typer.Option(metavar="RUN2", help="Another run of the same split to compare with; may be repeated."),
     ] = None,
+    cell_eval: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="New folder for predicted and measured cells as cell-eval reads them; its scores are shown "
+            "if it is installed.",
+        ),
+    ] = None,
     gpu: OnGpu = False,
 ) -> None:
     """Compare a run, or an ensemble, with baselines on its held-out perturbations.
 
     Example: tadvae evaluate run --against other_run
     """
+    from pipelines.cell_eval import CellEvalFolder, cell_eval_table
     from pipelines.evaluate import as_json, evaluate_run, tables
     from tadvae.model.run_folder import RunFolder
 
-    scores = evaluate_run(run, split, store, against or [], gpu)
+    pairs = CellEvalFolder(cell_eval) if cell_eval is not None else None
+    scores = evaluate_run(run, split, store, against or [], gpu, pairs.keep if pairs else None)
     for table in tables(scores):
         out.print(table)
+    if pairs is not None:
+        found = pairs.scores()
+        out.print(cell_eval_table(found) if found is not None else pairs.how())
+        out.print(f"cells for cell-eval: {len(pairs.places)} subfolders of {pairs.folder}")
     for note in scores.notes:
         out.print(note)
     for group, reason in scores.abstained.items():

@@ -5,7 +5,7 @@ sets of cells are also compared by MMD and energy distance; the cells of a basel
 predicted change.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +20,7 @@ from tadvae.evaluation.baselines import Baseline, fit_all
 from tadvae.evaluation.bootstrap import bootstrap_mean
 from tadvae.evaluation.ceiling import resampled_metrics, split_half_ceiling
 from tadvae.evaluation.context_baselines import CONTEXT_BASELINES
+from tadvae.evaluation.differential_expression import DE_METRICS, Response, responding_genes
 from tadvae.evaluation.distances import energy_distance, median_bandwidths, mmd_unbiased
 from tadvae.evaluation.latent_additive import LatentAdditive
 from tadvae.evaluation.leaks import check_leaks
@@ -84,6 +85,7 @@ def evaluate(
     rivals: Mapping[str, tuple[Model, pd.DataFrame]] | None = None,
     category: str | None = None,
     mapper: Mapper = loop,
+    keep: Callable[[Question, Answer], None] | None = None,
 ) -> Scores:
     """Score the model and every baseline on the held-out groups of its run.
 
@@ -96,6 +98,8 @@ def evaluate(
         the same control cells.
     category
         Only groups of this category (``combo_seen2``, ``unseen_single``, …); None: all.
+    keep
+        Called with every question and the model's answer to it.
 
     Raises
     ------
@@ -119,6 +123,8 @@ def evaluate(
         given = {METHOD: answer(store, model, question)}
         given |= {name: answer(store, rival, question) for name, (rival, _) in rivals.items()}
         abstained |= given[METHOD].abstained
+        if keep is not None:
+            keep(question, given[METHOD])
         if question.elsewhere and any(p != store.control for _, p in question.elsewhere):
             cells = {key: each.dense(question.genes) for key, each in question.elsewhere.items()}
             scgen = ScGen().fit(question.controls.dense(question.genes), cells, store.control)
@@ -222,7 +228,7 @@ def _score_cells(
     scores: dict[tuple[str, str], np.ndarray],
     intervals: dict[tuple[str, str], np.ndarray],
 ) -> None:
-    """Add scores that need the held-out cells: distances of sets, noise ceiling, intervals by resampling."""
+    """Add scores that need the held-out cells: distances, responding genes, noise ceiling, intervals."""
     m = len(question.cells)
     before = question.controls.dense(question.genes)  # (n, G)
 
@@ -236,6 +242,8 @@ def _score_cells(
         if len(observed) < 2:
             continue
         bandwidths = median_bandwidths(observed)  # the same bandwidths for every method
+        kept = ~np.isin(question.profiles.genes, question.target_genes(i))
+        responds = responding_genes(observed, before) & kept
         for name, means in predicted.items():
             if name in given:
                 cells = given[name].cells[i]
@@ -243,6 +251,9 @@ def _score_cells(
                 cells = before + (means[i] - question.control).astype(np.float32)
             put(scores, (name, "mmd"), i, mmd_unbiased(cells, observed, bandwidths), (m,))
             put(scores, (name, "energy_distance"), i, energy_distance(cells, observed), (m,))
+            response = Response(means[i], question.observed[i], question.control, responds, kept)
+            for metric, score in DE_METRICS.items():
+                put(scores, (name, metric), i, score(response), (m,))
             for metric, values in resampled_metrics(means[i], observed, question.control, seed=i).items():
                 if not np.isnan(values).any():
                     put(intervals, (name, metric), i, np.quantile(values, [0.025, 0.975]), (m, 2))

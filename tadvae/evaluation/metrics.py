@@ -5,7 +5,8 @@ There are two kinds, on measured genes only (the caller selects the columns):
 - profile metrics, in ``METRICS``: (pred (G,), true (G,), control (G,)) -> one number per perturbation;
 - discrimination metrics over M perturbations: ``rank_score``, ``centroid_accuracy`` -> (M,).
 
-Distances between sets of cells are in :mod:`tadvae.evaluation.distances`; the effect of sampling noise on all
+Distances between sets of cells are in :mod:`tadvae.evaluation.distances`, scores on responding genes in
+:mod:`tadvae.evaluation.differential_expression`; the effect of sampling noise on all
 metrics is computed in :mod:`tadvae.evaluation.ceiling`.
 
 Profiles are mean log-normalised expression. ``HIGHER_IS_BETTER`` gives the direction of every metric.
@@ -113,6 +114,10 @@ HIGHER_IS_BETTER: dict[str, bool] = {
     "pearson_delta": True,
     "pearson_delta_de": True,
     "de_overlap": True,
+    "de_direction_match": True,
+    "de_spearman_lfc_sig": True,
+    "de_jaccard": True,
+    "de_lfc_error": False,
     "l2": False,
     "rmse": False,
     "cosine_logfc": True,

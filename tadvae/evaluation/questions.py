@@ -78,6 +78,11 @@ class Question:
         """Indices of the M perturbations in the store."""
         return [int(p) for p in self.groups["perturbation"]]
 
+    def target_genes(self, i: int) -> list[str]:
+        """Identifiers of the genes that the i-th group perturbs; a target that is no gene has none."""
+        found = [self.profiles.target_gene.get(target) for target in self.targets[i]]
+        return [gene for gene in found if gene is not None]
+
     @property
     def where(self) -> str:
         """Dataset and context as text, for messages."""

@@ -1,0 +1,151 @@
+"""Run programs of others on our data, score them with our metrics, write docs/peers.md: ``make peers``.
+
+Every program has one file ``benchmarks/peers/run_NAME.py`` and an environment of its own, installed when it
+is first needed (``build/peers``, several GB in all). Its scores are one JSON file in
+``benchmarks/results/peers``; what is stored is not done again. A program that cannot be installed or fails is
+stored with its error::
+
+    python benchmarks/make_peers.py --peer decoupler
+    python benchmarks/make_peers.py --only-write
+"""
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from peers import pathway_tests, prediction_tests
+from peers.arithmetic import arithmetic_scores
+from peers.environment import Peer, PeerError, peers, python_of, run, versions
+from peers.page import write_page
+from peers.pathways_of_tadvae import target_scores
+
+HERE = Path(__file__).parent
+LONGEST = {"pathways": 3600.0, "prediction": 3600.0}
+"""Seconds of wall time after which a program's run on one case is stopped, by job."""
+
+
+def of_pathways(peer: Peer, work: Path, environments: Path) -> dict[str, Any]:
+    """Scores of a program by method and case, and the errors of methods that failed."""
+    cases = pathway_tests.write_cases(work / "pathways")
+    python = python_of(peer, environments)
+    scores: dict[str, dict[str, dict[str, float]]] = {}
+    errors: dict[str, dict[str, str]] = {}
+    for case in cases:
+        out = work / "out" / peer.name / case.name
+        run_once(peer, python, case, out)
+        for method in sorted(each for each in out.iterdir() if each.is_dir() and any(each.iterdir())):
+            failed = method / "error.txt"
+            if failed.exists():
+                errors.setdefault(method.name, {})[case.name] = " ".join(failed.read_text().split())[:200]
+            else:
+                found = pathway_tests.score(case, pathway_tests.reader(method))
+                scores.setdefault(method.name, {})[case.name] = _short(found)
+    return {"versions": _named(versions(python), peer), "scores": scores, "errors": errors}
+
+
+def run_once(peer: Peer, python: Path, case: Path, out: Path) -> None:
+    """Run a program on a case, unless it has done so with the same requirements."""
+    mark, asked = out / "done.json", list(peer.requirements)
+    if not mark.exists() or json.loads(mark.read_text()) != asked:
+        run(peer, python, case, out, LONGEST[peer.job])
+        mark.write_text(json.dumps(asked))
+
+
+def of_prediction(peer: Peer, work: Path, environments: Path) -> dict[str, Any]:
+    """Scores of a program by case and condition, and the CPU seconds of its trainings."""
+    cases = prediction_tests.write_cases(work / "prediction")
+    python = python_of(peer, environments)
+    scores: dict[str, dict[str, dict[str, float]]] = {}
+    seconds: dict[str, float] = {}
+    for case in cases:
+        out = work / "out" / peer.name / case.name
+        place = out / "prediction.npz"
+        run_once(peer, python, case, out)
+        scores[case.name] = prediction_tests.score(case, place)
+        with np.load(place) as found:
+            seconds[case.name] = round(float(found["seconds"]), 1)
+    return {"versions": _named(versions(python), peer), "scores": scores, "cpu_seconds": seconds}
+
+
+def ours(work: Path) -> dict[str, Any]:
+    """Scores of our own on the cases of ``targets``; those of the other tests are stored already."""
+    pathway_tests.write_cases(work / "pathways")
+    return {"scores": target_scores(work / "pathways", _short)}
+
+
+def _short(scores: dict[str, float]) -> dict[str, float]:
+    return {key: float(f"{value:.6g}") for key, value in scores.items()}
+
+
+def _named(found: dict[str, str], peer: Peer) -> dict[str, str]:
+    """Versions of what a program asks for."""
+    known = {name.lower().replace("_", "-"): version for name, version in found.items()}
+    names = [each.split("==")[0].lower().replace("_", "-") for each in peer.requirements]
+    return {name: known[name] for name in names if name in known}
+
+
+JOBS: dict[str, Callable[[Peer, Path, Path], dict[str, Any]]] = {
+    "pathways": of_pathways,
+    "prediction": of_prediction,
+}
+
+
+def main(given: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--peer", action="append", help="only this program, tadvae or arithmetic; may be repeated"
+    )
+    parser.add_argument("--out", type=Path, default=HERE / "results" / "peers")
+    parser.add_argument("--work", type=Path, default=HERE / "work" / "peers")
+    parser.add_argument("--environments", type=Path, default=HERE.parent / "build" / "peers")
+    parser.add_argument("--page", type=Path, default=HERE.parent / "docs" / "peers.md")
+    parser.add_argument("--only-write", action="store_true", help="write the page from what is stored")
+    arguments = parser.parse_args(given)
+    torch.set_num_threads(1)
+    for place in (arguments.out, arguments.work):
+        place.mkdir(parents=True, exist_ok=True)
+    wanted = [] if arguments.only_write else [peer for job in JOBS for peer in peers(job)]
+    for peer in wanted:
+        if arguments.peer and peer.name not in arguments.peer:
+            continue
+        about = {"peer": peer.name, "requirements": list(peer.requirements), "python": peer.python}
+        store(
+            arguments.out / f"{peer.job}-{peer.name}.json",
+            about,
+            lambda peer=peer: JOBS[peer.job](peer, arguments.work, arguments.environments),
+        )
+    if not arguments.only_write and (not arguments.peer or "tadvae" in arguments.peer):
+        store(arguments.out / "pathways-tadvae.json", {"peer": "tadvae"}, lambda: ours(arguments.work))
+    if not arguments.only_write and (not arguments.peer or "arithmetic" in arguments.peer):
+        store(
+            arguments.out / "pathways-arithmetic.json",
+            {"peer": "arithmetic"},
+            lambda: {
+                "scores": arithmetic_scores(pathway_tests.write_cases(arguments.work / "pathways"), _short)
+            },
+        )
+    write_page(arguments.out, arguments.page)
+    print(f"{arguments.page}: written")
+
+
+def store(place: Path, about: dict[str, Any], find: Callable[[], dict[str, Any]]) -> None:
+    """Find and store what is not stored yet; an error is tried again by the next call."""
+    if place.exists():
+        stored = json.loads(place.read_text())
+        if stored["about"] == about and "error" not in stored:
+            print(f"{place}: already there", flush=True)
+            return
+    try:
+        found = find()
+    except PeerError as error:
+        found = {"error": str(error)}
+    place.write_text(json.dumps({"about": about} | found, indent=1) + "\n")
+    print(f"{place}: written", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Programs of others on our data: one file per program (``run_*.py``), scored here with our metrics."""

@@ -1,0 +1,118 @@
+"""One environment per program, made when it is needed, from what the head of its file asks for.
+
+A program's file ``run_NAME.py`` runs inside that environment and imports nothing of ours. Its head is inline
+script metadata (PEP 723): the Python it needs and its pinned requirements.
+"""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+
+HERE = Path(__file__).parent
+_HEAD = re.compile(r"^# /// script\n((?:#.*\n)+?)# ///$", re.MULTILINE)
+_LONGEST = 300  # characters of an error that are kept
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A program to compare with.
+
+    Attributes
+    ----------
+    name
+        Of its file: ``run_NAME.py``.
+    requirements
+        What pip installs; the first one is the program itself.
+    python
+        Minor version of the Python it needs, such as ``3.11``.
+    job
+        What it is compared in, such as ``pathways``.
+    """
+
+    name: str
+    requirements: tuple[str, ...]
+    python: str
+    job: str
+
+    @classmethod
+    def of(cls, script: Path) -> "Peer":
+        """Read the head of a program's file."""
+        found = _HEAD.search(script.read_text())
+        if found is None:
+            raise ValueError(f"{script}: expected inline script metadata (PEP 723), found none.")
+        head = tomllib.loads("".join(line[2:] + "\n" for line in found.group(1).splitlines()))
+        tool = head["tool"]["tadvae-peer"]
+        return cls(script.stem.removeprefix("run_"), tuple(head["dependencies"]), tool["python"], tool["job"])
+
+    @property
+    def script(self) -> Path:
+        return HERE / f"run_{self.name}.py"
+
+
+class PeerError(Exception):
+    """Why a program has no figures."""
+
+
+def peers(job: str) -> list[Peer]:
+    """All programs of a job, by name."""
+    found = [Peer.of(script) for script in sorted(HERE.glob("run_*.py"))]
+    return [peer for peer in found if peer.job == job]
+
+
+def python_of(peer: Peer, folder: Path) -> Path:
+    """Python of the program's environment, installed if it is not there.
+
+    Raises
+    ------
+    PeerError
+        If there is no such Python, or pip fails; with pip's last line.
+    """
+    place = folder / peer.name
+    inside, mark = place / "bin" / "python", place / "installed.json"
+    asked = list(peer.requirements)
+    if mark.exists() and json.loads(mark.read_text()) == asked:
+        return inside
+    python = shutil.which(f"python{peer.python}")
+    if python is None:
+        raise PeerError(f"no Python {peer.python} here")
+    _run([python, "-m", "venv", "--clear", str(place)], None)
+    _run([str(inside), "-m", "pip", "install", "--quiet", *asked], None)
+    mark.write_text(json.dumps(asked))
+    return inside
+
+
+def versions(python: Path) -> dict[str, str]:
+    """Version of every package of an environment."""
+    command = [str(python), "-m", "pip", "list", "--format", "json", "--disable-pip-version-check"]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return {each["name"]: each["version"] for each in json.loads(done.stdout)}
+
+
+def run(peer: Peer, python: Path, case: Path, out: Path, limit: float) -> None:
+    """Run a program on one case, one thread, at most ``limit`` seconds of wall time.
+
+    Raises
+    ------
+    PeerError
+        If it fails or takes longer.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    _run([str(python), str(peer.script), str(case), str(out)], limit)
+
+
+def _run(command: list[str], limit: float | None) -> None:
+    threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"), "1")
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | threads
+    try:
+        subprocess.run(command, check=True, capture_output=True, text=True, timeout=limit, env=environment)
+    except subprocess.CalledProcessError as error:
+        lines = [line for line in (error.stderr or "").strip().splitlines() if line.strip()]
+        said = [line for line in lines if "Error" in line or "ERROR" in line] or lines or ["no message"]
+        raise PeerError(said[-1].strip()[:_LONGEST]) from error
+    except subprocess.TimeoutExpired as error:
+        raise PeerError(f"stopped after {limit:.0f} s") from error

@@ -1,0 +1,273 @@
+"""Writes docs/peers.md from the stored scores; no figure in it is typed by hand."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from results_opening import panel_scores
+
+from peers import prediction_tests
+from peers.environment import peers
+from peers.pathway_tests import VARIANTS
+from tadvae.evaluation.bootstrap import bootstrap_mean
+
+INTRODUCTION = """# Beside other programs
+
+Programs that people use today, on the same data, scored here with the same metrics. Written by `make peers`
+from the stored scores in `benchmarks/results/peers`; do not edit. Every program runs in an environment of its
+own, from the package index, with the settings its authors recommend; its file `benchmarks/peers/run_NAME.py`
+names them. Loaders, and the speed of training, are not compared here yet.
+"""
+
+PATHWAYS = """## Pathway activities
+
+- **truth**: simulated screens with known activities: mean absolute correlation over cells of an activity with
+  the true one; mean over 5 simulations (lowest to highest).
+- **panels**: 700 held-out PBMC, each seen through two disjoint halves of the genes: mean reciprocal rank of a
+  cell's other half among the 700 by the correlation of its activities; mean over random halvings (lowest to
+  highest); chance 0.010. A program of sums needs no training; ours is trained on other cells, half of them
+  through each panel. *permuted*: pathways of the same sizes with genes exchanged at random.
+- **targets**: for every perturbed gene, without its own expression: the share of pairs in which a pathway
+  that it belongs to moves more than one that it does not; mean over targets [95% bootstrap interval], chance
+  0.5. A permuted pathway keeps the name and size of the true one.
+
+Each on single cells (log1p of counts per ten thousand) and, for truth and panels, on *smoothed* cells: the
+same projected onto their 20 leading principal axes, as `TADVAE.activities` does by default.
+"""
+
+
+PREDICTION = """## Prediction of perturbations that were not seen
+
+Held-out groups of folds of `results.md`, the same cells, genes and groups for all; every program trains on
+all other conditions, on one CPU thread. Mean over the groups that it predicts [95% bootstrap interval]; ours
+and the baselines are the stored scores of `make results`, over the same groups. CPU seconds are of the
+training, on a machine that does other work too: an order of magnitude.
+"""
+
+OWN = ("tadvae", "arithmetic")
+"""What is stored beside the programs."""
+
+SHOWN = ("no_change", "mean", "matching_mean", "additive", "additive_ridge", "tadvae, seed 0", "tadvae")
+"""Methods of the stored scores beside the programs: baselines, one model, and the ensemble."""
+
+
+def write_page(results: Path, page: Path) -> None:
+    """Write the page from all that is stored."""
+    stored = {place.stem: json.loads(place.read_text()) for place in sorted(results.glob("*.json"))}
+    lines = [INTRODUCTION, *_prediction(stored), *_pathways(results, stored), *_missing(stored)]
+    page.write_text("\n".join(lines).rstrip() + "\n")
+
+
+def _prediction(stored: dict[str, Any]) -> list[str]:
+    found = _of_job(stored, "prediction")
+    if not found:
+        return []
+    lines = [PREDICTION]
+    for case in sorted({case for each in found.values() for case in each.get("scores", {})}):
+        study, fold = case.split("-", 1)
+        known = prediction_tests.stored(study, fold)
+        lines += [f"### {study}, {fold.replace('-', ' ')}\n"]
+        lines += ["| method | groups | Pearson-Δ ↑ | L2 ↓ | CPU seconds |", "|---|---|---|---|---|"]
+        shown: set[tuple[int, ...]] = set()
+        for name, each in found.items():
+            scores = {
+                frozenset(key.split("+")): value
+                for key, value in each.get("scores", {}).get(case, {}).items()
+            }
+            at = [i for i, group in enumerate(known["groups"]) if frozenset(group[2].split("+")) in scores]
+            own = [scores[frozenset(known["groups"][i][2].split("+"))] for i in at]
+            if not own:
+                continue
+            for method in SHOWN if tuple(at) not in shown else ():
+                values = [
+                    [known["values"][metric][method][i] for i in at] for metric in ("pearson_delta", "l2")
+                ]
+                lines.append(_row(method, values, ""))
+            shown.add(tuple(at))
+            values = [[score[metric] for score in own] for metric in ("pearson_delta", "l2")]
+            lines.append(_row(name, values, f"{each['cpu_seconds'][case]:.0f}"))
+        lines.append("")
+    return [*lines, *_notes(found), ""]
+
+
+def _missing(stored: dict[str, Any]) -> list[str]:
+    """Programs that have a file here, and no stored result yet."""
+    return [
+        f"- {peer.name} ({', '.join(peer.requirements)}): {job}, not run yet."
+        for job in ("prediction", "pathways")
+        for peer in peers(job)
+        if f"{job}-{peer.name}" not in stored
+    ]
+
+
+def _row(name: str, values: list[list[float]], seconds: str) -> str:
+    cells = []
+    for each in values:
+        mean = bootstrap_mean(each)
+        cells.append(f"{mean.mean:.3f} [{mean.low:.3f}, {mean.high:.3f}]")
+    return f"| {_bold(name)} | {len(values[0])} | {' | '.join(cells)} | {seconds} |"
+
+
+def _of_job(stored: dict[str, Any], job: str) -> dict[str, Any]:
+    """What is stored of a job by program."""
+    start = f"{job}-"
+    return {name.removeprefix(start): each for name, each in stored.items() if name.startswith(start)}
+
+
+def _pathways(results: Path, stored: dict[str, Any]) -> list[str]:
+    rows = {"truth": _our_truth(results.parent), "panels": _our_panels(results.parent)}
+    found = _of_job(stored, "pathways")
+    lines = [PATHWAYS]
+    for test, table in (("truth", _truth), ("panels", _panels), ("targets", _targets)):
+        lines += [f"### {test.capitalize()}\n", *table(rows.get(test, {}), found), ""]
+    if "tadvae" not in found:
+        lines.append('- tadvae: not run on *targets* yet (`make peers PEERS="--peer tadvae"`: 16 trainings).')
+    return [*lines, *_notes(found)]
+
+
+def _notes(found: dict[str, Any]) -> list[str]:
+    """Versions, settings, and what could not be run."""
+    lines = []
+    for name, each in found.items():
+        if "error" in each:
+            lines.append(
+                f"- {name} ({', '.join(each['about']['requirements'])}): **not run**: {each['error']}"
+            )
+        elif each.get("versions"):
+            about = ", ".join(f"{package} {version}" for package, version in each["versions"].items())
+            lines.append(f"- {name}: Python {each['about']['python']}, {about}.")
+        for method, errors in each.get("errors", {}).items():
+            case, error = next(iter(errors.items()))
+            lines.append(f"- {name}, {method}: failed in {len(errors)} cases, such as {case}: {error}")
+    return lines
+
+
+def _methods(found: dict[str, Any]) -> dict[str, dict[str, dict[str, float]]]:
+    """Scores of every method of every program by case."""
+    return {
+        f"{name}, {method}": cases
+        for name, each in found.items()
+        for method, cases in each.get("scores", {}).items()
+    }
+
+
+def _truth(ours: dict[str, list[float]], found: dict[str, Any]) -> list[str]:
+    lines = ["| method | cells | smoothed cells |", "|---|---|---|"]
+    rows = {(name, variant): values for name, by in ours.items() for variant, values in by.items()}
+    for name, cases in _methods(found).items():
+        for variant in VARIANTS:
+            values = [scores[variant] for case, scores in cases.items() if case.startswith("truth-")]
+            rows[name, variant] = values
+    return [*lines, *_lines(rows, list(VARIANTS)), "", _against(rows, list(VARIANTS), list(found))]
+
+
+def _panels(ours: dict[str, Any], found: dict[str, Any]) -> list[str]:
+    columns = [f"{variant}, {kind}" for variant in VARIANTS for kind in ("true", "permuted")]
+    rows = {(name, column): values for name, by in ours.items() for column, values in by.items()}
+    for name, cases in _methods(found).items():
+        for variant in VARIANTS:
+            for kind in ("true", "permuted"):
+                rows[name, f"{variant}, {kind}"] = [
+                    scores[variant]
+                    for case, scores in cases.items()
+                    if case.startswith("panels-") and case.endswith(f"-{kind}")
+                ]
+    shown = [column for column in columns if column.endswith("true")]
+    return [
+        "| method | " + " | ".join(columns) + " |",
+        "|---" * 5 + "|",
+        *_lines(rows, columns),
+        "",
+        _against(rows, shown, list(found)),
+    ]
+
+
+def _against(rows: dict[tuple[str, str], list[float]], columns: list[str], programs: list[str]) -> str:
+    """The best of ours compared with the best program, by column, over methods that ran in every case."""
+    words = []
+    for column in columns:
+        values = {name: each for (name, of), each in rows.items() if of == column and each}
+        most = max(map(len, values.values()), default=0)
+        means = {name: float(np.mean(each)) for name, each in values.items() if len(each) == most}
+        best = [
+            max(
+                (name for name in means if name.startswith(start)), key=lambda name: means[name], default=None
+            )
+            for start in (("tadvae, ",), tuple(f"{name}, " for name in programs if name not in OWN))
+        ]
+        if None not in best:
+            words.append(f"{column}: {best[0]} {means[best[0]] - means[best[1]]:+.3f} against {best[1]}")
+    return f"Ours minus the best program: {'; '.join(words)}." if words else ""
+
+
+def _lines(rows: dict[tuple[str, str], list[float]], columns: list[str]) -> list[str]:
+    """One line per method: mean (lowest to highest) of each column."""
+    names = dict.fromkeys(name for name, _ in rows)
+    lines = []
+    for name in names:
+        cells = [_span(rows.get((name, column), [])) for column in columns]
+        if any(cells):
+            lines.append(f"| {_bold(name)} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def _targets(_: dict[str, Any], found: dict[str, Any]) -> list[str]:
+    methods = _methods(found)
+    columns = sorted({case for cases in methods.values() for case in cases if case.startswith("targets-")})
+    names = [_about(case) for case in columns]
+    lines = ["| method | " + " | ".join(names) + " |", "|---" * (len(columns) + 1) + "|"]
+    for name, cases in methods.items():
+        cells = []
+        for case in columns:
+            if case not in cases:
+                cells.append("")
+                continue
+            mean = bootstrap_mean(list(cases[case].values()))
+            cells.append(f"{mean.mean:.3f} [{mean.low:.3f}, {mean.high:.3f}], {len(cases[case])} targets")
+        if any(cells):
+            lines.append(f"| {_bold(name)} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def _about(case: str) -> str:
+    _, study, kind = case.split("-")
+    return f"{study.removesuffix('_alone')}, {kind}"
+
+
+def _bold(name: str) -> str:
+    return f"**{name}**" if name.startswith("tadvae") else name
+
+
+def _span(values: list[float]) -> str:
+    if len(values) < 2:
+        return "".join(f"{value:.3f} (one case)" for value in values)
+    return f"{np.mean(values):.3f} ({min(values):.3f} to {max(values):.3f})"
+
+
+def _our_truth(results: Path) -> dict[str, dict[str, list[float]]]:
+    """Our activities of ``truth.json`` by method and kind of cells, and the bound that knows the truth."""
+    rows = json.loads((results / "truth.json").read_text())["rows"]
+    found: dict[str, dict[str, list[float]]] = {}
+    for key in rows[0]:
+        values = [row[key] for row in rows]
+        if key.startswith("bound"):
+            found[f"{key} (fitted to the truth)"] = {VARIANTS[0]: values}
+        elif key.startswith("activity, "):
+            masking, *raw = key.removeprefix("activity, ").split(", ")
+            smooth = not raw and f"{key}, not smoothed" in rows[0]
+            found.setdefault(f"tadvae, {masking}", {})[VARIANTS[int(smooth)]] = values
+    return found
+
+
+def _our_panels(results: Path) -> dict[str, dict[str, list[float]]]:
+    """Ours and plain sums of members by method and column: means over seeds of every halving."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for (method, kind), by in panel_scores(results / "panel_transfer").items():
+        masking, _, how = method.partition(", ")
+        if masking == "plain":
+            name, variant = "sums of members", VARIANTS[int(how == "smoothed")]
+        else:
+            name, variant = f"tadvae, {masking}", VARIANTS[int(how == "smoothed")]
+        found.setdefault(name, {})[f"{variant}, {kind}"] = [float(np.mean(values)) for values in by.values()]
+    return found

@@ -1,0 +1,146 @@
+"""``make peers`` without any program: environments, exchange files, scores, storing, and the page."""
+
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import sparse
+from sklearn.metrics import roc_auc_score
+
+ROOT = Path(__file__).resolve().parents[2]
+BENCHMARKS = ROOT / "benchmarks"
+OURS = ("peers", "make_peers", "studies", "panel_transfer", "results_opening")
+
+
+@pytest.fixture(scope="module")
+def peers():
+    """Modules of the comparison by name."""
+    sys.path.insert(0, str(BENCHMARKS))
+    names = ("environment", "exchange", "page", "pathway_tests")
+    yield {name: importlib.import_module(f"peers.{name}") for name in names} | {
+        "make_peers": importlib.import_module("make_peers")
+    }
+    sys.path.remove(str(BENCHMARKS))
+    for name in [each for each in sys.modules if each.split(".")[0] in OURS]:
+        sys.modules.pop(name)
+
+
+def test_every_program_names_pinned_requirements_a_python_and_a_job(peers):
+    environment = peers["environment"]
+    scripts = sorted((BENCHMARKS / "peers").glob("run_*.py"))
+    assert len(scripts) >= 3
+    for script in scripts:
+        peer = environment.Peer.of(script)
+        assert peer.script == script
+        assert peer.python in ("3.11", "3.12")
+        assert peer.job in {*peers["make_peers"].JOBS, "fixture"}
+        assert all("==" in each for each in peer.requirements)
+    assert [peer.name for peer in environment.peers("pathways")] == ["decoupler"]
+
+
+def test_a_file_without_a_head_is_refused(peers, tmp_path):
+    (tmp_path / "run_x.py").write_text("print()\n")
+    with pytest.raises(ValueError, match="PEP 723"):
+        peers["environment"].Peer.of(tmp_path / "run_x.py")
+
+
+def test_what_cannot_run_is_an_error_with_its_reason(peers, tmp_path):
+    environment = peers["environment"]
+    with pytest.raises(environment.PeerError, match="no Python 9"):
+        environment.python_of(environment.Peer("decoupler", ("x==1",), "9.9", "pathways"), tmp_path)
+    peer = environment.Peer("decoupler", ("x==1",), "3.11", "pathways")  # its package is not in this Python
+    with pytest.raises(environment.PeerError, match="Error"):
+        environment.run(peer, Path(sys.executable), tmp_path / "none", tmp_path / "out", 100)
+
+
+def test_what_is_stored_is_not_done_again_but_an_error_is(peers, tmp_path):
+    store, error = peers["make_peers"].store, peers["environment"].PeerError
+    place, calls = tmp_path / "x.json", []
+
+    def fail():
+        calls.append("fail")
+        raise error("no wheel")
+
+    def find():
+        calls.append("find")
+        return {"scores": {}}
+
+    for each in (fail, find, find):
+        store(place, {"peer": "x"}, each)
+    assert calls == ["fail", "find"]
+    assert "error" not in json.loads(place.read_text())
+    store(place, {"peer": "x", "python": "3.12"}, find)
+    assert calls[-1:] == ["find"]
+    assert len(calls) == 3
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_the_area_under_the_curve_is_that_of_scikit_learn(peers, seed):
+    rng = np.random.default_rng(seed)
+    score, positive = rng.integers(0, 5, 20), np.arange(20) < rng.integers(1, 20)
+    assert peers["pathway_tests"].roc_area(score, positive) == pytest.approx(roc_auc_score(positive, score))
+
+
+def test_smoothing_is_that_of_activities(peers):
+    from tadvae.cells.ragged import Cells
+    from tadvae.model.encode import project
+    from tadvae.model.new_cells import NewCells
+
+    X = sparse.random(30, 12, 0.6, "csr", np.float32, np.random.default_rng(0))
+    X.sort_indices()
+    cells = Cells(X.indices.astype(np.int64), X.data, X.indptr.astype(np.int64), np.full(30, np.nan))
+    new = NewCells(cells, np.arange(12), np.ones(1, bool), 12, [f"G{g}" for g in range(12)])
+    found = project(new, 4)
+    expected = found.mean + found.scores @ found.axes
+    np.testing.assert_allclose(peers["exchange"].smoothed(X, 4), expected, atol=1e-5)
+
+
+def test_activities_come_back_by_pathway(peers, tmp_path):
+    np.savez_compressed(tmp_path / "x.npz", activity=np.eye(2), pathways=np.array(["a", "b"]))
+    found = peers["exchange"].read_activity(tmp_path / "x.npz")
+    assert found["b"].tolist() == [0.0, 1.0]
+
+
+def test_a_pathway_that_holds_the_target_and_moves_scores_one(peers, tmp_path):
+    """Four control cells and two perturbed ones; only the pathway of the target moves."""
+    case = tmp_path / "case"
+    case.mkdir()
+    (case / "true.gmt").write_text("own\tx\tT\tA\nother\tx\tA\tB\n")
+    about = {"test": "targets", "study": "s", "kind": "true", "perturbed": {"T": 2}, "pathways": "true.gmt"}
+    (case / "case.json").write_text(json.dumps(about))
+    activity = np.array([[3.0, 0.0], [3.1, 0.1], [0.0, 0.0], [0.1, 0.1], [0.0, 0.1], [0.1, 0.0]])
+    np.savez_compressed(tmp_path / "T.npz", activity=activity, pathways=np.array(["own", "other"]))
+    tests = peers["pathway_tests"]
+    assert tests.score(case, tests.reader(tmp_path)) == {"T": 1.0}
+
+
+def test_the_page_comes_from_what_is_stored(peers, tmp_path):
+    results = tmp_path / "results"
+    (results / "peers").mkdir(parents=True)
+    (results / "truth.json").write_text((BENCHMARKS / "results" / "truth.json").read_text())
+    variants = peers["pathway_tests"].VARIANTS
+    scores = {"ulm": {f"truth-{seed}": dict.fromkeys(variants, 0.5 + seed / 10) for seed in range(2)}}
+    scores["ulm"]["targets-datlinger-true"] = {"ENSG1": 0.25, "ENSG2": 0.75}
+    for name, found in {
+        "pathways-a": {"scores": scores, "errors": {"mlm": {"c": "it broke"}}, "versions": {"a": "1.0"}},
+        "pathways-b": {"error": "no wheel"},
+    }.items():
+        about = {"peer": name[-1], "requirements": [f"{name[-1]}==1"], "python": "3.11"}
+        (results / "peers" / f"{name}.json").write_text(json.dumps({"about": about} | found))
+    peers["page"].write_page(results / "peers", tmp_path / "peers.md")
+    text = (tmp_path / "peers.md").read_text()
+    assert "| a, ulm | 0.550 (0.500 to 0.600) | 0.550 (0.500 to 0.600) |" in text
+    assert "| a, ulm | 0.500 [" in text
+    assert "- b (b==1): **not run**: no wheel" in text
+    assert "- a, mlm: failed in 1 cases, such as c: it broke" in text
+    assert "**tadvae, members**" in text
+
+
+def test_the_stored_page_is_the_one_in_the_documentation(peers, tmp_path):
+    peers["page"].write_page(BENCHMARKS / "results" / "peers", tmp_path / "peers.md")
+    assert (tmp_path / "peers.md").read_text() == (ROOT / "docs" / "peers.md").read_text()
