@@ -19,7 +19,6 @@ import pandas as pd
 import torch
 from scipy.optimize import linear_sum_assignment
 
-from pipelines.cluster.connection import ray_session
 from pipelines.convert import convert
 from tadvae.model.tadvae import TADVAE
 from tadvae.settings.experiment import ExperimentConfig
@@ -118,13 +117,10 @@ def main() -> None:
     rows: list[dict[str, float]] = []
     with tempfile.TemporaryDirectory() as top:
         simulations = [simulate(SimulationConfig(seed=seed)) for seed in range(arguments.seeds)]
-        with ray_session():
-            for seed, simulation in enumerate(simulations):
-                write_simulation(simulation, Path(top) / str(seed) / "screens")
-                spec = Path(top) / str(seed) / "screens" / "spec.yaml"
-                convert(str(spec), str(Path(top) / str(seed) / "store"))
         for seed, simulation in enumerate(simulations):
             folder = Path(top) / str(seed)
+            write_simulation(simulation, folder / "screens")
+            convert(str(folder / "screens" / "spec.yaml"), str(folder / "store"))
             store = Store.open(str(folder / "store"))
             row: dict[str, float] = {"seed": seed, **bounds(simulation)}
             for strategy in arguments.strategies:

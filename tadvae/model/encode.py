@@ -20,19 +20,20 @@ AXES = 20
 
 @dataclass(frozen=True)
 class Smoothed:
-    """Cells projected onto n principal axes, ``x̃ = m + AᵀA (x − m)``.
+    """Cells projected onto n principal axes, ``x̃ = m + AᵀA (x − m)``, less each cell's mean over its genes.
 
     What many genes of a cell agree on remains, in every measured gene; most of the noise of counts does not.
-    An activity read from it is still a sum over the pathway's own genes, of x̃ in place of x.
+    The mean over genes is subtracted because counts are relative: where some genes of a cell go up, all
+    others go down. An activity read from it is still a sum over the pathway's own genes, of x̃ in place of x.
 
     Attributes
     ----------
     mean : (G,)
-        m, the mean of the cells.
+        m, the mean of the cells, less its own mean over genes.
     axes : (n, G)
-        A, orthonormal rows.
+        A, orthonormal rows, each less its own mean over genes.
     scores : (n_cells, n)
-        A (x − m).
+        A (x − m), with A and m as they were before.
     """
 
     mean: np.ndarray
@@ -62,7 +63,8 @@ def project(cells: NewCells, n_axes: int) -> Smoothed:
 
 def project_onto(cells: NewCells, mean: np.ndarray, axes: np.ndarray) -> Smoothed:
     """Project cells onto given axes (n, G) through a mean (G,), each cell by itself."""
-    return Smoothed(mean, axes, _matrix(cells) @ axes.T - mean @ axes.T)
+    scores = _matrix(cells) @ axes.T - mean @ axes.T
+    return Smoothed(mean - mean.mean(), axes - axes.mean(axis=1, keepdims=True), scores)
 
 
 def principal_axes(cells: NewCells, n_axes: int) -> tuple[np.ndarray, np.ndarray]:
