@@ -30,6 +30,7 @@ import pandas as pd
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from torch.autograd import DeviceType
 from torch.nn.functional import scaled_dot_product_attention
 
 from tadvae.cells.ragged import Cells
@@ -309,16 +310,21 @@ def speed(rows: Rows, device: torch.device, sizes: Sizes) -> None:
                 more: dict[str, Any] = {}
                 if device.type == "cuda":
                     peak = torch.cuda.max_memory_allocated(device)
-                    more = {"gib": peak / 2**30, "bytes_per_token": peak / tokens, "launches": launches(step)}
+                    more = {"gib": peak / 2**30, "bytes_per_token": peak / tokens, **profiled(step)}
                 rows.add(**about, ms=1e3 * time_of, encoded_per_s=encoded / time_of,
                          cells_per_s=problem.batch.n_cells / time_of, **more)  # fmt: skip
 
 
-def launches(step: Callable[[], None]) -> int:
-    """Calls of the driver that start a kernel, in one step."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+def profiled(step: Callable[[], None]) -> dict[str, float]:
+    """Kernels that one step starts, and how long they take on the card, in ms."""
+    both = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=both) as profile:
         step()
-    return sum(e.count for e in profile.key_averages() if "LaunchKernel" in e.key)
+        torch.cuda.synchronize()
+    events = profile.key_averages()
+    started = sum(event.count for event in events if "LaunchKernel" in event.key)
+    busy = sum(e.self_device_time_total for e in events if e.device_type == DeviceType.CUDA)
+    return {"launches": started, "device_ms": busy / 1e3}
 
 
 def kernels(rows: Rows, device: torch.device, sizes: Sizes) -> None:

@@ -4,11 +4,10 @@ import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-BYTES_PER_TOKEN = 34_000
-"""Of GPU memory in a step with the encoder at its default width: twice what it keeps for the gradient.
+BYTES_PER_TOKEN = 20_000
+"""Of GPU memory in a step with the encoder at its default width: twice the peak that was measured.
 
-It keeps 16.8 kB per token in single precision (counted with saved-tensor hooks on a CPU; not yet measured
-on a GPU).
+On an H100 the peak is 10.1 kB per token in single precision (docs/benchmarks.md, encoder ``inducing``).
 """
 LEAST_DRIVER = {11: 450, 12: 525, 13: 580}
 """Oldest NVIDIA driver that runs programs of a CUDA version (docs.nvidia.com/deploy/cuda-compatibility)."""
