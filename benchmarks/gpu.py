@@ -31,7 +31,6 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch.autograd import DeviceType
-from torch.nn.functional import scaled_dot_product_attention
 
 from tadvae.cells.ragged import Cells
 from tadvae.data.batches import Bag, Batch
@@ -347,18 +346,6 @@ def cell_attention(rows: Rows, device: torch.device, sizes: Sizes, dtype: torch.
     def buckets(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         return by_buckets(q, k, v, Lengths.same(m, n), Lengths(lengths))
 
-    def nested(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        parts = []
-        for part, starts, longest, shortest in (
-            (q, starts_q, m, m), (k, starts_k, max(lengths), min(lengths)),
-            (v, starts_k, max(lengths), min(lengths)),
-        ):  # fmt: skip
-            cells = torch.nested.nested_tensor_from_jagged(
-                part, starts, min_seqlen=shortest, max_seqlen=longest
-            )
-            parts.append(cells.transpose(1, 2))
-        return scaled_dot_product_attention(*parts).transpose(1, 2).values()
-
     def varlen(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         from torch.nn.attention.varlen import varlen_attn
 
@@ -366,7 +353,7 @@ def cell_attention(rows: Rows, device: torch.device, sizes: Sizes, dtype: torch.
         return found
 
     expected: list[torch.Tensor] = []
-    for how in (buckets, nested, varlen):
+    for how in (buckets, varlen):
         about = {"what": "attention", "how": how.__name__, "precision": str(dtype).removeprefix("torch.")}
         if how is varlen and (dtype == torch.float32 or device.type == "cpu"):
             continue  # it has no others

@@ -1,8 +1,8 @@
 """Is the model better than simple baselines on combinations that it has not seen?
 
-Trains in this process (no Ray) on simulated screens, and on the CaRPool doubles where the real data is
-available, and scores held-out combinations for the model and the baselines; prints one table per data set,
-writes JSON::
+Trains in this process (no Ray) on simulated screens, and where the real data is available on the screens
+with combinations, and scores held-out combinations for the model and the baselines; prints one table per data
+set, writes JSON::
 
     python benchmarks/quality.py --json quality.json --seeds 1 --set loss.mean_match=1
 
@@ -18,14 +18,13 @@ import pandas as pd
 import torch
 from studies import STUDIES, make_store
 
-from pipelines.cluster.connection import ray_session
 from tadvae.evaluation.bootstrap import bootstrap_mean, paired_bootstrap_difference
 from tadvae.evaluation.evaluate import METHOD, evaluate
 from tadvae.settings.experiment import ExperimentConfig
 from tadvae.store.reader import Store
 from tadvae.training.fit import fit
 
-STUDIED = ("simulated", "carpool")
+STUDIED = ("simulated", "carpool", "norman_mcfaline", "datlinger")
 METRICS = ("pearson_delta", "l2", "cosine_logfc", "mmd")
 RIVAL = "additive_ridge"
 
@@ -78,8 +77,7 @@ def main() -> None:
         if arguments.only not in (None, name) or not STUDIES[name].at_hand:
             continue
         with tempfile.TemporaryDirectory() as folder:
-            with ray_session():
-                store, settings = make_store(STUDIES[name], Path(folder))
+            store, settings = make_store(STUDIES[name], Path(folder))
             table = scores(store, [*settings, *arguments.settings], arguments.folds, arguments.seeds)
         results[name] = summarise(table)
         show(name, results[name])

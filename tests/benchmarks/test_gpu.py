@@ -41,7 +41,7 @@ def rows(gpu, step, folder):
     gpu.STEPS[step](gpu.Rows(folder / f"{step}.jsonl"), CPU, gpu.TOY)
     (folder / f"{step}.exit").write_text("0\n")
     found = [json.loads(line) for line in (folder / f"{step}.jsonl").read_text().splitlines()]
-    assert not [row for row in found if "error" in row and row.get("how") != "varlen"]
+    assert not [row for row in found if "error" in row]
     return found
 
 
@@ -74,8 +74,13 @@ def test_a_variant_that_fails_is_a_row(gpu, tmp_path):
         raise RuntimeError("no such kernel\nmore")
     found.add(what="speed", masking="none", ms=1.0)
     first, second = map(json.loads, (tmp_path / "rows.jsonl").read_text().splitlines())
-    assert first == {"what": "speed", "masking": "hard", "error": "RuntimeError: no such kernel"}
+    failed = {"what": "speed", "masking": "hard", "error": "RuntimeError: no such kernel", "at": "benchmark"}
+    assert first == failed
     assert second["ms"] == 1.0
+    known = {"what": "waits", "expected": "some", "error": "RuntimeError: a wait"}
+    assert [gpu.as_expected(row) for row in (first, second, known)] == [False, True, True]
+    assert not gpu.as_expected(known | {"expected": "none"})
+    assert not gpu.as_expected({"what": "parity", "within": False})
 
 
 def test_the_script_has_a_limit_for_every_step(gpu):

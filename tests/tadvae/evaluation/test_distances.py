@@ -2,7 +2,6 @@
 
 import math
 
-import dcor
 import numpy as np
 import pytest
 import torch
@@ -143,8 +142,11 @@ def test_cells_that_do_not_fit_are_refused():
 # ---------------------------------------------------------------- against independent implementations
 
 
+@pytest.mark.slow  # dcor compiles its functions when it is imported: 12 s, so no other test imports it
 @pytest.mark.parametrize("unbiased", [False, True])
 def test_energy_distance_is_dcors(unbiased):
+    import dcor
+
     x, y = make_cells(6, n=41, m=33, genes=7)
     kind = dcor.EstimationStatistic.U_STATISTIC if unbiased else dcor.EstimationStatistic.V_STATISTIC
     expected = dcor.energy_distance(x, y, estimation_stat=kind)
