@@ -33,7 +33,8 @@ PATHWAYS = """## Pathway activities
   0.5. A permuted pathway keeps the name and size of the true one.
 
 Each on single cells (log1p of counts per ten thousand) and, for truth and panels, on *smoothed* cells: the
-same projected onto their 20 leading principal axes, as `TADVAE.activities` does by default.
+same projected onto their 20 leading principal axes. `TADVAE.activities` does that by default, and subtracts
+each cell's mean over its genes; our scores on panels were made before it did.
 """
 
 
