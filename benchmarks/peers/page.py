@@ -16,8 +16,8 @@ INTRODUCTION = """# Beside other programs
 
 Programs that people use today, on the same data, scored here with the same metrics. Written by `make peers`
 from the stored scores in `benchmarks/results/peers`; do not edit. Every program runs in an environment of its
-own, from the package index, with the settings its authors recommend; its file `benchmarks/peers/run_NAME.py`
-names them. Loaders, and the speed of training, are not compared here yet.
+own, from the package index, with the settings its authors recommend, which its file in `benchmarks/peers`
+names. Loaders, and the speed of training, are not compared here yet.
 """
 
 PATHWAYS = """## Pathway activities
