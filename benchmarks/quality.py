@@ -6,7 +6,8 @@ set, writes JSON::
 
     python benchmarks/quality.py --json quality.json --seeds 1 --set loss.mean_match=1
 
-``--set`` changes the model's settings, so that an attempt can be compared with the defaults.
+``--set`` changes the model's settings, and ``--compare`` two of these files on the same groups, so that an
+attempt can be compared with the defaults.
 """
 
 import argparse
@@ -18,6 +19,7 @@ import pandas as pd
 import torch
 from studies import STUDIES, make_store
 
+from tadvae.base.terminal import print_text
 from tadvae.evaluation.bootstrap import bootstrap_mean, paired_bootstrap_difference
 from tadvae.evaluation.evaluate import METHOD, evaluate
 from tadvae.settings.experiment import ExperimentConfig
@@ -52,12 +54,28 @@ def summarise(table: pd.DataFrame) -> dict:
         result[metric] = {method: bootstrap_mean(wide[method])._asdict() for method in wide.columns}
         difference = paired_bootstrap_difference(wide[METHOD], wide[RIVAL])
         result[metric][f"{METHOD} − {RIVAL}"] = difference._asdict()
+        own = wide[METHOD].dropna()  # so that two settings can be compared on the same groups
+        result[metric]["groups"] = {"/".join(map(str, group)): value for group, value in own.items()}
     return result
+
+
+def compare(first: Path, second: Path) -> None:
+    """Print the scores of the second file less those of the first, over the same groups."""
+    one, two = (json.loads(file.read_text())["results"] for file in (first, second))
+    for name in one.keys() & two.keys():
+        for metric in one[name]:
+            groups = (pd.Series(each[name][metric]["groups"]) for each in (two, one))
+            found = paired_bootstrap_difference(*groups)
+            print_text(f"{name} {metric}: {found.mean:+.3f} [{found.low:+.3f}, {found.high:+.3f}]")
 
 
 def show(name: str, summary: dict) -> None:
     rows = {
-        metric: {method: f"{v['mean']:.3f} [{v['low']:.3f}, {v['high']:.3f}]" for method, v in cells.items()}
+        metric: {
+            method: f"{v['mean']:.3f} [{v['low']:.3f}, {v['high']:.3f}]"
+            for method, v in cells.items()
+            if method != "groups"
+        }
         for metric, cells in summary.items()
     }
     print(f"\n{name}\n{pd.DataFrame(rows).to_string()}", flush=True)
@@ -70,7 +88,11 @@ def main() -> None:
     parser.add_argument("--folds", type=int, default=5)
     parser.add_argument("--only", choices=STUDIED)
     parser.add_argument("--set", action="append", default=[], dest="settings")
+    parser.add_argument("--compare", type=Path, nargs=2, metavar="JSON", help="compare two that are stored")
     arguments = parser.parse_args()
+    if arguments.compare:
+        compare(*arguments.compare)
+        return
     torch.set_num_threads(1)  # the matrices are small: a second thread costs more than it does
     results = {}
     for name in STUDIED:
