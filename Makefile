@@ -63,7 +63,7 @@ gpu-wheels:
 
 test: lint tests
 
-# In four parts, two at a time: see scripts/run_tests.py. One part: make tests TESTS="--parts ray"
+# In four parts, three at a time: see scripts/run_tests.py. One part: make tests TESTS="--parts ray"
 tests: install
 	$(BIN)/python scripts/run_tests.py $(TESTS)
 
