@@ -9,7 +9,8 @@ import typer
 import typer.core
 
 from pipelines.cli import main as commands
-from pipelines.cli.main import StoreArgument, app
+from pipelines.cli.arguments import StoreArgument
+from pipelines.cli.main import app
 from pipelines.cli.show import out
 from tadvae.base.errors import UserError
 
