@@ -178,8 +178,8 @@ def rank_towards(
     state
         Cells in the wanted state, at least five, with any panel.
     targets, context, dataset, controls
-        Which perturbations, and where they start, as for :func:`tadvae.model.mean_table.predict_many`; of one
-        context.
+        Which perturbations, and where they start, as for
+        :meth:`tadvae.model.mean_table.PredictsMany.predict_many`; of one context.
     values
         Whether ``state`` and ``controls`` hold counts or log1p values.
     score

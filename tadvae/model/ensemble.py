@@ -18,7 +18,7 @@ from tadvae.model.conformal import Calibration
 from tadvae.model.counts import Counts
 from tadvae.model.device import to_numpy
 from tadvae.model.factor_graph import edge_stability
-from tadvae.model.mean_table import Targets, predict_many
+from tadvae.model.mean_table import PredictsMany
 from tadvae.model.predictor import Pairs
 from tadvae.model.run_folder import RunFolder
 from tadvae.model.start import Means, MeansAt
@@ -26,7 +26,7 @@ from tadvae.model.tadvae import TADVAE
 from tadvae.settings.experiment import ExperimentConfig
 
 
-class Ensemble:
+class Ensemble(PredictsMany):
     """Models of one store, split and config; only their seeds differ.
 
     Attributes
@@ -177,21 +177,6 @@ class Ensemble:
         width = self.calibration.half_width(entry.name, every)
         result: np.ndarray = np.where(at >= 0, width[:, at], np.nan)
         return result
-
-    def predict_many(
-        self,
-        targets: Targets,
-        *,
-        context: str | Sequence[str] | None = None,
-        dataset: str | Sequence[str] | None = None,
-        controls: ad.AnnData | None = None,
-        values: Literal["counts", "log1p"] = "counts",
-        units: Literal["log1p", "counts"] = "log1p",
-    ) -> ad.AnnData:
-        """Mean profiles with intervals, see :func:`tadvae.model.mean_table.predict_many`."""
-        return predict_many(
-            self, targets, context=context, dataset=dataset, controls=controls, values=values, units=units
-        )
 
     def means_at(self, row: int) -> MeansAt:
         """What predicts mean profiles in a context of training, see :meth:`TADVAE.means_at`."""

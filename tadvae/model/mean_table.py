@@ -85,7 +85,7 @@ class MeanTable:
     asked
         The perturbations.
     context, dataset, controls, values, units
-        As for :func:`predict_many`.
+        As for :meth:`PredictsMany.predict_many`.
 
     Raises
     ------
@@ -244,56 +244,57 @@ class Written:
     reasons: Counter[str] = field(default_factory=Counter)
 
 
-def predict_many(
-    model: Predicts,
-    targets: Targets,
-    *,
-    context: str | Sequence[str] | None = None,
-    dataset: str | Sequence[str] | None = None,
-    controls: ad.AnnData | None = None,
-    values: Literal["counts", "log1p"] = "counts",
-    units: Units = "log1p",
-) -> ad.AnnData:
-    """Mean profiles under many perturbations in one or several contexts.
+class PredictsMany:
+    """What gives :meth:`predict_many` to a model and to an ensemble."""
 
-    Parameters
-    ----------
-    model
-        A model or an ensemble.
-    targets
-        A list of perturbations, each as for :meth:`tadvae.model.tadvae.TADVAE.predict`; or
+    def predict_many(
+        self: Predicts,
+        targets: Targets,
+        *,
+        context: str | Sequence[str] | None = None,
+        dataset: str | Sequence[str] | None = None,
+        controls: ad.AnnData | None = None,
+        values: Literal["counts", "log1p"] = "counts",
+        units: Units = "log1p",
+    ) -> ad.AnnData:
+        """Mean profiles under many perturbations in one or several contexts.
 
-        - ``"singles"``: every single target of the context's dataset, and those that other datasets
-          perturb in its most frequent way;
-        - ``"pairs"``: every pair of these;
-        - ``"singles+pairs"``: both.
-    context, dataset
-        Names of training contexts and datasets, one or several; None: all.
-    controls
-        Control cells to start from, of one context; the dataset then says which screen's way of perturbing is
-        meant.
-    values
-        Whether the control cells hold counts or log1p values.
-    units
-        - ``log1p``: mean log-normalised expression; the usual choice.
-        - ``counts``: mean counts of the control cells, if the mean change is added to each of them.
+        Parameters
+        ----------
+        targets
+            A list of perturbations, each as for :meth:`tadvae.model.tadvae.TADVAE.predict`; or
 
-    Returns
-    -------
-    One row per perturbation and context, the first of each context is its control. ``X``: the mean;
-    ``layers["seed_spread"]``, ``["low"]`` and ``["high"]`` for ensembles. ``obs``: ``perturbation``,
-    ``context``, ``dataset`` and ``reason``: why there is no answer, and the row is NaN; else empty.
+            - ``"singles"``: every single target of the context's dataset, and those that other datasets
+              perturb in its most frequent way;
+            - ``"pairs"``: every pair of these;
+            - ``"singles+pairs"``: both.
+        context, dataset
+            Names of training contexts and datasets, one or several; None: all.
+        controls
+            Control cells to start from, of one context; the dataset then says which screen's way of
+            perturbing is meant.
+        values
+            Whether the control cells hold counts or log1p values.
+        units
+            - ``log1p``: mean log-normalised expression; the usual choice.
+            - ``counts``: mean counts of the control cells, if the mean change is added to each of them.
 
-    Raises
-    ------
-    UserError
-        If a context is unknown, or the table is too large for the memory: use :func:`write_many`.
-    """
-    table = MeanTable(
-        model, Combinations.of(targets), context=context, dataset=dataset, controls=controls, values=values,
-        units=units,
-    )  # fmt: skip
-    return in_memory(table)
+        Returns
+        -------
+        One row per perturbation and context, the first of each context is its control. ``X``: the mean;
+        ``layers["seed_spread"]``, ``["low"]`` and ``["high"]`` for ensembles. ``obs``: ``perturbation``,
+        ``context``, ``dataset`` and ``reason``: why there is no answer, and the row is NaN; else empty.
+
+        Raises
+        ------
+        UserError
+            If a context is unknown, or the table is too large for the memory: use :func:`write_many`.
+        """
+        table = MeanTable(
+            self, Combinations.of(targets), context=context, dataset=dataset, controls=controls,
+            values=values, units=units,
+        )  # fmt: skip
+        return in_memory(table)
 
 
 def in_memory(table: MeanTable, advance: Callable[[int], object] = lambda n: None) -> ad.AnnData:

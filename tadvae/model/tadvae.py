@@ -38,7 +38,7 @@ from tadvae.model.encode import (
     smoothed_contributions,
 )
 from tadvae.model.hub import HUB, download, upload
-from tadvae.model.mean_table import Targets, predict_many
+from tadvae.model.mean_table import PredictsMany
 from tadvae.model.new_cells import cells_of, keep_results
 from tadvae.model.predictor import Predictor
 from tadvae.model.run_folder import RunFolder
@@ -49,7 +49,7 @@ from tadvae.nn.network import TADVAEModule
 from tadvae.settings.experiment import ExperimentConfig
 
 
-class TADVAE:
+class TADVAE(PredictsMany):
     """A trained model.
 
     Attributes
@@ -467,21 +467,6 @@ class TADVAE:
             start.cells, start.genes, start.profile, start.dataset, perturbations, start.row
         )
         return pd.DataFrame(means, index=[each.label for each in asked], columns=start.names)
-
-    def predict_many(
-        self,
-        targets: Targets,
-        *,
-        context: str | Sequence[str] | None = None,
-        dataset: str | Sequence[str] | None = None,
-        controls: ad.AnnData | None = None,
-        values: Literal["counts", "log1p"] = "counts",
-        units: Literal["log1p", "counts"] = "log1p",
-    ) -> ad.AnnData:
-        """Mean profiles under many perturbations, see :func:`tadvae.model.mean_table.predict_many`."""
-        return predict_many(
-            self, targets, context=context, dataset=dataset, controls=controls, values=values, units=units
-        )
 
     def means_at(self, row: int) -> MeansAt:
         """What predicts mean profiles in a context of training, by row of ``vocabulary.contexts``."""
