@@ -5,13 +5,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import optuna
-import pandas as pd
 
 from tadvae.base.errors import UserError
 from tadvae.base.filesystem import Location
 from tadvae.data.build_vocabulary import context_rows, interventions
 from tadvae.data.reader import Mapper
-from tadvae.data.splits import VALIDATION
+from tadvae.data.splits import validation_groups
 from tadvae.model.predictor import Predictor
 from tadvae.nn.network import TADVAEModule
 from tadvae.settings.experiment import ExperimentConfig
@@ -104,7 +103,7 @@ def _prepare(store: Store, experiment: ExperimentConfig, mapper: Mapper, first: 
     prepared = prepare_training(store, experiment, mapper)
     groups = prepared.groups
     controlled = set(_places(groups[groups["perturbation"] == store.control]))
-    held = _held_out(store, groups)
+    held = validation_groups(groups, store.control)
     if held.empty:
         raise UserError(
             "validation: no perturbation is held out, so trials cannot be compared; set "
@@ -127,7 +126,7 @@ def _require_influence(
         return
     predictor = Predictor(module, prepared.vocabulary, experiment, prepared.effects)
     row, targets = context_rows(store, prepared.vocabulary), interventions(store, prepared.vocabulary)
-    held = _held_out(store, prepared.groups)
+    held = validation_groups(prepared.groups, store.control)
     for (dataset, context), rows in held.groupby(["dataset", "context"]):
         asked = [targets[p] for p in rows["perturbation"]]
         weight = predictor.regression_weight(dataset, row.get((dataset, context), -1), asked)
@@ -139,10 +138,6 @@ def _require_influence(
         "hold out others (experiment.validation.fold or .kind), give the network genes as targets "
         "(experiment.model.causal.targets=gene), or compare networks alone (experiment.effects.weight=0)."
     )
-
-
-def _held_out(store: Store, groups: pd.DataFrame) -> pd.DataFrame:
-    return groups[(groups["part"] == VALIDATION) & (groups["perturbation"] != store.control)]
 
 
 def _places(groups: Any) -> list[tuple[int, int]]:

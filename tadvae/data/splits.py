@@ -162,6 +162,19 @@ def split_groups(
     return groups.drop(columns=["targets"])
 
 
+def validation_groups(groups: pd.DataFrame, control: int) -> pd.DataFrame:
+    """Perturbed groups that are held out for validation.
+
+    Parameters
+    ----------
+    groups
+        The split, as :func:`split_groups` returns it.
+    control
+        Index of the perturbation that is none.
+    """
+    return groups[(groups["part"] == VALIDATION) & (groups["perturbation"] != control)]
+
+
 def nothing_to_evaluate(groups: pd.DataFrame) -> str | None:
     """Why no prediction of a run can be compared with cells, and what to do; None if some can.
 

@@ -8,7 +8,7 @@ import pandas as pd
 from tadvae.data.build_vocabulary import context_rows, interventions
 from tadvae.data.group_means import group_means
 from tadvae.data.reader import CellReader, load_controls
-from tadvae.data.splits import VALIDATION, ValidationConfig
+from tadvae.data.splits import ValidationConfig, validation_groups
 from tadvae.data.views import views_of
 from tadvae.data.vocabulary import Vocabulary
 from tadvae.effects.model import EffectModel
@@ -76,7 +76,7 @@ class Validator:
         effects: EffectModel | None = None,
     ) -> None:
         self.vocabulary, self.config, self.effects = vocabulary, config, effects
-        held = groups[(groups["part"] == VALIDATION) & (groups["perturbation"] != store.control)]
+        held = validation_groups(groups, store.control)
         bags = store.bags.reset_index(names="bag")
         own = bags.merge(held[GROUP_KEYS], on=GROUP_KEYS)["bag"]
         places = held[GROUP_KEYS[:2]].drop_duplicates()
