@@ -13,6 +13,7 @@ this writes ``docs/paper-table.md``. The sweep, of a store of ``tadvae simulate`
 from pathlib import Path
 
 import pandas as pd
+from scipy.stats import t
 
 ROOT = Path(__file__).resolve().parents[1]
 STORED, PAGE = ROOT / "benchmarks" / "results" / "paper_table", ROOT / "docs" / "paper-table.md"
@@ -29,8 +30,6 @@ HEAD = [
     "",
 ]
 COLUMNS = "masking | width/heads | encoder | Pearson-Δ | L2 | Pearson-Δ less `linear`'s | seconds a trial"
-T_95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78}
-"""Student's t for a 95% interval of a mean of n values."""
 
 
 def section(study: str, trials: pd.DataFrame) -> list[str]:
@@ -43,7 +42,9 @@ def section(study: str, trials: pd.DataFrame) -> list[str]:
         own = rows.set_index("seed")
         gap = (own["val_pearson_delta"] - linear["val_pearson_delta"]).dropna()
         size = f"{width:.0f}/{width / 16:.0f}" if width else "–"
-        less = "" if masking == "linear" else f"{gap.mean():+.3f} ± {T_95[len(gap)] * gap.sem():.3f}"
+        less = (
+            "" if masking == "linear" else f"{gap.mean():+.3f} ± {t.ppf(0.975, len(gap) - 1) * gap.sem():.3f}"
+        )
         pearson, l2 = own["val_pearson_delta"], own["val_l2"]
         lines.append(
             f"| `{masking}` | {size} | {encoder} | {pearson.mean():.3f} ({pearson.std():.3f}) | "

@@ -26,7 +26,7 @@ def normalised(counts: sparse.csr_matrix, total: np.ndarray | None = None) -> sp
 
 
 def smoothed(X: sparse.csr_matrix, n_axes: int) -> np.ndarray:
-    """Cells projected onto their leading principal axes, as ``TADVAE.activities`` does, (n, G)."""
+    """Cells projected onto their leading principal axes, (n, G); ``TADVAE.activities`` goes on from there."""
     dense = X.toarray().astype(np.float64)
     mean = dense.mean(axis=0)
     axes = np.linalg.svd(dense - mean, full_matrices=False)[2][:n_axes]

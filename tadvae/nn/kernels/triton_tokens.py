@@ -101,8 +101,8 @@ def _edge(
 ):  # fmt: skip
     """Of an edge and the tokens ``at`` to ``last`` of its gene, at most BT.
 
-    Returns number, reality, keys and values of the tokens, q·k, weight · output gradient, the gradient of the
-    logit, and that of q·k.
+    Returns keys and values of the tokens, q·k, weight · output gradient, the gradient of the logit, and that
+    of q·k.
     """
     n = at + tl.arange(0, BT)
     real = n < last
@@ -123,7 +123,7 @@ def _edge(
     d_product = d_logit
     if HAS_GATE:
         d_product = d_logit * tl.load(gate + edge)
-    return t, real, k, v, product, given, d_logit, d_product
+    return k, v, product, given, d_logit, d_product
 
 
 @triton.jit
@@ -145,7 +145,7 @@ def _backward_by_gene(
             for edge in range(first_edge, last_edge):
                 p = tl.load(pathway + edge)
                 q, o = _row(query, p, i, h, H, W), _row(readout, p, i, h, H, W)
-                _, _, _, _, _, given, _, d_product = _edge(
+                _, _, _, given, _, d_product = _edge(
                     q, o, edge, p, h, i, at, last, key, value, gate, shift, cell, order, log_sum, mean,
                     d_activity, P, H, W, HAS_GATE, HAS_SHIFT, BT,
                 )  # fmt: skip
@@ -173,7 +173,7 @@ def _backward_by_pathway(
         last = tl.load(token_starts + g + 1)
         of_gate, of_shift = tl.zeros([BT], q.dtype), tl.zeros([BT], q.dtype)
         for at in range(tl.load(token_starts + g), last, BT):
-            _, _, k, v, product, given, d_logit, d_product = _edge(
+            k, v, product, given, d_logit, d_product = _edge(
                 q, o, edge, p, h, i, at, last, key, value, gate, shift, cell, order, log_sum, mean,
                 d_activity, P, H, W, HAS_GATE, HAS_SHIFT, BT,
             )  # fmt: skip
