@@ -53,6 +53,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             raise pytest.UsageError(f"{item.nodeid}: tests marked cluster belong into tests/cluster")
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say what the tests took of the processors, which other work on the machine hardly changes."""
+    used = sum(os.times()[:4])
+    terminalreporter.write_line(f"CPU time, with that of processes that have ended: {used:.0f} s")
+
+
 @pytest.fixture(autouse=True)
 def ray_is_asked_for(request: pytest.FixtureRequest) -> Iterator[None]:
     """A test without the marker leaves Ray as it was."""
