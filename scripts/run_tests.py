@@ -148,7 +148,9 @@ def main() -> int:
     def stop(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    signal.signal(signal.SIGTERM, stop)
+    # SIGINT too: where the shell had it ignored, as for a job in the background, the parts would inherit that
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
     try:
         names = [name for name in PARTS if name in given.parts]
         jobs = given.jobs or (2 if len(names) == 1 else 1)
