@@ -254,6 +254,8 @@ class Vocabulary:
         """Write vocabulary.json, profiles.safetensors and the tables genes, pathways, names and labels."""
         _write_table(self.genes, folder / GENES)
         edges = pd.DataFrame({"pathway": self.membership.pathway, "gene": self.membership.gene})
+        if self.membership.logit is not None:
+            edges["logit"] = self.membership.logit
         _write_table(edges, folder / PATHWAYS)
         write_spellings(self.datasets, folder)
         arrays = {}
@@ -300,6 +302,7 @@ class Vocabulary:
                 gene=edges["gene"].to_numpy(np.int64),
                 n_genes=len(genes),
                 permuted=text.get("permuted_pathways"),
+                logit=edges["logit"].to_numpy(np.float32) if "logit" in edges else None,
             )
             panels = [arrays[f"dataset.{i}"] for i in range(len(text["datasets"]))]
             spellings = read_spellings(files, panels)

@@ -154,6 +154,8 @@ class EdgeTable(nn.Module):
         Gene and pathway of every edge.
     is_member : (E,) bool
         Whether the gene is a member of the pathway, not a candidate.
+    logit : (E,) float32
+        Logit that was learned before training; zero where none was.
     member_starts : (P + 1,) int64
         Position of each pathway's first member in ``member_gene``.
     member_gene : (M,) int64
@@ -163,6 +165,7 @@ class EdgeTable(nn.Module):
     gene: Tensor
     pathway: Tensor
     is_member: Tensor
+    logit: Tensor
     member_starts: Tensor
     member_gene: Tensor
 
@@ -178,10 +181,14 @@ class EdgeTable(nn.Module):
             _check(pathway, gene, self.n_pathways, n_genes)
             other = np.setdiff1d(gene * self.n_pathways + pathway, key)
             key, member = np.concatenate([key, other]), np.concatenate([member, np.zeros(len(other), bool)])
+        logit = np.zeros(len(key), np.float32)
+        if membership.logit is not None:
+            logit[: len(membership.logit)] = membership.logit
         order = np.argsort(key, kind="stable")
         self._constant("gene", key[order] // max(self.n_pathways, 1))
         self._constant("pathway", key[order] % max(self.n_pathways, 1))
         self._constant("is_member", member[order])
+        self._constant("logit", logit[order])
         self._constant("member_starts", np.searchsorted(membership.pathway, np.arange(self.n_pathways + 1)))
         self._constant("member_gene", membership.gene)
 

@@ -18,12 +18,14 @@ from tadvae.data.vocabulary import Vocabulary
 from tadvae.effects.model import EffectModel
 from tadvae.effects.observe import fit_effects
 from tadvae.nn.network import TADVAEModule
+from tadvae.nn.strategies.base import STRATEGIES
 from tadvae.pathways.default import default_pathways
 from tadvae.pathways.membership import hidden_units, membership
 from tadvae.pathways.permuted import permuted_genes
 from tadvae.pathways.read import read_pathways
 from tadvae.settings.experiment import ExperimentConfig
 from tadvae.store.reader import Store
+from tadvae.training.agreement import control_samples, learn_agreement
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,8 @@ def prepare_training(store: Store, config: ExperimentConfig, mapper: Mapper = lo
         mask = membership(sets, genes, resolver(store), panels, least)
         if config.pathways.permuted is not None:
             mask = permuted_genes(mask, panels, config.pathways.permuted)
+    if STRATEGIES[config.model.pathway.masking].learns_agreement:
+        mask = learn_agreement(mask, control_samples(mask, panels, controls, config.seed), config.seed)
     vocabulary = build_vocabulary(store, groups, views, controls, mask, least)
     TADVAEModule(config.model, config.loss, vocabulary)  # a config that cannot be built fails here
     by_row = dict(enumerate(controls.values()))
