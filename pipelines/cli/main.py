@@ -15,6 +15,7 @@ import typer.core
 
 from pipelines.cli.arguments import OnGpu, RunArgument, StoreArgument
 from pipelines.cli.datasets import datasets_app
+from pipelines.cli.init import init
 from pipelines.cli.pathways import pathways_app
 from pipelines.cli.predictions import embed, predict, rank
 from pipelines.cli.show import out
@@ -63,6 +64,9 @@ def _top(
     if version:
         print_text(f"tadvae {__version__}")
         raise typer.Exit
+
+
+app.command()(init)
 
 
 @app.command()

@@ -7,6 +7,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from tadvae.base.config import Config, read_yaml
+from tadvae.base.documents import parse_yaml
 from tadvae.base.errors import UserError
 from tadvae.base.labels import as_text
 
@@ -312,8 +313,16 @@ def is_zarr(path: Path) -> bool:
 
 def load_spec(path: str | Path) -> StoreSpec:
     """Read ``SPEC.yaml``; its paths are relative to the folder of the file."""
-    spec = StoreSpec.parse(read_yaml(path), str(path))
-    folder = Path(path).absolute().parent
+    return _located(StoreSpec.parse(read_yaml(path), str(path)), str(path), Path(path).absolute().parent)
+
+
+def load_spec_text(text: str, source: str, folder: Path) -> StoreSpec:
+    """Read the text of a spec; its paths are relative to ``folder``."""
+    return _located(StoreSpec.parse(parse_yaml(text, source), source), source, folder.absolute())
+
+
+def _located(spec: StoreSpec, path: str, folder: Path) -> StoreSpec:
+    """The spec with absolute paths of files that exist."""
     datasets = []
     for dataset in spec.datasets:
         source = folder / Path(dataset.path).expanduser()
