@@ -28,7 +28,7 @@ _LIKE_CONTEXT = re.compile(
     r"(?i)(cell[_ .]?(line|type|subtype|class).*|contexts?|line|tissues?|organ|celltype.*)"
 )
 _BATCH = re.compile(
-    r"(?i)(batch|batch[_ .]?(id|name)|(bio[_ .]?)?rep(licate)?s?[_ .]?\w*|gem[_ .]?group|lane|samples?|"
+    r"(?i)(batch|batch[_ .]?(id|name)|(bio[_ .]?)?(rep|replicate)s?[_ .]?\w*|gem[_ .]?group|lane|samples?|"
     r"sample[_ .]?(id|name)|plate|donor[_ .]?(id)?|patient[_ .]?(id)?|library[_ .]?(id|batch)?|channel|pool)"
 )
 _COUNTS = re.compile(

@@ -3,7 +3,7 @@
 import re
 
 _WORDS = (
-    r"controls?|ctrls?|ctls?|nt|ntc|nts|neg|neg(ative)?(ctrl|control)s?|negative|non?targeting(control)?|"
+    r"controls?|ctrls?|ctls?|nt|ntc|nts|neg|(neg|negative)(ctrl|control)s?|negative|non?targeting(control)?|"
     r"nontarget|nonpert(urbed)?|scrambled?|safe(targeting|harbou?r)|vehicle|veh|dmso|untreated|unperturbed|"
     r"unstimulated|unstim|nostim(ulation)?|mock|unmodified|unedited|intergenic|aavs1|rosa26|"
     r"(dmso|vehicle|media|medium|pbs|nt|nontargeting|negative|neg)(control|ctrl)?(tf|only)?|wildtype|wt"
