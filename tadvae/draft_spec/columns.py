@@ -22,6 +22,9 @@ _PERTURBATION = [  # what the name of a column says, the strongest first
     (3, r"genes?|gene[_ .]?names?|stim(ulation|ulus)?|knock(out|down)s?|ko|crispr"),
 ]
 _GUIDE = re.compile(r"(?i).*(s?g[_ .]?rnas?|guides?|protospacer|feature_call|barcode_call).*")
+_N_GUIDES = re.compile(
+    r"(?i)(n|num|number|nr)[_ .]?(of[_ .])?(guides?|s?grnas?|features)|(guide|s?grna)[_ .]?counts?"
+)
 _DRUG = re.compile(r"(?i)(drug|compound|small|sm_|pert_iname).*")
 _CONTEXT = re.compile(r"(?i)(cell[_ .]?(line|type)s?|context)")
 _LIKE_CONTEXT = re.compile(
@@ -96,17 +99,26 @@ def is_drug_column(name: str) -> bool:
     return bool(_DRUG.fullmatch(name))
 
 
-def guide_column(file: LookedAt, perturbation: Column) -> Column | None:
-    """The column with the guide of each cell: more labels than perturbations, each of one perturbation."""
+def guide_columns(file: LookedAt, perturbation: Column) -> dict[str, str]:
+    """The column with the guide of each cell, and that with its number of guides, as ``qc`` names them.
+
+    A guide has few perturbations: itself, and in a stimulated screen itself with the stimulus.
+    """
+    result: dict[str, str] = {}
     codes = pd.factorize(perturbation.values)[0]
     for column in file.columns.values():
-        if not _GUIDE.fullmatch(column.name) or column.is_number or column.name == perturbation.name:
-            continue
-        guides = pd.factorize(column.values)[0]
-        pairs = pd.DataFrame({"guide": guides, "perturbation": codes}).drop_duplicates()
-        if len(perturbation.labels) < len(column.labels) and len(pairs) <= 1.05 * len(column.labels) + 1:
-            return column
-    return None
+        if _N_GUIDES.fullmatch(column.name):
+            numbers = pd.to_numeric(column.values, errors="coerce").to_numpy(np.float64, na_value=np.nan)
+            if (numbers >= 0).all() and (numbers == np.rint(numbers)).all():
+                result.setdefault("n_guides", column.name)
+        elif _GUIDE.fullmatch(column.name) and not column.is_number and column.name != perturbation.name:
+            guides = pd.factorize(column.values)[0]
+            pairs = pd.DataFrame({"guide": guides, "perturbation": codes}).drop_duplicates()
+            if min(len(perturbation.labels), 2) <= len(column.labels) and len(pairs) <= 3 * len(
+                column.labels
+            ):
+                result.setdefault("guide", column.name)
+    return dict(sorted(result.items()))
 
 
 def judged(column: Column, is_gene: Callable[[str], bool]) -> PerturbationColumn:

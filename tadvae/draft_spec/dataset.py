@@ -12,6 +12,7 @@ from tadvae.draft_spec.columns import (
     PerturbationColumn,
     batch_column,
     context_columns,
+    guide_columns,
     is_drug_column,
     is_modality_column,
     judged,
@@ -127,6 +128,8 @@ def draft_dataset(file: LookedAt, name: str, given: Given, decisions: Decisions)
             if modality == UNSPECIFIED and ("modality",) not in decisions.reasons
             else {"modality": modality}
         )
+    if found is not None and settings.get("kind") is None and (guides := guide_columns(file, found.column)):
+        settings["qc"] = guides
     if genes.column is not None:
         settings["genes"] = {"column": genes.column}
     return DatasetDraft(settings, decisions.reasons, genes)

@@ -86,7 +86,7 @@ def findings(qc: ScreenQc, config: QcConfig) -> list[str]:
         if len(rows):
             names = [f"{row.perturbation} ({row.context})" for row in rows.head(5).itertuples()]
             more = f" and {len(rows) - 5:,} more" if len(rows) > 5 else ""
-            found.append(f"{len(rows):,} {words}: {', '.join(names)}{more}.")
+            found.append(f"{len(rows):,} perturbations {words}: {', '.join(names)}{more}.")
 
     add(table[table["cells"] < config.min_cells], f"with fewer than {config.min_cells} cells")
     add(table[table["guides"] == 1], "with one guide only")
@@ -111,8 +111,10 @@ def findings(qc: ScreenQc, config: QcConfig) -> list[str]:
 
 
 def _readable(frame: pd.DataFrame) -> pd.DataFrame:
-    """Column names with spaces; columns without any value are left out."""
+    """Column names with spaces; columns without any value, or with one dataset or context, are left out."""
     frame = frame.dropna(axis="columns", how="all")
+    one = [name for name in ("dataset", "context") if name in frame and frame[name].nunique() == 1]
+    frame = frame.drop(columns=one if len(frame) > 1 else [])
     return frame.rename(columns={name: str(name).replace("_", " ") for name in frame.columns})
 
 
@@ -121,7 +123,7 @@ def _targets_chart(targets: pd.DataFrame) -> Markup | None:
     rows = targets.sort_values("q", kind="stable").head(DRAWN)
     if rows.empty:
         return None
-    labels = [f"{row.target} ({row.context})" for row in rows.itertuples()]
+    labels = _labels(targets, rows, "target")
     words = [
         f"{row.target} under {row.perturbation} in {row.context}: log2 fold change "
         f"{row.log2_fold_change:.2f} [{row.low:.2f}, {row.high:.2f}], q {row.q:.2g}; {row.verdict}"
@@ -143,7 +145,7 @@ def _escaped_chart(perturbations: pd.DataFrame) -> Markup | None:
     rows = rows.head(DRAWN)
     if rows.empty:
         return None
-    labels = [f"{row.perturbation} ({row.context})" for row in rows.itertuples()]
+    labels = _labels(perturbations, rows, "perturbation")
     words = [
         f"{row.perturbation} in {row.context}: {row.escaped:.0%} of {row.cells:,} cells look unperturbed, by "
         f"{row.responding_genes:,} responding genes"
@@ -154,6 +156,14 @@ def _escaped_chart(perturbations: pd.DataFrame) -> Markup | None:
     return _rows(
         "escaped-cells", "Escaped cells", "share of cells that look unperturbed", labels, words, ends
     )
+
+
+def _labels(table: pd.DataFrame, rows: pd.DataFrame, column: str) -> list[str]:
+    """Names of rows, with the context if the table has several."""
+    names = [str(name) for name in rows[column]]
+    if table["context"].nunique() == 1:
+        return names
+    return [f"{name} ({context})" for name, context in zip(names, rows["context"], strict=True)]
 
 
 def _rows(
@@ -176,7 +186,7 @@ def _rows(
             element(
                 "g",
                 hover(said),
-                text(LEFT - 10, middle + 4, cut(label, 30), "end"),
+                text(LEFT - 10, middle + 4, cut(label, 26), "end"),
                 interval,
                 element("circle", cx=x(dot), cy=middle, r=4, fill=COLOURS[0]),
             )

@@ -11,7 +11,7 @@ from tadvae.data.decode import DatasetView
 from tadvae.data.reader import CellReader, load_controls
 from tadvae.data.splits import SplitConfig
 from tadvae.screen_qc.batches import cramers_v
-from tadvae.screen_qc.escaped_cells import PerturbedCells, divide_cells, responding
+from tadvae.screen_qc.escaped_cells import GeneMoments, PerturbedCells, divide_cells, responding
 from tadvae.screen_qc.target_expression import target_change
 from tadvae.screen_qc.thresholds import QcConfig
 from tadvae.store.manifest import GROUP_KEYS
@@ -139,7 +139,7 @@ class _Measured:
         dataset: int,
         bags: pd.DataFrame,
         control: Cells | None,
-        moments: tuple[np.ndarray, np.ndarray] | None,
+        moments: GeneMoments | None,
     ) -> Iterator[_Group]:
         found: dict[int, list[tuple[int, Cells]]] = {}
         group_of = bags["perturbation"].to_dict()
@@ -160,13 +160,10 @@ class _Measured:
             row = (key, len(cells), divided.n_genes, divided.share_escaped)
             yield _Group(row, self._own_genes(key, cells, control))
 
-    def _divided(
-        self, dataset: int, cells: Cells, control: Cells, moments: tuple[np.ndarray, np.ndarray]
-    ) -> PerturbedCells:
+    def _divided(self, dataset: int, cells: Cells, control: Cells, moments: GeneMoments) -> PerturbedCells:
         genes = self.reader.views[dataset].genes
-        mean, variance = _moments(cells, genes)
         few = min(len(cells), len(control)) < self.config.min_cells
-        found = responding(mean, variance, len(cells), *moments, len(control), self.config.fdr)
+        found = responding(_moments(cells, genes), moments, self.config.fdr)
         chosen = np.sort(genes[found[: self.config.max_genes]])
         divided = divide_cells(_values(cells, chosen), _values(control, chosen), self.config)
         return PerturbedCells(divided.probability, divided.score, 0 if few else len(found))
@@ -301,12 +298,13 @@ def _blocks(bags: pd.DataFrame, most: int) -> Iterator[pd.DataFrame]:
             yield chosen
 
 
-def _moments(cells: Cells, genes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and variance of every gene over some cells, zeros counted, both of shape (G,)."""
-    at, values = np.searchsorted(genes, cells.gene_ids), cells.values.astype(np.float64)
-    mean = np.bincount(at, values, len(genes)) / len(cells)
-    square = np.bincount(at, values**2, len(genes)) / len(cells)
-    return mean, np.maximum(square - mean**2, 0.0)
+def _moments(cells: Cells, genes: np.ndarray) -> GeneMoments:
+    """Moments of every gene over some cells, zeros counted."""
+    at, values, n = np.searchsorted(genes, cells.gene_ids), cells.values.astype(np.float64), len(cells)
+    mean = np.bincount(at, values, len(genes)) / n
+    square = np.bincount(at, values**2, len(genes)) / n
+    detection = np.bincount(at, values != 0, len(genes)) / n
+    return GeneMoments(n, mean, np.maximum(square - mean**2, 0.0), detection)
 
 
 def _values(cells: Cells, genes: np.ndarray) -> np.ndarray:

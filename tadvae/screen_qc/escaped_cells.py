@@ -19,6 +19,8 @@ Array = NDArray[np.float64]
 
 _ROUNDS, _STEPS, _CHANGE = 10, 200, 1e-3
 """Most directions, most steps of a mixture, and the change of probabilities below which both end."""
+_DETECTED = 0.1
+"""Smallest share of cells that express a gene which is tested."""
 _NARROWEST, _WIDEST = 0.5, 1.5
 """Bounds of the standard deviation of the perturbed cells' scores, in that of the control cells: a wide
 distribution of few cells would otherwise take all cells for perturbed."""
@@ -31,7 +33,8 @@ class PerturbedCells:
     Attributes
     ----------
     probability
-        Probability of each cell that it is perturbed, shape (n,); NaN if too few genes respond.
+        Probability of each cell that it is perturbed, shape (n,); NaN if too few genes respond, or too few
+        cells (``min_cells``) would be perturbed.
     score
         Position of each cell along the perturbation's direction: 0 is the mean of the controls, 1 that of
         the perturbed cells, shape (n,).
@@ -49,36 +52,52 @@ class PerturbedCells:
         return float(1.0 - self.probability.mean())
 
 
-def responding(
-    mean: ArrayLike,
-    variance: ArrayLike,
-    n: int,
-    mean_0: ArrayLike,
-    variance_0: ArrayLike,
-    n_0: int,
-    fdr: float,
-) -> NDArray[np.int64]:
+@dataclass(frozen=True, eq=False)
+class GeneMoments:
+    """Log-normalised expression of G genes in n cells.
+
+    Attributes
+    ----------
+    n
+        Number of cells.
+    mean, variance, detection
+        Mean, variance, and the share of cells in which a gene is expressed, shape (G,).
+    """
+
+    n: int
+    mean: Array
+    variance: Array
+    detection: Array
+
+    @classmethod
+    def of(cls, values: ArrayLike) -> "GeneMoments":
+        """Moments of dense values, shape (n, G)."""
+        x = np.asarray(values, np.float64)
+        return cls(len(x), x.mean(axis=0), x.var(axis=0), (x != 0).mean(axis=0))
+
+
+def responding(cells: GeneMoments, controls: GeneMoments, fdr: float) -> NDArray[np.int64]:
     """Genes that respond, the strongest first.
 
-    Welch's test of means ``(m − m₀) / √(v/n + v₀/n₀)`` with its normal approximation, and a false discovery
-    rate (Benjamini and Hochberg 1995) over all genes.
-
-    Parameters
-    ----------
-    mean, variance, n
-        Of the perturbed cells; means and variances have the shape (G,).
-    mean_0, variance_0, n_0
-        Of the control cells.
+    A test of means ``(m − m₀) / √(v (1/n + 1/n₀))`` with its normal approximation, v the pooled variance,
+    and a false discovery rate (Benjamini and Hochberg 1995) over the genes that a tenth of the perturbed or
+    of the control cells express. The variance is pooled because a rare gene that few perturbed cells do not
+    express has no variance of its own.
     """
     from scipy.special import ndtr
     from scipy.stats import false_discovery_control
 
-    error = np.sqrt(np.asarray(variance) / n + np.asarray(variance_0) / n_0)
-    change = np.asarray(mean) - np.asarray(mean_0)
-    z = np.abs(np.divide(change, error, out=np.zeros_like(error), where=error > 0))
+    n, n_0 = cells.n, controls.n
+    pooled = (n * cells.variance + n_0 * controls.variance) / (n + n_0)
+    error = np.sqrt(pooled * (1.0 / n + 1.0 / n_0))
+    change = np.abs(cells.mean - controls.mean)
+    tested = np.flatnonzero((np.maximum(cells.detection, controls.detection) >= _DETECTED) & (error > 0))
+    if not len(tested):
+        return tested
+    z = change[tested] / error[tested]
     found = false_discovery_control(2.0 * ndtr(-z), method="bh") < fdr
     order = np.argsort(-z, kind="stable")
-    result: NDArray[np.int64] = order[found[order]]
+    result: NDArray[np.int64] = tested[order[found[order]]]
     return result
 
 
@@ -117,13 +136,15 @@ def divide_cells(cells: ArrayLike, controls: ArrayLike, config: QcConfig) -> Per
     square = np.einsum("ng,ng->n", x, x)
     for _ in range(_ROUNDS):
         total = r.sum()
-        if total < 2.0:  # hardly any cell is perturbed: the direction would be that of one cell
+        if total < 2.0:  # the direction would be that of one cell
             break
         d = r @ x / total
         score = (total * (x @ d) - r * square) / (total - r)
         before, r = r, mixture(score, y @ d)
         if np.abs(r - before).max() < _CHANGE:
             break
+    if r.sum() < config.min_cells:  # so few cells say little about the direction of the others
+        return PerturbedCells(nothing, nothing, n_genes)
     length = d @ d
     return PerturbedCells(r, score / length if length > 0 else nothing, n_genes)
 

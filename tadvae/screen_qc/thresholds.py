@@ -11,7 +11,8 @@ class QcConfig(Config):
     fdr: float = Field(0.05, gt=0, lt=1)
     """False discovery rate of tests: of the targets' own expression, and of genes that respond."""
     min_cells: int = Field(20, ge=2)
-    """Perturbations with fewer cells in a context are reported as small, and their cells are not divided."""
+    """Perturbations with fewer cells in a context are reported as small; their cells are not divided, nor are
+    those of which fewer would be perturbed."""
     max_controls: int = Field(3000, ge=2)
     """Largest number of control cells of a context that perturbed cells are compared with."""
     max_genes: int = Field(40, ge=1)

@@ -120,7 +120,10 @@ def test_guides_become_targets(screen, drafted, tmp_path):
     plan = plan_store(load_spec(tmp_path / "spec.yaml"))
     assert [[target for target, _ in each] for each in plan.perturbations] == [[], ["G1"], ["G2"]]
     screen.obs["gene_target"] = screen.obs["guide"].str.replace(r"g\d$", "", regex=True)
-    assert drafted(screen)[0][0].perturbation.column == "gene_target"
+    screen.obs["n_guides"] = 1.0
+    dataset = drafted(screen)[0][0]
+    assert dataset.perturbation.column == "gene_target"
+    assert (dataset.qc.guide, dataset.qc.n_guides) == ("guide", "n_guides")
 
 
 def test_no_control_needs_an_option(screen, drafted, refused):

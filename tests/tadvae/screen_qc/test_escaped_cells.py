@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy.stats import norm
 from sklearn.metrics import roc_auc_score
 
-from tadvae.screen_qc.escaped_cells import divide_cells, mixture, responding
+from tadvae.screen_qc.escaped_cells import GeneMoments, divide_cells, mixture, responding
 from tadvae.screen_qc.thresholds import QcConfig
 
 CONFIG = QcConfig()
@@ -103,10 +103,16 @@ def test_too_little_is_not_divided(n, m, genes):
 def test_probabilities_are_probabilities(seed, shift, escaped, scale):
     x, y, _ = screen(30, 30, 5, shift, escaped, seed)
     p = divide_cells(x * scale, y * scale, CONFIG).probability
-    assert ((p >= 0) & (p <= 1)).all()
+    assert np.isnan(p).all() or ((p >= 0) & (p <= 1)).all()
     units = np.random.default_rng(seed).uniform(0.1, 10, 5)
     np.testing.assert_allclose(divide_cells(x * units, y * units, CONFIG).probability,
                                divide_cells(x, y, CONFIG).probability, atol=1e-6)  # fmt: skip
+
+
+def test_few_perturbed_cells_are_not_trusted():
+    x, y, _ = screen(n=60, escaped=0.9, shift=4.0)
+    assert np.isnan(divide_cells(x, y, CONFIG).probability).all()
+    assert divide_cells(x, y, QcConfig(min_cells=3)).share_escaped == pytest.approx(0.9, abs=0.08)
 
 
 def test_a_score_below_the_controls_is_not_more_probable_than_their_mean():
@@ -121,11 +127,22 @@ def test_responding_genes_against_a_loop():
     rng = np.random.default_rng(3)
     x, y = rng.normal(0, 1, (50, 30)), rng.normal(0, 1, (80, 30))
     x[:, [4, 9]] += [3.0, -2.0]
-    found = responding(x.mean(0), x.var(0), 50, y.mean(0), y.var(0), 80, 0.05)
-    z = [(a.mean() - b.mean()) / np.sqrt(a.var() / 50 + b.var() / 80) for a, b in zip(x.T, y.T, strict=True)]
+    found = responding(GeneMoments.of(x), GeneMoments.of(y), 0.05)
+    z = []
+    for a, b in zip(x.T, y.T, strict=True):
+        pooled = (50 * a.var() + 80 * b.var()) / 130
+        z.append((a.mean() - b.mean()) / np.sqrt(pooled / 50 + pooled / 80))
     p = np.array([2 * norm.sf(abs(each)) for each in z])
     order = np.argsort(p)
     passed = [i for i in range(30) if p[order[i]] <= 0.05 * (i + 1) / 30]
     assert found.tolist() == order[: max(passed) + 1].tolist()
     assert found[:2].tolist() == [4, 9]
-    assert not len(responding(np.zeros(3), np.zeros(3), 5, np.zeros(3), np.zeros(3), 5, 0.05))
+
+
+def test_a_rare_gene_that_a_few_cells_lack_does_not_respond():
+    rng = np.random.default_rng(4)
+    x, y = np.zeros((40, 2)), np.zeros((4000, 2))
+    y[rng.random(4000) < 0.02, 0] = 2.0
+    y[rng.random(4000) < 0.12, 1] = 2.0
+    assert not len(responding(GeneMoments.of(x), GeneMoments.of(y), 0.01))
+    assert not len(responding(GeneMoments.of(x), GeneMoments.of(x), 0.05))
