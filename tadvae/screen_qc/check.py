@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
+from scipy import sparse
 
 from tadvae.cells.ragged import Cells, runs
 from tadvae.data.decode import DatasetView
@@ -99,6 +100,23 @@ def check_screens(store: Store, config: QcConfig) -> ScreenQc:
     )
 
 
+@dataclass(frozen=True, eq=False)
+class _Expression:
+    """Cells of one group, by gene of the dataset's panel."""
+
+    values: sparse.csc_matrix
+    moments: GeneMoments
+
+    @classmethod
+    def of(cls, cells: Cells, genes: np.ndarray) -> "_Expression":
+        return cls(_by_gene(cells, genes), _moments(cells, genes))
+
+    def dense(self, at: np.ndarray) -> np.ndarray:
+        """Values of the genes at some positions of the panel, shape (n, len(at))."""
+        result: np.ndarray = self.values[:, at].toarray()
+        return result
+
+
 @dataclass(frozen=True)
 class _Group:
     row: tuple[tuple[int, int, int], int, int, float]
@@ -130,17 +148,11 @@ class _Measured:
         perturbed = bags[bags["perturbation"] != self.store.control]
         for context, of_context in perturbed.groupby("context"):
             control = controls.get((dataset, int(context)))
-            moments = None if control is None else _moments(control, self.reader.views[dataset].genes)
+            compared = None if control is None else _Expression.of(control, self.reader.views[dataset].genes)
             for block in _blocks(of_context, self.config.cells_at_once):
-                yield from self._block(dataset, block, control, moments)
+                yield from self._block(dataset, block, compared)
 
-    def _block(
-        self,
-        dataset: int,
-        bags: pd.DataFrame,
-        control: Cells | None,
-        moments: GeneMoments | None,
-    ) -> Iterator[_Group]:
+    def _block(self, dataset: int, bags: pd.DataFrame, control: _Expression | None) -> Iterator[_Group]:
         found: dict[int, list[tuple[int, Cells]]] = {}
         group_of = bags["perturbation"].to_dict()
         for read in self.store.row_groups(bags):
@@ -149,26 +161,29 @@ class _Measured:
                 bag = int(bag_of_row[a])
                 found.setdefault(int(group_of[bag]), []).append((bag, cells[a:b]))
         for perturbation, parts in sorted(found.items()):
-            cells = Cells.concat([part for _, part in parts])
             key = (dataset, int(bags["context"].iloc[0]), perturbation)
-            if control is None or moments is None:
-                yield _Group((key, len(cells), 0, float("nan")), [])
+            n = sum(len(part) for _, part in parts)
+            if control is None:
+                yield _Group((key, n, 0, float("nan")), [])
                 continue
-            divided = self._divided(dataset, cells, control, moments)
+            cells = Cells.concat([part for _, part in parts])
+            group = _Expression.of(cells, self.reader.views[dataset].genes)
+            divided = self._divided(group, control)
             at = np.concatenate([self._start[bag] + np.arange(len(part)) for bag, part in parts])
             self.probability[dataset][at] = divided.probability
-            row = (key, len(cells), divided.n_genes, divided.share_escaped)
-            yield _Group(row, self._own_genes(key, cells, control))
+            row = (key, n, divided.n_genes, divided.share_escaped)
+            yield _Group(row, self._own_genes(key, group, control))
 
-    def _divided(self, dataset: int, cells: Cells, control: Cells, moments: GeneMoments) -> PerturbedCells:
-        genes = self.reader.views[dataset].genes
-        few = min(len(cells), len(control)) < self.config.min_cells
-        found = responding(_moments(cells, genes), moments, self.config.fdr)
-        chosen = np.sort(genes[found[: self.config.max_genes]])
-        divided = divide_cells(_values(cells, chosen), _values(control, chosen), self.config)
+    def _divided(self, group: _Expression, control: _Expression) -> PerturbedCells:
+        few = min(group.moments.n, control.moments.n) < self.config.min_cells
+        found = responding(group.moments, control.moments, self.config.fdr)
+        chosen = found[: self.config.max_genes]
+        divided = divide_cells(group.dense(chosen), control.dense(chosen), self.config)
         return PerturbedCells(divided.probability, divided.score, 0 if few else len(found))
 
-    def _own_genes(self, key: tuple[int, int, int], cells: Cells, control: Cells) -> list[dict[str, object]]:
+    def _own_genes(
+        self, key: tuple[int, int, int], group: _Expression, control: _Expression
+    ) -> list[dict[str, object]]:
         dataset, context, perturbation = key
         about = self.store.perturbations.iloc[perturbation]
         genes = self.reader.views[dataset].genes
@@ -176,10 +191,10 @@ class _Measured:
         for target, gene, modality, sign in zip(
             about["targets"], about["target_genes"], about["modalities"], about["signs"], strict=True
         ):
-            if gene < 0 or not np.isin(gene, genes) or min(len(cells), len(control)) < 2:
+            one = np.flatnonzero(genes == gene)  # none where it is no gene (-1), or not measured
+            if not len(one) or min(group.moments.n, control.moments.n) < 2:
                 continue
-            one = np.array([gene])
-            change = target_change(_values(cells, one)[:, 0], _values(control, one)[:, 0])
+            change = target_change(group.dense(one)[:, 0], control.dense(one)[:, 0])
             result.append(
                 {
                     "dataset": self.store.manifest.datasets[dataset].name,
@@ -187,7 +202,7 @@ class _Measured:
                     "perturbation": about["name"],
                     "target": target,
                     "modality": modality,
-                    "cells": len(cells),
+                    "cells": group.moments.n,
                     **vars(change),
                     "sign": int(sign),
                 }
@@ -307,13 +322,10 @@ def _moments(cells: Cells, genes: np.ndarray) -> GeneMoments:
     return GeneMoments(n, mean, np.maximum(square - mean**2, 0.0), detection)
 
 
-def _values(cells: Cells, genes: np.ndarray) -> np.ndarray:
-    """Values on a sorted list of genes, zeros where a gene is not expressed: shape (n, len(genes))."""
-    kept = np.isin(cells.gene_ids, genes)
-    result = np.zeros((len(cells), len(genes)), np.float32)
-    row = np.repeat(np.arange(len(cells)), np.diff(cells.offsets))[kept]
-    result[row, np.searchsorted(genes, cells.gene_ids[kept])] = cells.values[kept]
-    return result
+def _by_gene(cells: Cells, genes: np.ndarray) -> sparse.csc_matrix:
+    """Values of some cells on a sorted list of genes that holds all of theirs, stored by gene."""
+    at = np.searchsorted(genes, cells.gene_ids)
+    return sparse.csr_matrix((cells.values, at, cells.offsets), shape=(len(cells), len(genes))).tocsc()
 
 
 def _with_guides(store: Store, table: pd.DataFrame) -> pd.DataFrame:

@@ -18,7 +18,7 @@ from tadvae.draft_spec.decisions import Question
 from tadvae.draft_spec.draft import _flow, _lines, draft_spec, n_guesses
 from tadvae.draft_spec.labels import separator_of, suffix_of_guides
 from tadvae.store.conversion import plan_store
-from tadvae.store.spec import load_spec
+from tadvae.store.spec import load_spec, load_spec_text
 
 
 @pytest.fixture
@@ -85,6 +85,17 @@ def test_where_counts_are(screen, drafted):
     screen.raw = screen.copy()
     screen.raw._X = counts
     assert drafted(screen)[0][0].counts.layer == "raw"
+
+
+@pytest.mark.filterwarnings("ignore:Writing zarr v2")
+@pytest.mark.parametrize("form", [np.asarray, sparse.csr_matrix, sparse.csc_matrix])
+def test_a_zarr_folder(screen, tmp_path, form):
+    screen.X = form(screen.X.toarray())
+    screen.write_zarr(tmp_path / "my screen.zarr")
+    spec = load_spec_text(draft_spec([str(tmp_path / "my screen.zarr")], tmp_path, Given()), "x", tmp_path)
+    assert spec.datasets[0].name == "my_screen"
+    assert spec.datasets[0].perturbation.control == "control"
+    plan_store(spec)
 
 
 def test_fractional_counts_are_rounded_and_marked(screen, drafted):
@@ -222,6 +233,16 @@ class TestHostileFiles:
             file["obs"].attrs["column-order"] = [*order, "condition"]
         with pytest.raises(UserError, match="no file has such a column"):
             draft_spec([str(tmp_path / "twice.h5ad")], tmp_path, Given(perturbation="condition"))
+
+    def test_data_of_other_files_are_not_read(self, screen, tmp_path, refused):
+        import h5py
+
+        screen.write_h5ad(tmp_path / "own.h5ad")
+        screen.write_h5ad(tmp_path / "linked.h5ad")
+        with h5py.File(tmp_path / "linked.h5ad", "r+") as file:
+            file["layers/counts"] = h5py.ExternalLink("own.h5ad", "X")
+        sentence = refused(draft_spec, [str(tmp_path / "linked.h5ad")], tmp_path, Given())
+        assert "lie in another file" in sentence
 
     def test_no_anndata(self, tmp_path, refused):
         (tmp_path / "x.h5ad").write_text("no")
