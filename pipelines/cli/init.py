@@ -43,5 +43,6 @@ def init(
     text = draft_spec(files, Path(out_).parent, given, None if yes or not on_a_terminal() else ask)
     write_spec(text, out_, force)
     guesses = n_guesses(text)
-    check = f"look at its {guesses} guesses (`# guessed: …`), then " if guesses else ""
+    number = "1 guess" if guesses == 1 else f"{guesses} guesses"
+    check = f"look at its {number} (`# guessed: …`), then " if guesses else ""
     out.print(f"{out_}: {check}convert it with `tadvae convert {out_} --out STORE`.")
