@@ -67,6 +67,8 @@ def write_spec(text: str, place: str, overwrite: bool) -> None:
 
 def require_place(place: str, overwrite: bool) -> None:
     """Raise a UserError where the spec must not, or cannot, be written."""
+    if "://" in place:
+        raise UserError(f"{place}: a spec is read from disk; give the path of a file with --out.")
     if Path(place).suffix not in (".yaml", ".yml"):
         raise UserError(f"{place}: expected a file name that ends in .yaml; give another with --out.")
     if Path(place).is_dir() or (Path(place).exists() and not overwrite):

@@ -19,6 +19,9 @@ from tadvae.base.labels import is_blank, label_text
 from tadvae.store.h5ad import UNREADABLE, names_in, open_file, read_frame, require_own_data
 from tadvae.store.values import SAMPLE_ROWS, kind_of, sample_rows
 
+_MOST_LABELS, _MOST_NUMBERS = 100_000, 1_000
+"""Most distinct values of a column whose labels are listed; texts, and numbers."""
+
 MatrixKind = Literal["counts", "fractional", "normalised", "log1p", "unclear", "signed", "unreadable"]
 
 
@@ -87,7 +90,8 @@ class Column:
     Attributes
     ----------
     labels
-        Labels of at least one cell with their numbers of cells, the most frequent first.
+        Labels of at least one cell with their numbers of cells, the most frequent first; none where there are
+        too many to name anything but cells.
     n_missing
         Number of cells without a label.
     """
@@ -95,12 +99,14 @@ class Column:
     def __init__(self, name: str, values: pd.Series) -> None:
         self.name, self.values = name, values
         codes, distinct = pd.factorize(values)
+        self.n_distinct = len(distinct)
         counts = np.bincount(codes[codes >= 0], minlength=len(distinct))
         labels: dict[str, int] = {}
-        for value, n in zip(distinct, counts.tolist(), strict=True):
+        self.n_missing = len(values) - int(counts.sum())
+        few = self.n_distinct <= (_MOST_NUMBERS if self.is_number else _MOST_LABELS)
+        for value, n in zip(distinct, counts.tolist(), strict=True) if few else ():
             text = label_text(value).strip()
             labels[text] = labels.get(text, 0) + n
-        self.n_missing = len(values) - int(counts.sum())
         self.n_missing += sum(n for text, n in labels.items() if is_blank(text))
         known = {text: n for text, n in labels.items() if not is_blank(text)}
         self.labels = dict(sorted(known.items(), key=lambda item: -item[1]))
@@ -110,7 +116,7 @@ class Column:
         """Whether the column measures something (fractions, or very many whole numbers)."""
         if not pd.api.types.is_numeric_dtype(self.values.dtype) or pd.api.types.is_bool_dtype(self.values):
             return False
-        return pd.api.types.is_float_dtype(self.values.dtype) or len(self.labels) > 50
+        return pd.api.types.is_float_dtype(self.values.dtype) or self.n_distinct > 50
 
 
 @contextmanager
