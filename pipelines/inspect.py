@@ -42,6 +42,7 @@ def describe(path: str, *, verify: bool = False) -> dict[str, Any]:
                 "values": entry.values,
                 "rounded": entry.rounded,
                 "left_out": entry.left_out,
+                "dropped": entry.dropped,
                 "n_cells": int(groups["n_cells"].sum()),
                 "n_genes": entry.n_genes,
                 "n_tokens": sum(shard.tokens for shard in shards),
@@ -99,8 +100,11 @@ def as_tables(about: dict[str, Any]) -> list[Table]:
             str(perturbations),
         )
     left_out = [f"{d['name']}: {listed(d['left_out'])}" for d in about["datasets"] if d["left_out"]]
-    if left_out:
-        top.caption = f"columns that are not genes were left out: {'; '.join(left_out)}"
+    dropped = [f"{d['name']}: {listed(d['dropped'])}" for d in about["datasets"] if d["dropped"]]
+    notes = [f"columns that are not genes were left out: {'; '.join(left_out)}"] if left_out else []
+    notes += [f"cells were left out by 'qc': {'; '.join(dropped)}"] if dropped else []
+    if notes:
+        top.caption = "\n".join(notes)
         top.caption_justify = "left"
     tables = [top]
     names = [d["name"] for d in about["datasets"]]

@@ -12,7 +12,8 @@ context c and batch h with targets b ∈ {0,1}^T, over K factors, P pathways and
     r = softmax(η over the screen's panel),  d ~ LogNormal(log depth, depth_sd²)
     x_g ~ Poisson(d r_g Γ_g),  Γ_g ~ Gamma(mean 1, variance dispersion)
 
-b_g is 1 if gene g itself is perturbed. CRISPRa has sign +1, CRISPRi −1. The epistasis of a pair is a
+Cells that escape have the label of a perturbation, but b = 0; true profiles are those of perturbed cells. b_g
+is 1 if gene g itself is perturbed. CRISPRa has sign +1, CRISPRi −1. The epistasis of a pair is a
 shift of one factor in addition to the shifts of its targets; if it is zero, doubles are additive in latent
 space. Factors are numbered in causal order: ``graph[i, j]``, i < j, is the effect of factor i on factor j.
 Every target belongs to a pathway that its own factor drives with a positive loading, so pathways carry
@@ -61,6 +62,9 @@ class ScreenConfig(Config):
     depth: float = Field(default=3000.0, gt=0, description="Median total counts of a cell.")
     depth_sd: float = Field(default=0.35, ge=0, description="Standard deviation of the log depth.")
     n_batches: int = Field(default=2, ge=1, description="Batches that the cells are spread over.")
+    escaped: float = Field(
+        default=0.0, ge=0, lt=1, description="Share of perturbed cells in which nothing is perturbed."
+    )
 
 
 _SCREENS = (
@@ -157,6 +161,7 @@ class ScreenTruth:
     u: np.ndarray  # (C, K)
     activity: np.ndarray  # (C, P)
     mean_u: np.ndarray  # (L, S, K) exact expectation
+    escaped: np.ndarray  # (C,) whether a cell has the label of a perturbation, but no effect
     profile: np.ndarray  # (L, S, n) mean log1p of counts per TARGET_SUM, over truth_cells fresh cells
 
 
@@ -361,8 +366,10 @@ def _screen(
     condition = np.tile(np.repeat(np.arange(n_conditions), repeats), lines.size)[cells]  # (C,)
     line = np.repeat(lines, repeats.sum())[cells]  # (C,)
     batch = rng.integers(n_batches, size=cells.size)  # (C,)
+    escaped = (_rng(config, 6, index).random(cells.size) < screen.escaped) & (condition > 0)  # (C,)
+    truly = np.where(escaped, 0, condition)
     chunks = [slice(start, start + _CHUNK) for start in range(0, cells.size, _CHUNK)]
-    drawn = [draw(rng, condition[c], line[c], batch[c]) for c in chunks]
+    drawn = [draw(rng, truly[c], line[c], batch[c]) for c in chunks]
     z, u, activity = (np.concatenate(parts) for parts in list(zip(*drawn, strict=True))[:3])
 
     names = ["+".join(sorted(truth.targets[t] for t in np.flatnonzero(row))) or CONTROL for row in design]
@@ -389,6 +396,7 @@ def _screen(
         z=z,
         u=u,
         activity=activity,
+        escaped=escaped,
         mean_u=latent(mean.reshape(-1, config.n_factors), truth.graph).reshape(mean.shape),
         profile=np.stack([[profile(i, s) for s in range(n_conditions)] for i in lines]),
     )

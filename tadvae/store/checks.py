@@ -67,6 +67,18 @@ def check_labels(table: pd.DataFrame, n_datasets: int) -> None:
     require(lists, "the targets of a label are no list of names")
 
 
+def check_guides(table: pd.DataFrame, groups: pd.DataFrame) -> None:
+    """Cells by guide belong to groups of the store, and are no more than these have."""
+    for name in (*GROUP_KEYS, "n_cells"):
+        _whole(table, name)
+    whole = "n_guides" in table and table["n_guides"].dtype.kind in "iu"  # -1: not known
+    require(whole, "n_guides does not hold whole numbers")
+    require("guide" in table and all(isinstance(each, str) for each in table["guide"]), "a guide is no text")
+    counted = table.groupby(GROUP_KEYS)["n_cells"].sum()
+    known = groups.set_index(GROUP_KEYS)["n_cells"].reindex(counted.index)
+    require(bool((counted <= known).all()), "its cells are not those of the groups")
+
+
 def check_bags(bags: pd.DataFrame, manifest: Manifest, n_perturbations: int) -> None:
     """Bags that follow each other in row groups, and fill the shards of the manifest."""
     limits = (len(manifest.datasets), len(manifest.contexts), n_perturbations)

@@ -7,6 +7,7 @@ import hashlib
 import json
 import logging
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,9 +24,12 @@ from tadvae.cells.variable_genes import rank_effects, rank_variable_genes
 from tadvae.genes.features import listed
 from tadvae.genes.harmonise import harmonise
 from tadvae.genes.reference import GeneReference
+from tadvae.store.guides import guide_table
 from tadvae.store.layout import plan_layout
+from tadvae.store.left_out_cells import leave_out
 from tadvae.store.manifest import (
     GROUP_KEYS,
+    GUIDES,
     LABELS,
     SCHEMA_VERSION,
     Manifest,
@@ -64,6 +68,8 @@ class StorePlan:
     """What the conversion tasks need, per dataset."""
     left_out: list[dict[str, int]]
     """Per dataset, the number of columns that are not genes, by kind."""
+    dropped: list[dict[str, int]]
+    """Per dataset, the number of cells that its quality control leaves out, by reason."""
 
     @property
     def n_bytes(self) -> int:
@@ -80,8 +86,14 @@ class StorePlan:
         return hashlib.sha256(text.encode()).hexdigest()
 
 
-def plan_store(spec: StoreSpec) -> StorePlan:
+def plan_store(spec: StoreSpec, perturbed: Mapping[int, np.ndarray] | None = None) -> StorePlan:
     """Read labels and genes of every source, and decide vocabulary, codes and layout.
+
+    Parameters
+    ----------
+    perturbed
+        By index of the dataset, the probabilities that cells are perturbed; see
+        :func:`tadvae.store.left_out_cells.leave_out`. Without them, escaped cells are not left out.
 
     Raises
     ------
@@ -89,8 +101,8 @@ def plan_store(spec: StoreSpec) -> StorePlan:
         If the input is inconsistent or unreadable; nothing has been written then.
     """
     reference = GeneReference.load(spec.genes.reference)
-    panels, all_labels, n_rows, columns, left_out = [], [], [], [], []
-    for dataset in spec.datasets:
+    panels, all_labels, n_rows, columns, left_out, dropped = [], [], [], [], [], []
+    for i, dataset in enumerate(spec.datasets):
         with open_source(dataset) as source:
             left_out.append(source.leave_out_others(reference))
             columns.append(source.columns)
@@ -102,11 +114,17 @@ def plan_store(spec: StoreSpec) -> StorePlan:
             panel["length"] = np.nan if lengths is None else lengths
             panel["var_name"] = source.var_names()
             panels.append(panel)
-            all_labels.append(source.labels(reference.is_official))
+            labels, counts = leave_out(
+                source.labels(reference.is_official), dataset, (perturbed or {}).get(i)
+            )
+            all_labels.append(labels)
+            dropped.append(counts)
             n_rows.append(source.shape[0])
             _say(source.check_values())
             if left_out[-1]:
                 _say(f"{source.where}: columns that are not genes are left out ({listed(left_out[-1])}).")
+            if counts:
+                _say(f"{source.where}: cells are left out by its 'qc' ({listed(counts)}).")
 
     target_gene, specs, all_labels = harmonise_targets(spec.datasets, all_labels, reference, panels)
     genes = _vocabulary(panels, target_gene, reference)
@@ -138,7 +156,7 @@ def plan_store(spec: StoreSpec) -> StorePlan:
     for dataset, labels in zip(specs, all_labels, strict=True):
         _say(_few_controls(dataset, labels))
     perturbations = sorted(distinct, key=lambda item: (len(item), item))
-    return StorePlan(spec, genes, panels, contexts, perturbations, target_gene, datasets, left_out)
+    return StorePlan(spec, genes, panels, contexts, perturbations, target_gene, datasets, left_out, dropped)
 
 
 def finish_store(
@@ -165,8 +183,8 @@ def finish_store(
     entries, bags, groups = [], [], []
     code_of = {item: code for code, item in enumerate(plan.perturbations)}
     n_shards = 0
-    for dataset, panel, stats, parts, left_out in zip(
-        plan.datasets, plan.panels, moments, shards, plan.left_out, strict=True
+    for dataset, panel, stats, parts, left_out, dropped in zip(
+        plan.datasets, plan.panels, moments, shards, plan.left_out, plan.dropped, strict=True
     ):
         name = f"datasets/{dataset.spec.name}.parquet"
         sums[name] = _write(_panel_table(panel, stats, dataset.spec.values), folder / name)
@@ -182,6 +200,7 @@ def finish_store(
                 values=dataset.spec.values,
                 rounded=dataset.spec.counts.round,
                 left_out=left_out,
+                dropped=dropped,
                 n_cells=len(dataset.labels.source_row),
                 n_genes=len(panel),
                 n_unknown_genes=int((panel["how"] == "unknown").sum()),
@@ -195,6 +214,13 @@ def finish_store(
     table = _perturbation_table(plan, pd.concat(groups))
     sums["perturbations.parquet"] = _write(table, folder / "perturbations.parquet")
     sums[LABELS] = _write(_label_table(plan), folder / LABELS)
+    codes = [
+        [code_of[_with_modality(targets, each.spec)] for targets in each.labels.perturbations]
+        for each in plan.datasets
+    ]
+    guides = guide_table(plan.datasets, plan.contexts, codes)
+    if len(guides):
+        sums[GUIDES] = _write(guides, folder / GUIDES)
     # only file names: the folders of the converting machine are private
     named = [dataset.model_copy(update={"path": Path(dataset.path).name}) for dataset in plan.spec.datasets]
     text = plan.spec.model_copy(update={"datasets": named}).to_yaml()

@@ -34,6 +34,8 @@ def checked(folder: Location) -> CheckedFolder:
 
 LABELS = "labels.parquet"
 """What the labels of every dataset mean; stores of earlier versions do not have it."""
+GUIDES = "guides.parquet"
+"""Cells by guide and number of guides; only of stores with datasets whose spec names such columns."""
 
 
 class StoredDataset(Config):
@@ -49,6 +51,8 @@ class StoredDataset(Config):
     """Whether fractional counts were rounded to whole numbers."""
     left_out: dict[str, int] = {}
     """Number of columns of the source that are not genes and were left out, by kind."""
+    dropped: dict[str, int] = {}
+    """Number of cells that the spec's quality control left out, by reason."""
     n_cells: int = Field(ge=0)
     """Number of stored cells; of signatures, one empty row per context, the control, is among them."""
     n_genes: int = Field(ge=0)

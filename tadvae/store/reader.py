@@ -18,6 +18,7 @@ from tadvae.store import checks
 from tadvae.store.manifest import (
     DATASET_NAME,
     GROUP_KEYS,
+    GUIDES,
     LABELS,
     MANIFEST,
     REPAIR,
@@ -107,7 +108,7 @@ class Store:
         """Read all tables, and compare them with their checksums and with each other."""
         for dataset in range(len(self.manifest.datasets)):
             self.panel(dataset)
-        _ = self.reference, self.labels
+        _ = self.reference, self.labels, self.guides
         with self._damaged("perturbations.parquet"):
             checks.check_groups(self.perturbations, self.groups, self.manifest)
 
@@ -175,6 +176,16 @@ class Store:
             for row in table.itertuples():
                 result[row.dataset][row.label] = tuple(row.targets)
         return result
+
+    @cached_property
+    def guides(self) -> pd.DataFrame | None:
+        """Cells by guide and number of guides (-1: not known); None if no spec named such columns."""
+        if not self._files.has(GUIDES):
+            return None
+        table = self._table(GUIDES)
+        with self._damaged(GUIDES):
+            checks.check_guides(table, self.groups)
+        return table
 
     @cached_property
     def separators(self) -> list[str | None]:

@@ -46,6 +46,26 @@ class CellLabels:
     """Targets by label, and by part of a label, as they are spelt in the file."""
     n_implied: int = 0
     """Number of cells at the end that are not in the file; see :meth:`with_zero_controls`."""
+    guide: np.ndarray | None = None  # (n,) str
+    n_guides: np.ndarray | None = None  # (n,) int64
+
+    def subset(self, keep: np.ndarray) -> Self:
+        """The cells for which ``keep``, bool (n,), is true; contexts and perturbations without any go."""
+        contexts, context = np.unique(self.context[keep], return_inverse=True)
+        codes, perturbation = np.unique(self.perturbation[keep], return_inverse=True)
+        chosen: dict[str, Any] = {
+            name: None if values is None else values[keep]
+            for name, values in vars(self).items()
+            if name in ("source_row", "cell_id", "batch", "total_counts", "guide", "n_guides")
+        }
+        return replace(
+            self,
+            **chosen,
+            context=context.astype(np.int64),
+            contexts=[self.contexts[i] for i in contexts],
+            perturbation=perturbation.astype(np.int64),
+            perturbations=[self.perturbations[i] for i in codes],
+        )
 
     def with_zero_controls(self, n_rows: int) -> Self:
         """Add the control of every context, which a file of signatures with ``n_rows`` rows does not hold.
@@ -267,6 +287,7 @@ class Source:
                     f"{self.where}: obs column '{spec.total_counts}' must hold a library size for "
                     "every cell; fix it or remove 'total_counts' from the spec."
                 )
+        guide, n_guides = self._guides(rows)
         labels = CellLabels(
             source_row=rows.astype(np.int64),
             cell_id=obs.index.to_numpy(dtype=object)[rows].astype(str),
@@ -277,8 +298,28 @@ class Source:
             batch=(batch[rows] if batch is not None else np.full(len(rows), "")).astype(str),
             total_counts=total,
             spelt=parsed.spelt,
+            guide=guide,
+            n_guides=n_guides,
         )
         return labels.with_zero_controls(len(obs)) if spec.kind == "signatures" else labels
+
+    def _guides(self, rows: np.ndarray) -> tuple[np.ndarray | None, np.ndarray | None]:
+        """Guide, and number of guides, of some rows, where the spec names columns."""
+        guide = n_guides = None
+        qc = self.spec.qc
+        if qc is not None and qc.guide is not None:
+            column = self._column(self.obs, qc.guide, "obs", "qc.guide")
+            guide = column.astype(object).where(column.notna(), "").astype(str).to_numpy()[rows]
+        if qc is not None and qc.n_guides is not None:
+            column = self._column(self.obs, qc.n_guides, "obs", "qc.n_guides")
+            every = pd.to_numeric(column, errors="coerce").to_numpy(np.float64)[rows]
+            if not (np.isfinite(every) & (every >= 0) & (every == np.rint(every))).all():
+                raise UserError(
+                    f"{self.where}: obs column '{qc.n_guides}' must hold a whole number for every cell; fix "
+                    "it or remove 'qc.n_guides' from the spec."
+                )
+            n_guides = every.astype(np.int64)
+        return guide, n_guides
 
     def var_names(self) -> list[str]:
         """The names in the index of ``var``, made unique as anndata does it."""
