@@ -1,12 +1,14 @@
 """Build the vocabulary of a model from a store and its split."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 
 from tadvae.cells.ragged import Cells
 from tadvae.data.decode import DatasetView
+from tadvae.data.origin import Origin
 from tadvae.data.splits import TEST, VALIDATION
 from tadvae.data.vocabulary import ContextEntry, DatasetEntry, TargetEntry, Vocabulary
 from tadvae.pathways.membership import MIN_MEASURED, Membership
@@ -20,8 +22,17 @@ def build_vocabulary(
     controls: dict[tuple[int, int], Cells],
     membership: Membership,
     min_measured: int = MIN_MEASURED,
+    known: Vocabulary | None = None,
+    origin: Origin | None = None,
 ) -> Vocabulary:
-    """Build the vocabulary: the meaning of every index of the model."""
+    """Build the vocabulary: the meaning of every index of the model.
+
+    Parameters
+    ----------
+    known, origin
+        Vocabulary of the model that is fine-tuned, on the genes of the store, and what is recorded of it. Its
+        datasets, contexts, targets and modalities come first, in their order.
+    """
     perturbations = store.perturbations
     train = set(groups.loc[~groups["part"].isin([VALIDATION, TEST]), "perturbation"])
     gene_of: dict[str, int] = {}
@@ -35,11 +46,18 @@ def build_vocabulary(
             modalities[modality] = int(sign)
             if row.perturbation_index in train:
                 seen.add(target)
-    targets = [TargetEntry(name, gene_of[name], name in seen) for name in sorted(gene_of)]
-    names = sorted(modalities) or ["unspecified"]
-    index = {name: i for i, name in enumerate(sorted(gene_of))}
-    datasets = []
+    targets = [replace(t, seen=t.seen or t.name in seen) for t in known.targets] if known else []
+    former = {target.name for target in targets}
+    targets += [TargetEntry(name, gene_of[name], name in seen) for name in sorted(gene_of.keys() - former)]
+    names = list(known.modalities) if known else []
+    signs = list(known.signs) if known else []
+    names += sorted(modalities.keys() - set(names))
+    names = names or ["unspecified"]
+    index = {target.name: i for i, target in enumerate(targets)}
+    datasets = list(known.datasets) if known else []
     for i, (entry, view) in enumerate(zip(store.manifest.datasets, views, strict=True)):
+        if known and i < len(known.datasets):
+            continue
         used = _modalities_of(store, groups, i)
         common = max(sorted(set(used.values())), key=list(used.values()).count) if used else names[0]
         datasets.append(
@@ -61,7 +79,8 @@ def build_vocabulary(
                 },
             )
         )
-    contexts = [
+    contexts = list(known.contexts) if known else []
+    contexts += [
         ContextEntry(d, store.manifest.contexts[c], mean_profile(cells, views[d].genes), len(cells))
         for (d, c), cells in controls.items()
     ]
@@ -73,8 +92,9 @@ def build_vocabulary(
         contexts=contexts,
         targets=targets,
         modalities=names,
-        signs=[modalities.get(name, 0) for name in names],
+        signs=signs + [modalities.get(name, 0) for name in names[len(signs) :]],
         reference=store.reference,
+        origin=origin,
     )
 
 

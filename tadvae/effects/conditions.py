@@ -40,6 +40,17 @@ class Conditions:
         """The conditions of some rows."""
         return type(self)(self.dataset[rows], self.context[rows], self.targets[rows], self.n_controls[rows])
 
+    def followed_by(self, others: Self) -> Self:
+        """These conditions, whose targets are the first of more, and others."""
+        more = others.targets.shape[1] - self.targets.shape[1]
+        targets = np.pad(self.targets, ((0, 0), (0, more)))
+        return type(self)(
+            np.concatenate([self.dataset, others.dataset]),
+            np.concatenate([self.context, others.context]),
+            np.concatenate([targets, others.targets]),
+            np.concatenate([self.n_controls, others.n_controls]),
+        )
+
     @classmethod
     def of(
         cls,

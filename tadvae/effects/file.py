@@ -16,7 +16,7 @@ from tadvae.effects.conditions import Conditions
 from tadvae.effects.model import EffectModel
 from tadvae.effects.new_contexts import ContextEffects
 from tadvae.effects.regression import Fitted, Regression
-from tadvae.effects.stage import Stage
+from tadvae.effects.stage import Observed, Stage
 from tadvae.effects.targets_elsewhere import Elsewhere
 
 EFFECTS = "effects.safetensors"
@@ -62,6 +62,8 @@ def save_effects(model: EffectModel, folder: Location) -> None:
         arrays[f"{key}.effects"] = contexts.effects.astype(np.float32)
         arrays[f"{key}.context"], arrays[f"{key}.targets"] = contexts.context, contexts.targets
         arrays[f"{key}.scales"] = contexts.scales
+    if model.observed is not None:
+        about |= _observed_arrays(model.observed, arrays)
     for i, total in enumerate(model.sums):
         arrays[f"sum.{i}"] = total.astype(np.float32)
     arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
@@ -112,6 +114,8 @@ def load_effects(folder: Location, genes: Mapping[int, np.ndarray]) -> EffectMod
                 arrays[f"{key}.effects"].astype(np.float64),
                 *(arrays[f"{key}.{part}"] for part in ("context", "targets", "scales")),
             )
+        if "observed_variance" in about:
+            model.observed = _observed(arrays, about, genes)
         _check(model)
     except (OSError, SafetensorError, LookupError, TypeError, ValueError) as error:
         raise UserError(
@@ -119,6 +123,40 @@ def load_effects(folder: Location, genes: Mapping[int, np.ndarray]) -> EffectMod
             "folder again from its run."
         ) from None
     return model
+
+
+def _observed_arrays(observed: Observed, arrays: dict[str, np.ndarray]) -> dict[str, list[int]]:
+    """Add observed effects to the arrays of a file; which datasets and contexts they have."""
+    for part in COLUMNS:
+        arrays[f"observed.{part}"] = getattr(observed.conditions, part)
+    arrays["observed.n_cells"] = np.asarray(observed.n_cells, np.int64)
+    for i, effect in enumerate(observed.effects):
+        arrays[f"observed.{i}"] = effect.astype(np.float32)
+    variances = {dataset: each for dataset, each in observed.variance.items() if each is not None}
+    for dataset, variance in variances.items():
+        arrays[f"observed.variance.{dataset}"] = variance.astype(np.float32)
+    for row, control in observed.controls.items():
+        arrays[f"observed.control.{row}"] = control.astype(np.float32)
+    return {"observed_variance": sorted(variances), "observed_controls": sorted(observed.controls)}
+
+
+def _observed(
+    arrays: Mapping[str, np.ndarray], about: Mapping[str, Any], genes: Mapping[int, np.ndarray]
+) -> Observed:
+    """Inverse of :func:`_observed_arrays`."""
+    conditions = Conditions(*(arrays[f"observed.{part}"] for part in COLUMNS))
+    variance = {
+        d: arrays[f"observed.variance.{d}"].astype(np.float64) if d in about["observed_variance"] else None
+        for d in genes
+    }
+    return Observed(
+        conditions,
+        [arrays[f"observed.{i}"].astype(np.float64) for i in range(len(conditions))],
+        arrays["observed.n_cells"],
+        genes,
+        variance,
+        {row: arrays[f"observed.control.{row}"].astype(np.float64) for row in about["observed_controls"]},
+    )
 
 
 def _stage(arrays: Mapping[str, np.ndarray], name: str, n_blocks: list[int]) -> Stage:
@@ -151,6 +189,8 @@ def _check(model: EffectModel) -> None:
         if stage is not None:
             _check_stage(stage, model)
     _check_contexts(model)
+    if model.observed is not None:
+        _check_observed(model.observed, model)
     if model.combinations is not None:
         datasets = model.combinations.conditions.dataset.tolist()
         fits = all(len(s) == len(model.genes[d]) for s, d in zip(model.sums, datasets, strict=True))
@@ -175,6 +215,19 @@ def _check_contexts(model: EffectModel) -> None:
         require(((each.context >= 0) & (each.context < len(each.controls))).all(), "no such context")
         require(each.scales.shape == (3,), "other scales")
         require(_finite(each.controls, each.effects, each.scales), "a context is not finite")
+
+
+def _check_observed(observed: Observed, model: EffectModel) -> None:
+    _check_conditions(observed.conditions, model)
+    pairs = zip(observed.effects, observed.conditions.dataset.tolist(), strict=True)
+    require(all(e.shape == (len(model.genes[d]),) for e, d in pairs), "an observed effect on other genes")
+    counts = observed.n_cells
+    fits = counts.shape == (len(observed.conditions),) and counts.dtype.kind == "i" and (counts >= 1).all()
+    require(fits, "observed effects without numbers of cells")
+    known = {d: each for d, each in observed.variance.items() if each is not None}
+    require(all(v.shape == (len(model.genes[d]),) for d, v in known.items()), "a variance of other genes")
+    require(all((v >= 0).all() for v in known.values()), "a negative variance")
+    require(_finite(*observed.effects, *known.values(), *observed.controls.values()), "not a finite effect")
 
 
 def _check_conditions(conditions: Conditions, model: EffectModel) -> None:

@@ -96,6 +96,8 @@ class EffectModel:
         Effects of targets in contexts of training that did not test them; None: from the regression.
     new_contexts
         Effects in new contexts of a dataset, by dataset.
+    observed
+        The effects that the regressions were fitted to, for fine-tuning; None in models of earlier versions.
     """
 
     n_targets: int
@@ -109,6 +111,7 @@ class EffectModel:
     similar: Floats | None = None
     elsewhere: Elsewhere | None = None
     new_contexts: dict[int, ContextEffects] = field(default_factory=dict)
+    observed: Observed | None = None
 
     @classmethod
     def fit(
@@ -126,6 +129,7 @@ class EffectModel:
         conditions = observed.conditions
         result = cls(conditions.targets.shape[1], list(signs), n_controls, observed.genes)
         result.similar = similar if config.pathways else None
+        result.observed = observed
         alone = np.flatnonzero(conditions.size == 1)
         if len(alone):
             part = observed[alone]

@@ -43,6 +43,9 @@ class Store:
         row number is the id of the bag.
     """
 
+    gene_of_file: np.ndarray | None = None
+    """Index of each gene of the files among :attr:`genes`; None: they are the same."""
+
     def __init__(self, folder: Location, manifest: Manifest) -> None:
         self.folder = folder
         self.manifest = manifest
