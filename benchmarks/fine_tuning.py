@@ -20,8 +20,8 @@ import numpy as np
 import pandas as pd
 import torch
 import yaml
+from studies import DATA
 
-from benchmarks.studies import DATA
 from pipelines.convert import convert
 from tadvae.data.splits import TEST, VALIDATION
 from tadvae.data.store_of_model import open_store
@@ -76,7 +76,7 @@ def of_cells(name: str, file: str, modality: str) -> dict[str, Any]:
 def of_signatures(name: str) -> dict[str, Any]:
     path = str(DATA / "signatures" / f"neurips2023_{name}.h5ad")
     spec = {"name": name, "path": path, "kind": "signatures", "values": "effects"}
-    return spec | {"modality": "drug", "perturbation": {"column": "perturbation"}, "context": {"value": name}}
+    return spec | {"modality": "drug", "perturbation": {"column": "drug"}, "context": {"value": name}}
 
 
 CASES: dict[str, tuple[list[dict[str, Any]], list[dict[str, Any]], list[str]]] = {
@@ -114,9 +114,7 @@ def stores(case: str, folder: Path) -> tuple[Store, Store, list[str]]:
     return found[0], found[1], settings
 
 
-def scores(
-    store: Store, groups: pd.DataFrame, model: TADVAE, alone: bool = False
-) -> dict[str, np.ndarray]:
+def scores(store: Store, groups: pd.DataFrame, model: TADVAE, alone: bool = False) -> dict[str, np.ndarray]:
     """Scores of all held-out groups, of the whole model or of its network alone."""
     held = groups.assign(part=groups["part"].where(groups["part"] != TEST, VALIDATION))
     effects = None if alone else model.effects

@@ -142,8 +142,8 @@ def open_store(place: str, vocabulary: Vocabulary) -> Store:
     unknown = [entry.name for entry in store.manifest.datasets if entry.name not in known]
     if unknown:
         raise UserError(
-            f"{store.folder}: dataset '{unknown[0]}' was not in training (known: {', '.join(sorted(known))}); "
-            "give the store of the run."
+            f"{store.folder}: dataset '{unknown[0]}' was not in training (known: "
+            f"{', '.join(sorted(known))}); give the store of the run."
         )
     return StoreOfModel(store, vocabulary)
 

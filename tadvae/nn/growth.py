@@ -86,8 +86,8 @@ def places_of_edges(former: EdgeTable, table: EdgeTable, gene: np.ndarray) -> Te
     place = np.searchsorted(known, asked)
     if not np.isin(asked, known).all():
         raise UserError(
-            "model.pathway.candidates: the new genes change which genes are candidates, so the weights of the "
-            "former candidates cannot be kept; train from scratch, or fine-tune a model with candidates 0 or "
-            "'all'."
+            "model.pathway.candidates: the new genes change which genes are candidates, so the weights of "
+            "the former candidates cannot be kept; train from scratch, or fine-tune a model with candidates 0 "
+            "or 'all'."
         )
     return torch.from_numpy(place)

@@ -74,9 +74,9 @@ class Membership:
         Seed of the permutation of genes, for the control with permuted pathways
         (:func:`tadvae.pathways.permuted.permuted_genes`); ``None``: the genes are those of the pathways.
     late
-        Whether fine-tuning added an edge, ``(E,)`` bool: such a gene contributes to the activity, but does not
-        count in the size and the mean of its pathway, so that the activity of other panels stays as it was;
-        ``None``: no edge was added.
+        Whether fine-tuning added an edge, ``(E,)`` bool: such a gene contributes to the activity, but does
+        not count in the size and the mean of its pathway, so that the activity of other panels stays as it
+        was; ``None``: no edge was added.
 
     Raises
     ------

@@ -76,8 +76,8 @@ class Pretrained:
         if run.is_ensemble:
             member = next(iter(run.members().values()))
             raise UserError(
-                f"{place}: fine-tuning begins with one model, and this is an ensemble; name a member, such as "
-                f"{member}."
+                f"{place}: fine-tuning begins with one model, and this is an ensemble; name a member, such "
+                f"as {member}."
             )
         model = TADVAE.from_pretrained(place)
         folder = run.model if run.has_model else run.place
@@ -97,7 +97,7 @@ class Pretrained:
         )
 
     def settings(self) -> dict[str, Any]:
-        """Settings that a fine-tuning starts from: those of the model, without its split, validation and seed.
+        """Settings of a fine-tuning: those of the model, without its split, validation and seed.
 
         Schedules of the loss stand at their end, where the model's training ended.
         """
@@ -117,8 +117,8 @@ class Pretrained:
             if kept and mine[name] != value:
                 raise UserError(
                     f"{name}: a fine-tuned model keeps the network, pathways and normalisation of the model "
-                    f"it begins with ({self.place} has {mine[name]!r}, asked for {value!r}); leave this setting "
-                    "out, or train from scratch."
+                    f"it begins with ({self.place} has {mine[name]!r}, asked for {value!r}); leave this "
+                    "setting out, or train from scratch."
                 )
 
     def require_fits(self, store: Store) -> None:
@@ -190,8 +190,8 @@ class Pretrained:
             return None
         if effects.observed is None:
             raise UserError(
-                f"{self.place}: a model of a version that did not keep the mean effects it learned from; train "
-                "it again, or fine-tune the network alone with --set effects.weight=0."
+                f"{self.place}: a model of a version that did not keep the mean effects it learned from; "
+                "train it again, or fine-tune the network alone with --set effects.weight=0."
             )
         genes = {i: entry.genes for i, entry in enumerate(known.datasets)}
         return replace(effects.observed, genes=genes)
