@@ -36,12 +36,14 @@ def rows_of(module: TADVAEModule) -> dict[str, tuple[int, Kind]]:
 
 
 @torch.no_grad()
-def grow(state: Mapping[str, Tensor], module: TADVAEModule, former: Mapping[Kind, Tensor]) -> None:
+def grow(
+    state: Mapping[str, Tensor], module: TADVAEModule, former: Mapping[Kind, Tensor], learned: Tensor
+) -> None:
     """Put the weights of a network into one of a larger vocabulary.
 
-    The other rows keep the start of a training, with two exceptions. A gene that the former network did not
-    know starts with no change and no bias in the decoder, so that a prediction on it is "no change" until
-    training says otherwise. A new dataset starts with the mean strength of the former ones.
+    The other rows keep the start of a training, with two exceptions. A gene of which the former network
+    learned nothing starts with no change and no bias in the decoder, so that a prediction on it is "no
+    change" until training says otherwise. A new dataset starts with the mean strength of the former ones.
 
     Parameters
     ----------
@@ -51,6 +53,8 @@ def grow(state: Mapping[str, Tensor], module: TADVAEModule, former: Mapping[Kind
         The new network, with the weights of its start.
     former
         Place of the former entries of each kind among the new ones, (n,) int64 each.
+    learned : (n_genes,) bool
+        Whether the former network learned of a gene.
     """
     rows = rows_of(module)
     for name, value in module.state_dict().items():
@@ -60,11 +64,11 @@ def grow(state: Mapping[str, Tensor], module: TADVAEModule, former: Mapping[Kind
             continue
         axis, kind = rows[name]
         places = former[kind]
-        if name in ("decoder.gene", "decoder.bias"):
-            value.zero_()
-        elif name == "causal.dataset" and len(places):
+        if name == "causal.dataset" and len(places):
             value.fill_(float(before[: len(places)].mean()))
         value.index_copy_(axis, places, before.narrow(axis, 0, len(places)).to(value))
+    for weight in (module.decoder.gene, module.decoder.bias):
+        weight[~learned] = 0.0
 
 
 def places_of_edges(former: EdgeTable, table: EdgeTable, gene: np.ndarray) -> Tensor:
@@ -87,7 +91,7 @@ def places_of_edges(former: EdgeTable, table: EdgeTable, gene: np.ndarray) -> Te
     if not np.isin(asked, known).all():
         raise UserError(
             "model.pathway.candidates: the new genes change which genes are candidates, so the weights of "
-            "the former candidates cannot be kept; train from scratch, or fine-tune a model with candidates 0 "
-            "or 'all'."
+            "the former candidates cannot be kept; train from scratch, or fine-tune a model with candidates "
+            "0 or 'all'."
         )
     return torch.from_numpy(place)

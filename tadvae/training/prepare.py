@@ -123,7 +123,7 @@ def _prepare_fine_tuning(store: Store, config: ExperimentConfig, mapper: Mapper)
         reader = CellReader(store, views, config.split)
         observed = pretrained.observed(known)
         effects = fit_effects(reader, bags, vocabulary, rows, config.effects, mapper, observed)
-    by_row = {**pretrained.controls(known, store), **rows}
+    by_row = {**pretrained.controls(store), **rows}
     return Preparation(groups, vocabulary, by_row, effects, store, start)
 
 

@@ -169,7 +169,7 @@ class Pretrained:
         """Views of the former datasets, of which nothing is read."""
         return [DatasetView(entry.genes, "none") for entry in known.datasets]
 
-    def controls(self, known: Vocabulary, store: Store) -> dict[int, Cells]:
+    def controls(self, store: Store) -> dict[int, Cells]:
         """Control cells of the former contexts, where the model has some."""
         place = self._places(store.genes)
         return {
@@ -209,7 +209,7 @@ class Pretrained:
             "modality": torch.arange(len(known.modalities)),
             "dataset": torch.arange(len(known.datasets)),
         }
-        grow(self.model.module.state_dict(), module, rows)
+        grow(self.model.module.state_dict(), module, rows, torch.from_numpy(former_genes(grown)))
         return {name: value.clone() for name, value in module.state_dict().items()}
 
     def _places(self, genes: pd.DataFrame) -> np.ndarray:

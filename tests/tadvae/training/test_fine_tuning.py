@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 from local_conversion import convert_locally
-from small_screens import SCREENS, small_config
+from small_screens import small_config
 
 from tadvae.base.checksums import sha256
 from tadvae.base.filesystem import Location
@@ -25,8 +25,6 @@ from tadvae.nn.growth import grow, places_of_edges, rows_of
 from tadvae.nn.network import TADVAEModule
 from tadvae.nn.packed import PackedCells
 from tadvae.settings.experiment import ExperimentConfig
-from tadvae.simulation.files import write_simulation
-from tadvae.simulation.simulate import simulate
 from tadvae.store.reader import Store
 from tadvae.training.fit import fit
 from tadvae.training.former_weights import FormerWeights, former_genes
@@ -43,19 +41,8 @@ def fine_config(place, *settings: str) -> ExperimentConfig:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    """Stores of two screens, apart and together, and a model of the first."""
-    place = tmp_path_factory.mktemp("fine")
-    write_simulation(simulate(SCREENS), place / "screens")
-    spec = yaml.safe_load((place / "screens/spec.yaml").read_text())
-    for name in ("up", "down"):
-        part = spec | {"datasets": [each for each in spec["datasets"] if each["name"] == name]}
-        (place / f"screens/{name}.yaml").write_text(yaml.safe_dump(part))
-    for name, file in (("up", "up"), ("down", "down"), ("both", "spec")):
-        convert_locally(place / f"screens/{file}.yaml", Location.of(place / name))
-    config = small_config(place / "screens", "train.epochs=1", "split.kind=none")
-    fit(Store.open(str(place / "up")), config)[0].save_pretrained(place / "up-model")
-    return place
+def place(screens_apart):
+    return screens_apart
 
 
 @pytest.fixture(scope="module")
@@ -86,10 +73,8 @@ def test_the_vocabulary_grows(place, former, fine):
     assert new.origin.name == "up-model"
     assert new.origin.sha256 == sha256((place / "up-model/model.safetensors").read_bytes())
     card = (place / "fine/README.md").read_text()
-    assert (
-        f"fine-tuned (frozen former weights) from the model up-model (sha256 of its weights {new.origin.sha256[:16]}"
-        in card
-    )
+    said = "fine-tuned (frozen former weights) from the model up-model (sha256 of its weights"
+    assert f"{said} {new.origin.sha256[:16]}" in card
     assert "fine-tuned" not in (place / "up-model/README.md").read_text()
 
 
@@ -198,7 +183,10 @@ def test_every_strategy_grows_and_keeps_what_it_computed(place, former, fine, pa
         **{kind: torch.arange(len(getattr(old, f"{kind}s"))) for kind in ("target", "dataset")},
         "modality": torch.arange(len(old.modalities)),
     }
-    grow(before.state_dict(), after, places)
+    learned = torch.from_numpy(former_genes(new))
+    grow(before.state_dict(), after, places, learned)
+    assert not after.decoder.gene[~learned].any()
+    assert after.decoder.gene[learned].all()
     rng = np.random.default_rng(0)
     panel = old.datasets[0].genes
     expressed = [np.sort(rng.choice(panel, 20, replace=False)) for _ in range(5)]
