@@ -115,9 +115,8 @@ def _train(
         mapper = mapper_for(store.n_bytes)
         verify_shards(store, store.bags, mapper)
         if not resume:
-            prepare_training(
-                Store.open(store_path), config, mapper
-            )  # what cannot be trained fails here, before all writing
+            # what cannot be trained fails here, before all writing
+            prepare_training(Store.open(store_path), config, mapper)
             folder.begin_ensemble(config, about)
         train_models(store_path, folder.place, runs, at_once, gpu)
         if plan is not None and not folder.is_calibrated:

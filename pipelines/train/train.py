@@ -76,9 +76,8 @@ def train(
         if progress:
             check_trackers(run, config)
         with nullcontext() if of_sweep else locked(run.place):
-            config, resume = _settings(
-                run, stored, config, resume
-            )  # another command may have ended meanwhile
+            # another command may have ended meanwhile
+            config, resume = _settings(run, stored, config, resume)
             if not (resume and run.is_finished):
                 places = {"run": out, "store": store_path}
                 _train(run, stored, places, config, workers, gpu, resume, callbacks, progress, not of_sweep)

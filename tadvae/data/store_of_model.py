@@ -39,7 +39,7 @@ class StoreOfModel(Store):
         self._dataset = np.array([index[entry.name] for entry in store.manifest.datasets], np.int64)
         contexts = [*store.manifest.contexts, *(entry.name for entry in vocabulary.contexts)]
         genes = self.genes["gene"]
-        self.gene_of_file = np.searchsorted(genes.to_numpy(str), store.genes["gene"].to_numpy(str))
+        self.gene_of_file = places_among(self.genes, store.genes)
         manifest = store.manifest.model_copy(
             update={
                 "vocabulary_hash": vocabulary_hash(genes),
@@ -108,10 +108,10 @@ class StoreOfModel(Store):
             panel = self._store.panel(int(found[0]))
             return panel.assign(gene_index=self._genes_of(panel["gene_index"].to_numpy()))
         entry = self._vocabulary.datasets[dataset]
-        keys = self._vocabulary.genes["gene"].to_numpy()[entry.genes]
-        names = keys if entry.names is None else entry.names
-        place = np.searchsorted(self.genes["gene"].to_numpy(str), keys.astype(str))
-        spelt = {"gene_index": place, "source": names, "var_name": names, "gene": keys}
+        mine = self._vocabulary.genes.iloc[entry.genes]
+        names = mine["gene"].tolist() if entry.names is None else entry.names
+        place = places_among(self.genes, mine)
+        spelt = {"gene_index": place, "source": names, "var_name": names, "gene": mine["gene"].to_numpy()}
         return pd.DataFrame(spelt).assign(length=np.nan)
 
     def read_bags(
@@ -125,6 +125,23 @@ class StoreOfModel(Store):
         assert self.gene_of_file is not None
         genes = genes.astype(np.int64)
         return np.where(genes >= 0, self.gene_of_file[genes], -1)
+
+
+def places_among(genes: pd.DataFrame, some: pd.DataFrame) -> np.ndarray:
+    """Index of each of some genes among all genes, (n,) int64, which grows with both.
+
+    Raises
+    ------
+    UserError
+        If a table is not sorted by key: indices of genes within a cell would not be, either.
+    """
+    keys, asked = genes["gene"].to_numpy(str), some["gene"].to_numpy(str)
+    result = np.searchsorted(keys, asked).astype(np.int64)
+    if (keys[1:] <= keys[:-1]).any() or (asked[1:] <= asked[:-1]).any():
+        raise UserError(
+            "the genes of the store or of the model are not sorted by key; convert the store again."
+        )
+    return result
 
 
 def open_store(place: str, vocabulary: Vocabulary) -> Store:

@@ -21,9 +21,10 @@ from tadvae.cells.ragged import Cells
 from tadvae.data.build_vocabulary import resolver
 from tadvae.data.decode import DatasetView
 from tadvae.data.origin import Origin
-from tadvae.data.store_of_model import StoreOfModel
+from tadvae.data.store_of_model import StoreOfModel, places_among
 from tadvae.data.vocabulary import Vocabulary
 from tadvae.effects.stage import Observed
+from tadvae.model.hub import HUB, download
 from tadvae.model.run_folder import RunFolder
 from tadvae.model.tadvae import TADVAE
 from tadvae.model.weights import WEIGHTS
@@ -65,13 +66,15 @@ class Pretrained:
 
     @classmethod
     def load(cls, place: str) -> "Pretrained":
-        """Load the folder of a run, of a member of an ensemble, or of a model.
+        """Load the folder of a run, of a member of an ensemble or of a model, or ``hf://NAME/MODEL``.
 
         Raises
         ------
         UserError
             For an ensemble, a run that is not finished, or a damaged folder.
         """
+        if place.startswith(HUB):
+            place = download(place.removeprefix(HUB))
         run = RunFolder(place)
         if run.is_ensemble:
             member = next(iter(run.members().values()))
@@ -214,9 +217,7 @@ class Pretrained:
 
     def _places(self, genes: pd.DataFrame) -> np.ndarray:
         """Index of each gene of the model among others that hold them all."""
-        mine = self.model.vocabulary.genes["gene"].to_numpy(str)
-        result: np.ndarray = np.searchsorted(genes["gene"].to_numpy(str), mine).astype(np.int64)
-        return result
+        return places_among(genes, self.model.vocabulary.genes)
 
 
 def in_terms_of(store: Store, pretrained: Pretrained) -> Store:
