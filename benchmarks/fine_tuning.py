@@ -48,17 +48,18 @@ PARTS = {
     "former network": "the same, network alone",
 }
 CASES_IN_WORDS = {
-    "simulated": "Two simulated screens that share targets: CRISPRa in one cell line, then CRISPRi in another "
-    "with another panel",
-    "norman to mcfaline": "Norman 2019 (K562, CRISPRa), then McFaline-Figueroa 2023 (three glioblastoma lines, "
-    "CRISPRi)",
+    "simulated": "Two simulated screens that share targets: CRISPRa in one cell line, then CRISPRi in "
+    "another with another panel",
+    "norman to mcfaline": "Norman 2019 (K562, CRISPRa), then McFaline-Figueroa 2023 (three glioblastoma "
+    "lines, CRISPRi)",
     "neurips to T cells": "NeurIPS 2023 signatures of drugs in B, myeloid and NK cells, then in T cells",
 }
 ABOUT = [
-    "Written by `python benchmarks/fine_tuning.py`, which has the settings; do not edit. A small network (width",
-    "16) is trained on the former screens without a fifth of their targets, then fine-tuned on the new screen",
-    "with a tenth of its targets; the reference is the same network trained on that tenth from scratch. Means",
-    "over held-out groups and seeds; differences from the reference with 95% bootstrap intervals over groups.",
+    "Written by `python benchmarks/fine_tuning.py`, which has the settings; do not edit. A small network",
+    "(width 16) is trained on the former screens without a fifth of their targets, then fine-tuned on the",
+    "new screen with a tenth of its targets; the reference is the same network trained on that tenth from",
+    "scratch. Means over held-out groups and seeds; differences from the reference with 95% bootstrap",
+    "intervals over groups.",
 ]
 SHARE = 0.1
 """Share of the targets of the new screen that are in training."""
@@ -210,8 +211,8 @@ def section(stored: dict[str, Any]) -> list[str]:
     lines = [
         f"### {stored['case']}",
         "",
-        f"{CASES_IN_WORDS[stored['case']]}. {n} of {stored['targets']} targets of the new screen in training, "
-        f"{about['seeds']} seeds, {stored['seconds_per_seed']:.0f} s of processor time per seed.",
+        f"{CASES_IN_WORDS[stored['case']]}. {n} of {stored['targets']} targets of the new screen in "
+        f"training, {about['seeds']} seeds, {stored['seconds_per_seed']:.0f} s of processor time per seed.",
         "",
         "| what is scored | model | Pearson-Δ | difference | L2 | difference |",
         "|---|---|---|---|---|---|",
@@ -245,8 +246,9 @@ def verdict(stored: dict[str, Any]) -> list[str]:
     return [
         f"With the default (`{method}`), held-out targets of the new screen are predicted "
         f"{'better' if better else 'not better'} than from scratch (Pearson-Δ higher in "
-        f"{sum(gain > 0 for gain in gains)} of {len(gains)} seeds); on the former screens L2 changes by {change:+.1%} and "
-        f"Pearson-Δ by {-loss:+.1%}, {'within' if kept else 'more than'} the {MOST_LOSS:.0%} that were allowed.",
+        f"{sum(gain > 0 for gain in gains)} of {len(gains)} seeds); on the former screens L2 changes by "
+        f"{change:+.1%} and Pearson-Δ by {-loss:+.1%}, {'within' if kept else 'more than'} the "
+        f"{MOST_LOSS:.0%} that were allowed.",
     ]
 
 
