@@ -7,11 +7,13 @@ import numpy as np
 import pandas as pd
 
 from tadvae.cells.ragged import Cells
+from tadvae.data.amounts import Pair, SeenAmounts
 from tadvae.data.decode import DatasetView
 from tadvae.data.origin import Origin
 from tadvae.data.splits import TEST, VALIDATION
 from tadvae.data.vocabulary import ContextEntry, DatasetEntry, TargetEntry, Vocabulary
 from tadvae.pathways.membership import MIN_MEASURED, Membership
+from tadvae.store.covariates import AMOUNTS
 from tadvae.store.reader import Store
 
 
@@ -95,7 +97,37 @@ def build_vocabulary(
         signs=signs + [modalities.get(name, 0) for name in names[len(signs) :]],
         reference=store.reference,
         origin=origin,
+        amounts=_seen_amounts(store, groups, index, len(datasets), known),
     )
+
+
+def _seen_amounts(
+    store: Store, groups: pd.DataFrame, index: dict[str, int], n_datasets: int, known: Vocabulary | None
+) -> SeenAmounts | None:
+    """Doses and times of the training perturbations, after those that a fine-tuned model has seen."""
+    former = known.amounts if known is not None else None
+    if not store.has_amounts and former is None:
+        return None
+    train = groups[~groups["part"].isin([VALIDATION, TEST])]
+    seen: list[dict[int, list[list[float | None]]]] = [{} for _ in range(n_datasets)]
+    for d, each in enumerate(former.seen if former is not None else ()):
+        seen[d] = {target: list(found) for target, found in each.items()}
+    logs = store.log_amounts
+    for d, p in sorted(set(zip(train["dataset"], train["perturbation"], strict=True))):
+        amounts = [None if np.isnan(each) else each for each in logs[p].tolist()]
+        if any(each is not None for each in amounts):
+            for target in store.perturbations["targets"].iloc[p]:
+                seen[d].setdefault(index[target], []).append(amounts)
+    of_training = logs[np.unique(train["perturbation"])]
+    centre, scale = [0.0] * len(AMOUNTS), [1.0] * len(AMOUNTS)
+    for i, column in enumerate(of_training.T):
+        column = column[np.isfinite(column)]
+        if former is not None and AMOUNTS[i] in former.units:  # what its weights mean stays
+            centre[i], scale[i] = former.centre[i], former.scale[i]
+        elif len(column):
+            centre[i], scale[i] = float(column.mean()), float(column.std()) or 1.0
+    units = (former.units if former is not None else {}) | (store.spec.units if store.has_amounts else {})
+    return SeenAmounts(units, centre, scale, seen)
 
 
 def mean_profile(cells: Cells, genes: np.ndarray) -> np.ndarray:
@@ -106,11 +138,16 @@ def mean_profile(cells: Cells, genes: np.ndarray) -> np.ndarray:
     return (total / max(len(cells), 1)).astype(np.float32)
 
 
-def interventions(store: Store, vocabulary: Vocabulary) -> list[list[tuple[int, int]]]:
-    """For every perturbation of the store, its (target, modality) pairs as model indices."""
+def interventions(store: Store, vocabulary: Vocabulary) -> list[list[Pair]]:
+    """For every perturbation of the store, its pairs as model indices, with amounts if it reads them."""
+    logs = store.log_amounts if vocabulary.amounts is not None else None
     return [
         [
-            (vocabulary.target_index[t], vocabulary.modalities.index(m))
+            (
+                vocabulary.target_index[t],
+                vocabulary.modalities.index(m),
+                *(() if logs is None else logs[row.perturbation_index].tolist()),
+            )
             for t, m in zip(row.targets, row.modalities, strict=True)
         ]
         for row in store.perturbations.itertuples()

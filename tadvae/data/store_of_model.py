@@ -124,7 +124,8 @@ class StoreOfModel(Store):
         """The model's indices of the files' genes; -1 stays."""
         assert self.gene_of_file is not None
         genes = genes.astype(np.int64)
-        return np.where(genes >= 0, self.gene_of_file[genes], -1)
+        result: np.ndarray = np.where(genes >= 0, self.gene_of_file[genes], -1)
+        return result
 
 
 def places_among(genes: pd.DataFrame, some: pd.DataFrame) -> np.ndarray:
@@ -136,7 +137,7 @@ def places_among(genes: pd.DataFrame, some: pd.DataFrame) -> np.ndarray:
         If a table is not sorted by key: indices of genes within a cell would not be, either.
     """
     keys, asked = genes["gene"].to_numpy(str), some["gene"].to_numpy(str)
-    result = np.searchsorted(keys, asked).astype(np.int64)
+    result: np.ndarray = np.searchsorted(keys, asked).astype(np.int64)
     if (keys[1:] <= keys[:-1]).any() or (asked[1:] <= asked[:-1]).any():
         raise UserError(
             "the genes of the store or of the model are not sorted by key; convert the store again."

@@ -20,6 +20,7 @@ from tadvae.base.documents import parse_json
 from tadvae.base.errors import UserError, require
 from tadvae.base.filesystem import Location
 from tadvae.cells.normalize import SCALE
+from tadvae.data.amounts import SeenAmounts
 from tadvae.data.lookup import Lookup
 from tadvae.data.origin import Origin
 from tadvae.data.spellings import LABELS, NAMES, read_spellings, write_spellings
@@ -155,6 +156,8 @@ class Vocabulary:
     (only the genes of this vocabulary)."""
     origin: Origin | None = None
     """The model that this one was fine-tuned from; None: it was trained from scratch."""
+    amounts: SeenAmounts | None = None
+    """Doses and times of training; None: the model reads none."""
 
     @property
     def n_genes(self) -> int:
@@ -284,6 +287,8 @@ class Vocabulary:
         }
         if self.origin is not None:
             text["origin"] = asdict(self.origin)
+        if self.amounts is not None:
+            text["amounts"] = asdict(self.amounts)
         (folder / TEXT).write_text(json.dumps(text, indent=1))
 
     @classmethod
@@ -329,6 +334,7 @@ class Vocabulary:
                 signs=text["signs"],
                 reference=text["reference"],
                 origin=Origin(**text["origin"]) if "origin" in text else None,
+                amounts=SeenAmounts.read(text["amounts"]) if "amounts" in text else None,
             )
             result._check()
             found, expected = result.hash, text["hash"]
@@ -369,6 +375,8 @@ class Vocabulary:
         require(signs and len(self.signs) == len(self.modalities), "modalities without their signs")
         if self.origin is not None:
             self.origin.check(len(self.datasets), len(self.contexts), len(self.targets), len(self.modalities))
+        if self.amounts is not None:
+            self.amounts.check(len(self.datasets), len(self.targets))
         for target in self.targets:
             require(_is_index(target.gene, self.n_genes, least=-1), f"target '{target.name}' has no gene")
             require(isinstance(target.seen, bool), f"target '{target.name}' is neither seen nor unseen")

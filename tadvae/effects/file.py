@@ -12,7 +12,7 @@ from tadvae.base.documents import parse_json
 from tadvae.base.errors import UserError, require
 from tadvae.base.filesystem import Location
 from tadvae.data.vocabulary import model_files
-from tadvae.effects.conditions import Conditions
+from tadvae.effects.conditions import N_AMOUNTS, Conditions
 from tadvae.effects.model import EffectModel
 from tadvae.effects.new_contexts import ContextEffects
 from tadvae.effects.regression import Fitted, Regression
@@ -38,8 +38,7 @@ def save_effects(model: EffectModel, folder: Location) -> None:
         if stage is None:
             continue
         conditions = stage.conditions
-        for part in COLUMNS:
-            arrays[f"{name}.{part}"] = getattr(conditions, part)
+        _add_conditions(conditions, name, arrays)
         for s, regression in enumerate(stage.strata):
             key = f"{name}.{s}"
             arrays[f"{key}.variances"], arrays[f"{key}.own"] = regression.variances, regression.own
@@ -127,8 +126,7 @@ def load_effects(folder: Location, genes: Mapping[int, np.ndarray]) -> EffectMod
 
 def _observed_arrays(observed: Observed, arrays: dict[str, np.ndarray]) -> dict[str, list[int]]:
     """Add observed effects to the arrays of a file; which datasets and contexts they have."""
-    for part in COLUMNS:
-        arrays[f"observed.{part}"] = getattr(observed.conditions, part)
+    _add_conditions(observed.conditions, "observed", arrays)
     arrays["observed.n_cells"] = np.asarray(observed.n_cells, np.int64)
     for i, effect in enumerate(observed.effects):
         arrays[f"observed.{i}"] = effect.astype(np.float32)
@@ -144,7 +142,7 @@ def _observed(
     arrays: Mapping[str, np.ndarray], about: Mapping[str, Any], genes: Mapping[int, np.ndarray]
 ) -> Observed:
     """Inverse of :func:`_observed_arrays`."""
-    conditions = Conditions(*(arrays[f"observed.{part}"] for part in COLUMNS))
+    conditions = _conditions(arrays, "observed")
     variance = {
         d: arrays[f"observed.variance.{d}"].astype(np.float64) if d in about["observed_variance"] else None
         for d in genes
@@ -159,8 +157,22 @@ def _observed(
     )
 
 
+def _add_conditions(conditions: Conditions, name: str, arrays: dict[str, np.ndarray]) -> None:
+    for part in COLUMNS:
+        arrays[f"{name}.{part}"] = getattr(conditions, part)
+    if conditions.has_amounts.any():
+        arrays[f"{name}.amounts"] = conditions.amounts
+
+
+def _conditions(arrays: Mapping[str, np.ndarray], name: str) -> Conditions:
+    amounts = f"{name}.amounts"
+    return Conditions(
+        *(arrays[f"{name}.{part}"] for part in (*COLUMNS, *["amounts"][amounts not in arrays :]))
+    )
+
+
 def _stage(arrays: Mapping[str, np.ndarray], name: str, n_blocks: list[int]) -> Stage:
-    conditions = Conditions(*(arrays[f"{name}.{part}"] for part in COLUMNS))
+    conditions = _conditions(arrays, name)
     strata = []
     for s, n in enumerate(n_blocks):
         key = f"{name}.{s}"
@@ -240,6 +252,9 @@ def _check_conditions(conditions: Conditions, model: EffectModel) -> None:
         "conditions are no indices",
     )
     require(np.isin(conditions.dataset, list(model.genes)).all(), "a condition has no dataset")
+    amounts = conditions.amounts
+    fits = amounts.shape == (n, N_AMOUNTS) and amounts.dtype == np.float64 and not np.isinf(amounts).any()
+    require(fits, "conditions without their doses")
     require((np.abs(conditions.targets) <= 1).all() and (conditions.n_controls >= 1).all(), "no conditions")
 
 

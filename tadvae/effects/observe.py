@@ -49,7 +49,7 @@ def fit_effects(
     """
     store, rows = reader.store, context_rows(reader.store, vocabulary)
     pairs = interventions(store, vocabulary)
-    sizes = np.array([len({target for target, _ in item}) for item in pairs])
+    sizes = np.array([len({pair[0] for pair in item}) for item in pairs])
     asked = sizes[bags[GROUP_KEYS].drop_duplicates()["perturbation"]]
     before = np.zeros(0, np.int64) if former is None else former.conditions.size
     require_memory(int((asked == 1).sum() + (before == 1).sum()), int((asked > 1).sum() + (before > 1).sum()))

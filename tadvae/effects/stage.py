@@ -104,7 +104,8 @@ class Stage:
             blocks = _blocks(observed, prior, genes[stratum == s])
             inside = [np.isin(observed.genes[d], genes[stratum == s]) for d in conditions.dataset.tolist()]
             cell = np.array([n[i].mean() if i.any() else 0.0 for n, i in zip(noise, inside, strict=True)])
-            result.strata.append(fit_regression(terms, cell / observed.n_cells, blocks))
+            alone = ~conditions.has_amounts
+            result.strata.append(fit_regression(terms, cell / observed.n_cells, blocks, alone))
         return result
 
     def left_out(self, observed: Observed) -> list[Floats]:

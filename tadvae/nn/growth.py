@@ -27,6 +27,7 @@ def rows_of(module: TADVAEModule) -> dict[str, tuple[int, Kind]]:
         "pathway.weight": (0, "gene" if module.config.pathway.leak else "edge"),
         "causal.size": (0, "target"),
         "causal.own": (0, "target"),
+        "causal.curves.own": (1, "target"),
         "causal.modality": (0, "modality"),
         "causal.dataset": (0, "dataset"),
     }
@@ -58,6 +59,8 @@ def grow(
     """
     rows = rows_of(module)
     for name, value in module.state_dict().items():
+        if name not in state:  # curves of doses, which the former screens had not
+            continue
         before = state[name]
         if name not in rows:
             value.copy_(before)

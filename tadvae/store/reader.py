@@ -15,6 +15,7 @@ from tadvae.base.filesystem import Location
 from tadvae.genes.names import GeneNames
 from tadvae.genes.reference import GeneReference
 from tadvae.store import checks
+from tadvae.store.covariates import AMOUNTS
 from tadvae.store.manifest import (
     DATASET_NAME,
     GROUP_KEYS,
@@ -134,6 +135,19 @@ class Store:
         with self._damaged("perturbations.parquet"):
             checks.check_perturbations(table, self.manifest.n_genes)
         return table
+
+    @property
+    def has_amounts(self) -> bool:
+        """Whether some perturbations have a dose or a time."""
+        return any(name in self.perturbations and self.perturbations[name].notna().any() for name in AMOUNTS)
+
+    @cached_property
+    def log_amounts(self) -> np.ndarray:
+        """Logarithm of dose and time of each perturbation, (n_perturbations, 2); NaN: it has none."""
+        table = self.perturbations
+        none = np.full(len(table), np.nan)
+        found = [np.log(table[n].to_numpy(np.float64)) if n in table else none for n in AMOUNTS]
+        return np.stack(found, axis=1)
 
     @cached_property
     def bags(self) -> pd.DataFrame:

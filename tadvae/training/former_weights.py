@@ -65,6 +65,8 @@ class FormerWeights:
             "dataset": first(origin.n_datasets, len(vocabulary.datasets)),
         }
         rows = rows_of(module)
+        amounts = vocabulary.amounts  # whether the former screens had doses or times
+        of_former = amounts is not None and any(amounts.seen[: origin.n_datasets])
         self._held: dict[str, _Held] = {}
         for name, value in module.named_parameters():
             former = torch.ones(1, dtype=torch.bool)
@@ -75,6 +77,8 @@ class FormerWeights:
                 former = torch.zeros(value.shape[axis], dtype=torch.bool)
                 former[: len(of_kind[kind])] = of_kind[kind]
                 former = former.view(shape)
+            if name.startswith("causal.curves.") and not of_former:
+                former = torch.zeros(1, dtype=torch.bool)
             self._held[name] = _Held(value.detach().clone(), former.to(value.device))
 
     @torch.no_grad()

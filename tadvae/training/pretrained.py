@@ -153,6 +153,13 @@ class Pretrained:
                     f"{store.folder}: dataset '{entry.name}' holds {entry.values}, but {self.place} learned "
                     f"from {mine} only; train from scratch, or give values of the same kind."
                 )
+        units = {} if words.amounts is None else words.amounts.units
+        for name, unit in store.spec.units.items() if units and store.has_amounts else ():
+            if units.get(name, unit) != unit:
+                raise UserError(
+                    f"{store.folder}: gives '{name}' in {unit!r}, but {self.place} learned it in "
+                    f"{units[name]!r}; bring the column to that unit and convert again."
+                )
 
     def known(self, store: Store) -> Vocabulary:
         """The vocabulary of the model with the gene indices of a store in its terms."""
