@@ -8,6 +8,9 @@ from rich.table import Table
 from tadvae.genes.features import listed
 from tadvae.store.reader import Store
 
+MOST_SHOWN = 12
+"""Values of a covariate that are shown."""
+
 
 def describe(path: str, *, verify: bool = False) -> dict[str, Any]:
     """Datasets, contexts, perturbations, cells, genes and overlaps of a store, as plain values.
@@ -43,6 +46,7 @@ def describe(path: str, *, verify: bool = False) -> dict[str, Any]:
                 "rounded": entry.rounded,
                 "left_out": entry.left_out,
                 "dropped": entry.dropped,
+                "covariates": entry.covariates,
                 "n_cells": int(groups["n_cells"].sum()),
                 "n_genes": entry.n_genes,
                 "n_tokens": sum(shard.tokens for shard in shards),
@@ -120,6 +124,15 @@ def as_tables(about: dict[str, Any]) -> list[Table]:
             for name, row in zip(names, about[key], strict=True):
                 table.add_row(name, *[f"{value:,}" for value in row])
             tables.append(table)
+    covariates = Table(title="covariates", title_justify="left")
+    for name in ("dataset", "covariate", "values"):
+        covariates.add_column(name)
+    for d in about["datasets"]:
+        for name, values in d["covariates"].items():
+            more = f", … ({len(values)} in all)" if len(values) > MOST_SHOWN else ""
+            covariates.add_row(d["name"], name, ", ".join(values[:MOST_SHOWN]) + more)
+    if covariates.row_count:
+        tables.append(covariates)
     for d in about["datasets"]:
         tables.append(_perturbations(d))
     return tables

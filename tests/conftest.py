@@ -147,6 +147,26 @@ def store(simulated: Simulated, tmp_path_factory: pytest.TempPathFactory) -> Sto
     return convert_locally(simulated.spec, Location.of(tmp_path_factory.mktemp("converted") / "store"))
 
 
+@pytest.fixture(scope="session")
+def screens_apart(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Stores of two screens, ``up`` and ``down``, apart and as ``both``, and ``up-model`` of the first."""
+    from small_screens import SCREENS, small_config
+
+    from tadvae.training.fit import fit
+
+    place = tmp_path_factory.mktemp("apart")
+    write_simulation(simulate(SCREENS), place / "screens")
+    spec = yaml.safe_load((place / "screens/spec.yaml").read_text())
+    for name in ("up", "down"):
+        part = spec | {"datasets": [each for each in spec["datasets"] if each["name"] == name]}
+        (place / f"screens/{name}.yaml").write_text(yaml.safe_dump(part))
+    for name, file in (("up", "up"), ("down", "down"), ("both", "spec")):
+        convert_locally(place / f"screens/{file}.yaml", Location.of(place / name))
+    config = small_config(place / "screens", "train.epochs=1", "split.kind=none")
+    fit(Store.open(str(place / "up")), config)[0].save_pretrained(place / "up-model")
+    return place
+
+
 @pytest.fixture
 def screen() -> ad.AnnData:
     """48 cells × 10 genes of raw counts that convert as they are; a test may spoil it first."""

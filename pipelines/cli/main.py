@@ -204,6 +204,15 @@ def train(
             autocompletion=_presets,
         ),
     ] = None,
+    from_: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            metavar="RUN",
+            help="Run or model to fine-tune: it learns the new store and keeps what it knows; see "
+            "docs/fine-tuning.md.",
+        ),
+    ] = None,
     workers: Annotated[
         str,
         typer.Option(
@@ -230,18 +239,26 @@ def train(
     """Train one model on all datasets of a store, or with --seeds an ensemble of models.
 
     Example: tadvae train store --out run --set pathways.file=go.gmt --workers 2
+
+    Fine-tuning: tadvae train new_store --from run --out fine_tuned
     """
     from tadvae.data.splits import nothing_to_evaluate
     from tadvae.model.run_folder import RunFolder
     from tadvae.settings.experiment import ExperimentConfig
     from tadvae.settings.presets import settings_of
 
-    if resume and (config or settings or preset):
+    if resume and (config or settings or preset or from_):
         raise UserError(
-            "--resume continues with the run's own settings; leave out --config, --preset and --set."
+            "--resume continues with the run's own settings; leave out --config, --preset, --from and --set."
         )
+    if preset and from_:
+        raise UserError("--from keeps the network of the model it begins with; leave out --preset.")
     count = _workers(workers)
     base = None if preset is None else settings_of(preset)
+    if from_ is not None:
+        from tadvae.training.pretrained import Pretrained
+
+        base = Pretrained.load(from_).settings()
     experiment = None if resume else ExperimentConfig.load(config, settings or [], base)
     if seeds > 1 or (resume and RunFolder(out_).is_ensemble):
         if count != 1:

@@ -63,6 +63,18 @@ def predict(
     values: Annotated[
         Literal["counts", "log1p"], typer.Option(help="Whether --controls holds counts or log1p values.")
     ] = "counts",
+    dose: Annotated[
+        float | None,
+        typer.Option(
+            help="Dose of the perturbations, in the unit of the screens; default: the largest seen."
+        ),
+    ] = None,
+    time: Annotated[
+        float | None,
+        typer.Option(
+            help="Time after the perturbations, in the unit of the screens; default: the largest seen."
+        ),
+    ] = None,
     gpu: OnGpu = False,
 ) -> None:
     """Predict cells under one perturbation, or mean profiles under many.
@@ -91,6 +103,8 @@ def predict(
             dataset=dataset[0] if dataset else None,
             values=values,
             units=as_,
+            dose=dose,
+            time=time,
             gpu=gpu,
         )
         about = adata.uns["tadvae"]
@@ -108,7 +122,7 @@ def predict(
     listed = (*(target or ()), *(read_targets(targets) if targets is not None else ()))
     written = predict_many_to(
         run,
-        Combinations(listed, all_singles, all_pairs),
+        Combinations(listed, all_singles, all_pairs, (dose, time)),
         out_,
         contexts=context,
         datasets=dataset,

@@ -159,7 +159,7 @@ class EdgeTable(nn.Module):
     member_starts : (P + 1,) int64
         Position of each pathway's first member in ``member_gene``.
     member_gene : (M,) int64
-        Genes of the members, sorted by pathway.
+        Genes of the members, sorted by pathway; without those that fine-tuning added.
     """
 
     gene: Tensor
@@ -189,8 +189,10 @@ class EdgeTable(nn.Module):
         self._constant("pathway", key[order] % max(self.n_pathways, 1))
         self._constant("is_member", member[order])
         self._constant("logit", logit[order])
-        self._constant("member_starts", np.searchsorted(membership.pathway, np.arange(self.n_pathways + 1)))
-        self._constant("member_gene", membership.gene)
+        first = slice(None) if membership.late is None else ~membership.late
+        counted = membership.pathway[first]
+        self._constant("member_starts", np.searchsorted(counted, np.arange(self.n_pathways + 1)))
+        self._constant("member_gene", membership.gene[first])
 
     def _constant(self, name: str, values: np.ndarray) -> None:
         # computed from the vocabulary, so not saved with the weights
@@ -215,7 +217,7 @@ class EdgeTable(nn.Module):
     def n_candidates(self) -> Tensor:
         """Number of candidates of each pathway, (P,) int64."""
         none = torch.zeros(self.n_pathways, dtype=torch.int64, device=self.pathway.device)
-        return none.index_add(0, self.pathway, torch.ones_like(self.pathway)) - self.size
+        return none.index_add(0, self.pathway, (~self.is_member).long())
 
     def active(
         self, cells: PackedCells, pathway: int | None = None, genes: Tensor | None = None

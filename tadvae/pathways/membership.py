@@ -76,6 +76,10 @@ class Membership:
     logit
         Logit of the attention weight of each edge, ``(E,)`` float32, where it was learned before training
         (:mod:`tadvae.training.agreement`); ``None``: not learned.
+    late
+        Whether fine-tuning added an edge, ``(E,)`` bool: such a gene contributes to the activity, but does
+        not count in the size and the mean of its pathway, so that the activity of other panels stays as it
+        was; ``None``: no edge was added.
 
     Raises
     ------
@@ -91,6 +95,7 @@ class Membership:
     coverage: Coverage | None = None
     permuted: int | None = None
     logit: np.ndarray | None = None  # (E,)
+    late: np.ndarray | None = None  # (E,)
 
     def __post_init__(self) -> None:
         if len(self.names) != len(self.pathway_ids):
@@ -113,6 +118,8 @@ class Membership:
             or not np.isfinite(self.logit).all()
         ):
             raise ValueError("logits: expected one finite float32 for each edge")
+        if self.late is not None and (self.late.dtype != np.bool_ or self.late.shape != self.gene.shape):
+            raise ValueError("late: expected one bool per edge")
 
     @property
     def warning(self) -> str | None:

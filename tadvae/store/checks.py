@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tadvae.base.errors import require
+from tadvae.store.covariates import AMOUNTS
 from tadvae.store.manifest import GROUP_KEYS, Manifest, ShardEntry, StoredDataset
 from tadvae.store.tokens import ENCODINGS, encoding
 
@@ -54,6 +55,12 @@ def check_perturbations(table: pd.DataFrame, n_genes: int) -> None:
     require(bool(((genes >= -1) & (genes < n_genes)).all()), "a target is a gene beyond the vocabulary")
     require(bool((np.abs(signs) <= 1).all()), "a sign is neither -1, 0 nor 1")
     require((table["targets"].str.len() == 0).sum() <= 1, "there are two controls")
+    for name in AMOUNTS:
+        if name in table:
+            amounts = table[name].to_numpy(np.float64)
+            require(
+                bool((np.isnan(amounts) | (np.isfinite(amounts) & (amounts > 0))).all()), f"a {name} below 0"
+            )
 
 
 def check_labels(table: pd.DataFrame, n_datasets: int) -> None:

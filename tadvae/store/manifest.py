@@ -67,6 +67,8 @@ class StoredDataset(Config):
     """Whether library sizes come from a column of ``obs`` instead of sums over the measured genes."""
     source: str
     """File name of the source, without its folder."""
+    covariates: dict[str, list[str]] = {}
+    """Values of dose and time with their unit, and labels of free covariates (at most 50), by name."""
 
 
 class ShardEntry(Config):

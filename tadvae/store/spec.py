@@ -10,6 +10,7 @@ from tadvae.base.config import Config, read_yaml
 from tadvae.base.documents import parse_yaml
 from tadvae.base.errors import UserError
 from tadvae.base.labels import as_text
+from tadvae.store.covariates import AMOUNTS, CovariateSpec
 
 MODALITY_SIGN = {
     "crispra": 1,
@@ -221,6 +222,22 @@ class DatasetSpec(Config):
     """Columns of ``var`` that describe the genes."""
     qc: QualitySpec | None = None
     """Quality control: columns of guides, and limits for cells that are left out; None: no limits."""
+    covariates: dict[str, CovariateSpec] = {}
+    """Covariates of cells by name: ``dose`` and ``time`` are numbers of a perturbation, with a ``unit``, and
+    the model reads them as such; any other name is a label that is stored with the cells, for example
+    ``{dose: {column: dose, unit: uM}, donor: {column: donor}}``."""
+
+    @field_validator("covariates")
+    @classmethod
+    def _names_of_covariates(cls, covariates: dict[str, CovariateSpec]) -> dict[str, CovariateSpec]:
+        for name, each in covariates.items():
+            if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name):
+                raise ValueError(f"'{name}' is no name of a covariate: expected letters, digits and '_'")
+            if each.unit and name not in AMOUNTS:
+                raise ValueError(
+                    f"'{name}' is a label and has no unit; only {' and '.join(AMOUNTS)} have one"
+                )
+        return covariates
 
     @field_validator("name", "modality", mode="before")
     @classmethod
@@ -334,7 +351,24 @@ class StoreSpec(Config):
         repeated = sorted({name for name in names if names.count(name) > 1})
         if repeated:
             raise ValueError(f"dataset names must differ, but '{repeated[0]}' is repeated; rename one")
+        for name in AMOUNTS:
+            units = sorted({each.covariates[name].unit for each in self.datasets if name in each.covariates})
+            if len(units) > 1:
+                raise ValueError(
+                    f"datasets give '{name}' in {' and '.join(repr(unit) for unit in units)}; bring the "
+                    "columns to one unit"
+                )
         return self
+
+    @property
+    def units(self) -> dict[str, str]:
+        """Unit of each amount that a dataset has, by name."""
+        return {
+            name: each.covariates[name].unit
+            for name in AMOUNTS
+            for each in self.datasets
+            if name in each.covariates
+        }
 
 
 def is_zarr(path: Path) -> bool:
