@@ -252,8 +252,8 @@ class _Measured:
                         if counted
                         else float("nan")
                     ),
-                    "cells_by_guides": ", ".join(f"{n}: {c:,}" for n, c in sorted(by_number.items())),
-                    "left_out": ", ".join(f"{n:,} {reason}" for reason, n in entry.dropped.items()),
+                    "cells_by_guides": ", ".join(f"{n}: {c:,}" for n, c in sorted(by_number.items())) or None,
+                    "left_out": ", ".join(f"{n:,} {why}" for why, n in entry.dropped.items()) or None,
                 }
             )
         columns = [
