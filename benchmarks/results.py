@@ -47,12 +47,12 @@ STRUCTURE = {
     "contexts/unseen_types.json": ["contexts.py", "--only", "types", "--json"],
     "contexts/unseen_targets.json": ["unseen_targets.py", "--json"],
     "truth.json": [
-        *("truth.py", "--seeds", "5", "--strategies", "linear", "members", "hard"),
+        *("truth.py", "--seeds", "5", "--strategies", "agreement", "linear", "members", "hard"),
         *("--set", "train.epochs=10", "--json"),
     ],
     "panel_transfer": [
         *("panel_transfer.py", "--halvings", "4", "--seeds", "5", "--epochs", "3"),
-        *("--masking", "members", "linear", "--out"),
+        *("--masking", "agreement", "members", "linear", "--out"),
     ],
 }
 """Scripts of the studies of structure with their options, by what they write; it is the last option."""

@@ -186,8 +186,8 @@ def _attention(results: Path) -> list[str]:
         words = "; ".join(f"{name.replace(', ', ' ')} {value:.2f}" for name, value in means.items())
         parts.append(f"its activities on simulated screens correlate with the truth ({words})")
     table = transfer(results)
-    if ("members, smoothed", "true") in table and ("linear, smoothed", "true") in table:
-        own, linear = (table[f"{name}, smoothed", "true"][0] for name in ("members", "linear"))
+    if ("agreement, smoothed", "true") in table and ("linear, smoothed", "true") in table:
+        own, linear = (table[f"{name}, smoothed", "true"][0] for name in ("agreement", "linear"))
         plain = table["plain, smoothed", "true"][0]
         parts.append(
             f"cells seen through two disjoint panels find themselves with an MRR of {own:.3f} with "
@@ -199,8 +199,8 @@ def _attention(results: Path) -> list[str]:
 
 def _pathways(results: Path) -> list[str]:
     parts, table = [], transfer(results)
-    if ("members, smoothed", "permuted") in table:
-        true, permuted = (table["members, smoothed", kind][0] for kind in ("true", "permuted"))
+    if ("agreement, smoothed", "permuted") in table:
+        true, permuted = (table["agreement, smoothed", kind][0] for kind in ("true", "permuted"))
         parts.append(f"across panels, true ones have an MRR of {true:.3f}, permuted ones {permuted:.3f}")
     rows = []
     for screen, scores in read(results / "contexts" / "unseen_targets.json").items():
