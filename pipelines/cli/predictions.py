@@ -63,6 +63,13 @@ def predict(
     values: Annotated[
         Literal["counts", "log1p"], typer.Option(help="Whether --controls holds counts or log1p values.")
     ] = "counts",
+    page: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE.html",
+            help="HTML page of one perturbation in one context: genes and pathways that change.",
+        ),
+    ] = None,
     gpu: OnGpu = False,
 ) -> None:
     """Predict cells under one perturbation, or mean profiles under many.
@@ -91,6 +98,7 @@ def predict(
             dataset=dataset[0] if dataset else None,
             values=values,
             units=as_,
+            page=page,
             gpu=gpu,
         )
         about = adata.uns["tadvae"]
@@ -102,6 +110,11 @@ def predict(
             f"{about['context']}, from {about['started_from']}; up: {up}; down: {down}."
         )
         return
+    if page is not None:
+        raise UserError(
+            "--page shows one perturbation in one context: give one --target, one --context, and a file "
+            ".h5ad with --out."
+        )
     from pipelines.predict import predict_many_to
     from tadvae.model.combinations import Combinations, read_targets
 
