@@ -163,6 +163,9 @@ def embed(
             "where the pathway layer is linear.",
         ),
     ] = None,
+    workers: Annotated[
+        int, typer.Option(min=1, help="Number of processes, each with one thread and a copy of the model.")
+    ] = 1,
     gpu: OnGpu = False,
 ) -> None:
     """Write pathway activities and latent means of the cells of files, in bounded memory.
@@ -179,6 +182,7 @@ def embed(
         layer=layer,
         values=values,
         smooth=smooth,
+        workers=workers,
         gpu=gpu,
     )
     available = found.uns["tadvae"]["available"]
