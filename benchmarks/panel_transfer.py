@@ -46,7 +46,7 @@ from tadvae.store.reader import Store
 from tadvae.training.fit import fit
 
 HELD_OUT, SHARE = 700, 0.02
-MASKS, KINDS = ("members", "hard", "linear"), ("true", "permuted")
+MASKS, KINDS = ("agreement", "linear", "members"), ("true", "permuted")
 FIXED = ["split.kind=none", "effects.weight=0", "stream.bags_per_batch=2", "model.pathway.d_embed=32"]
 FIXED += ["model.pathway.n_heads=2"]
 

@@ -27,7 +27,7 @@ from tadvae.simulation.simulate import Simulation, SimulationConfig, simulate
 from tadvae.store.reader import Store
 from tadvae.training.fit import fit
 
-STRATEGIES = ("linear", "members", "hard", "soft_log", "soft", "none")
+STRATEGIES = ("linear", "agreement", "members", "hard", "soft_log", "soft", "none")
 
 
 def match(found: np.ndarray, true: np.ndarray, K: int) -> dict[int, int]:

@@ -4,11 +4,16 @@ There are two rounds of independent tasks (see :mod:`tadvae.store.writer`): ever
 written sorted by target shard, then the rows of every shard are collected. On a disk, the store is built in
 ``STORE.partial``, which is renamed at the end; on an object store it is built in place and becomes a store
 when the manifest is written, which is the last step. An interrupted conversion of the same spec continues.
+
+Where the spec leaves out escaped cells, all cells are converted first (``unfiltered``, deleted at the end);
+the probabilities of the quality control come from that store.
 """
 
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
+
+import numpy as np
 
 from pipelines.cluster.connection import session_if_needed
 from pipelines.cluster.tasks import run_tasks
@@ -17,14 +22,19 @@ from tadvae.base.errors import UserError
 from tadvae.base.filesystem import Location
 from tadvae.base.lock import Lock, locked
 from tadvae.cells.moments import Moments
+from tadvae.screen_qc.check import check_screens
+from tadvae.screen_qc.thresholds import QcConfig
 from tadvae.store.conversion import StorePlan, finish_store, plan_store
-from tadvae.store.manifest import MANIFEST, Manifest
+from tadvae.store.manifest import GUIDES, LABELS, MANIFEST, Manifest
+from tadvae.store.reader import Store
 from tadvae.store.spec import load_spec
 from tadvae.store.values import ValuesError
 from tadvae.store.writer import read_spilled_moments, spill_chunk, write_shard
 
 MARK = "conversion.txt"
 """File with the fingerprint of the conversion that an unfinished store belongs to."""
+UNFILTERED = "unfiltered"
+"""Folder of an unfinished store with the store of all cells, of which some are left out."""
 
 
 def convert(spec_path: str, out: str, tasks_at_once: int | None = None) -> Manifest:
@@ -51,6 +61,8 @@ def convert(spec_path: str, out: str, tasks_at_once: int | None = None) -> Manif
         try:
             _require_new(store)  # another conversion may have ended meanwhile
             _start_or_continue(partial, plan)
+            if any(dataset.qc and dataset.qc.min_perturbed for dataset in spec.datasets):
+                plan = plan_store(spec, _probabilities(plan, partial / UNFILTERED, tasks_at_once))
             manifest = _run(plan, partial, tasks_at_once)
             _publish(partial, store, lock)
         except UserError:
@@ -58,6 +70,20 @@ def convert(spec_path: str, out: str, tasks_at_once: int | None = None) -> Manif
                 partial.delete()
             raise
     return manifest
+
+
+def _probabilities(plan: StorePlan, folder: Location, tasks_at_once: int | None) -> dict[int, np.ndarray]:
+    """By dataset, the probabilities that cells are perturbed, in the order of the plan's labels."""
+    if not (folder / MANIFEST).exists():
+        for dataset in plan.datasets:
+            (folder / f"spill/{dataset.spec.name}").make_folder()
+        _run(plan, folder, tasks_at_once)
+    found = check_screens(Store.open(folder), QcConfig()).probability
+    return {
+        dataset.index: found[dataset.index][dataset.layout.position]
+        for dataset in plan.datasets
+        if dataset.spec.qc is not None and dataset.spec.qc.min_perturbed is not None
+    }
 
 
 def _run(plan: StorePlan, partial: Location, tasks_at_once: int | None) -> Manifest:
@@ -97,7 +123,7 @@ def _require_new(store: Location) -> None:
 def _require_own(partial: Location) -> None:
     """Raise a UserError for a folder that no conversion has made, because it would be deleted."""
     own = {"spill", "cells", "datasets", "genes.parquet", "bags.parquet", "perturbations.parquet"}
-    own |= {"spec.yaml", SUMS, MANIFEST, MARK}
+    own |= {"spec.yaml", LABELS, GUIDES, SUMS, MANIFEST, MARK, UNFILTERED}
     others = [name for name in partial.names() if name not in own and not name.endswith(".tmp")]
     if others:
         raise UserError(
@@ -111,7 +137,7 @@ def _start_or_continue(partial: Location, plan: StorePlan) -> None:
     mark = partial / MARK
     same = mark.exists() and mark.read_text() == plan.fingerprint()
     for name in partial.names():
-        if not same or name not in ("spill", MARK):
+        if not same or name not in ("spill", MARK, UNFILTERED):
             (partial / name).delete()
     if same:
         return
@@ -124,6 +150,7 @@ def _publish(partial: Location, store: Location, lock: Lock) -> None:
     """Turn the finished ``.partial`` folder into the store."""
     lock.require()
     (partial / "spill").delete()
+    (partial / UNFILTERED).delete()
     (partial / MARK).delete()
     if partial != store:
         with lock.moving_to(store), store.reachable():

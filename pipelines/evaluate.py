@@ -10,6 +10,7 @@ from rich.text import Text
 from pipelines.cluster.connection import mapping
 from tadvae.base.errors import UserError
 from tadvae.base.filesystem import Location
+from tadvae.data.store_of_model import open_store
 from tadvae.evaluation.answers import Answer
 from tadvae.evaluation.evaluate import CEILING, METHOD, NULL, Scores, evaluate
 from tadvae.evaluation.metrics import HIGHER_IS_BETTER
@@ -17,7 +18,6 @@ from tadvae.evaluation.questions import Question
 from tadvae.model.device import chosen_device
 from tadvae.model.ensemble import Model, load_model
 from tadvae.model.run_folder import RunFolder
-from tadvae.store.reader import Store
 
 SHOWN = {
     "mean profiles": ("pearson_delta", "pearson_delta_de", "l2", "rmse", "cosine_logfc", "de_overlap"),
@@ -60,7 +60,7 @@ def evaluate_run(
     run = RunFolder(run_path)
     device = chosen_device(gpu)
     model, groups, store_of_run = _load(run_path, device)
-    store = Store.open(store_path or store_of_run)
+    store = open_store(store_path or store_of_run, model.vocabulary)
     if store.manifest.vocabulary_hash != model.vocabulary.hash:
         raise UserError(
             f"{store.folder}: a store of another gene vocabulary ({store.manifest.vocabulary_hash}) than the "

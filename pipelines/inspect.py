@@ -8,6 +8,9 @@ from rich.table import Table
 from tadvae.genes.features import listed
 from tadvae.store.reader import Store
 
+MOST_SHOWN = 12
+"""Values of a covariate that are shown."""
+
 
 def describe(path: str, *, verify: bool = False) -> dict[str, Any]:
     """Datasets, contexts, perturbations, cells, genes and overlaps of a store, as plain values.
@@ -42,6 +45,8 @@ def describe(path: str, *, verify: bool = False) -> dict[str, Any]:
                 "values": entry.values,
                 "rounded": entry.rounded,
                 "left_out": entry.left_out,
+                "dropped": entry.dropped,
+                "covariates": entry.covariates,
                 "n_cells": int(groups["n_cells"].sum()),
                 "n_genes": entry.n_genes,
                 "n_tokens": sum(shard.tokens for shard in shards),
@@ -99,8 +104,11 @@ def as_tables(about: dict[str, Any]) -> list[Table]:
             str(perturbations),
         )
     left_out = [f"{d['name']}: {listed(d['left_out'])}" for d in about["datasets"] if d["left_out"]]
-    if left_out:
-        top.caption = f"columns that are not genes were left out: {'; '.join(left_out)}"
+    dropped = [f"{d['name']}: {listed(d['dropped'])}" for d in about["datasets"] if d["dropped"]]
+    notes = [f"columns that are not genes were left out: {'; '.join(left_out)}"] if left_out else []
+    notes += [f"cells were left out by 'qc': {'; '.join(dropped)}"] if dropped else []
+    if notes:
+        top.caption = "\n".join(notes)
         top.caption_justify = "left"
     tables = [top]
     names = [d["name"] for d in about["datasets"]]
@@ -116,6 +124,15 @@ def as_tables(about: dict[str, Any]) -> list[Table]:
             for name, row in zip(names, about[key], strict=True):
                 table.add_row(name, *[f"{value:,}" for value in row])
             tables.append(table)
+    covariates = Table(title="covariates", title_justify="left")
+    for name in ("dataset", "covariate", "values"):
+        covariates.add_column(name)
+    for d in about["datasets"]:
+        for name, values in d["covariates"].items():
+            more = f", … ({len(values)} in all)" if len(values) > MOST_SHOWN else ""
+            covariates.add_row(d["name"], name, ", ".join(values[:MOST_SHOWN]) + more)
+    if covariates.row_count:
+        tables.append(covariates)
     for d in about["datasets"]:
         tables.append(_perturbations(d))
     return tables

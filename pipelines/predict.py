@@ -28,6 +28,8 @@ def predict_to(
     values: Literal["counts", "log1p"] = "counts",
     units: Literal["log1p", "counts"] = "log1p",
     page: str | None = None,
+    dose: float | None = None,
+    time: float | None = None,
     gpu: bool = False,
 ) -> ad.AnnData:
     """Predict with a run or an ensemble, write one ``.h5ad`` atomically, and return it.
@@ -44,7 +46,14 @@ def predict_to(
     model = load_model(run, chosen_device(gpu))
     controls = None if controls_path is None else read_adata(controls_path, "--controls")
     adata = model.predict(
-        target, context=context, dataset=dataset, controls=controls, values=values, units=units
+        target,
+        context=context,
+        dataset=dataset,
+        controls=controls,
+        values=values,
+        units=units,
+        dose=dose,
+        time=time,
     )
     shown = None if html is None else prediction_page(prediction_of(model, adata))
     write_adata(adata, place)

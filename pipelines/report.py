@@ -4,6 +4,7 @@ from pipelines.cluster.connection import mapping
 from pipelines.evaluate import evaluate_run
 from tadvae.base.errors import UserError
 from tadvae.base.filesystem import Location
+from tadvae.data.store_of_model import open_store
 from tadvae.report.data import Report
 from tadvae.report.gather import Run, gather
 from tadvae.report.page import page
@@ -45,7 +46,7 @@ def _store_of(run: Run, store_path: str | None) -> Store | None:
     """The run's store; None where it was not named and is not where it was."""
     if store_path is None and not (Location.of(run.started["store"]) / MANIFEST).exists():
         return None
-    store = Store.open(store_path or run.started["store"])
+    store = open_store(store_path or run.started["store"], run.model.vocabulary)
     expected = run.model.vocabulary.hash
     if store.manifest.vocabulary_hash != expected:
         raise UserError(

@@ -1,12 +1,16 @@
-"""``make test``: all tests, in four parts that together hold each test once.
+"""``make test``: all tests, in six parts that together hold each test once.
 
-``cluster`` has a head and drivers as processes, ``ray`` one Ray in pytest's own process, and ``slow`` the
-slow tests without Ray. ``fast`` is ``make fast``: the tests without Ray that take no more than seconds. Three
-parts run at the same time, because ``cluster`` mostly waits: for processes that start one after the other,
-and for Ray to notice what it has lost. Each part has a folder of its own for Ray's sockets, logs and the
-address of its cluster. Its output goes to ``build/tests/PART.log``, which is printed when the part ends.
+- ``jobs`` and ``survival``: a head and drivers as processes; commands as jobs, and what a run survives.
+- ``ray`` and ``sweeps``: one Ray in pytest's own process; sweeps, benchmarks and the pages of docs/ in the
+  second.
+- ``slow``: the slow tests without Ray.
+- ``fast``, or ``make fast``: the tests without Ray that take no more than seconds.
 
-    python scripts/run_tests.py [--parts cluster fast ray slow] [--at-once 3] [--jobs 1] [-- PYTEST OPTIONS]
+Four parts run at the same time, because those with a cluster mostly wait: for processes that start one after
+the other, and for Ray to notice what it has lost. Each part has a folder of its own for Ray's sockets, logs
+and the address of its cluster. Its output goes to ``build/tests/PART.log``, which is printed when it ends.
+
+    python scripts/run_tests.py [--parts jobs fast ...] [--at-once 4] [--jobs 1] [-- PYTEST OPTIONS]
 
 The last line sums up all parts as pytest does. The exit code is 0 if every part passed; Ctrl-C ends all
 parts.
@@ -26,15 +30,25 @@ from pathlib import Path
 from types import FrameType
 
 ROOT = Path(__file__).resolve().parents[1]
+SURVIVAL = ["tests/cluster/test_survival.py", "tests/cluster/test_sweep.py"]
+SWEEPS = ["tests/tune", "tests/benchmarks", "tests/docs"]
+
+
+def but(paths: list[str]) -> list[str]:
+    """Options of pytest that leave paths out."""
+    return [f"--ignore={path}" for path in paths]
+
+
+WITH_RAY = "ray and not cluster"
 PARTS = {
-    "cluster": "cluster",
-    "ray": "ray and not cluster",
-    "fast": "not ray and not slow and not cluster",
-    "slow": "slow and not ray and not cluster",
+    "jobs": ["-m", "cluster", "tests/cluster", *but(SURVIVAL)],
+    "survival": ["-m", "cluster", *SURVIVAL],
+    "ray": ["-m", WITH_RAY, "tests", *but(SWEEPS)],
+    "sweeps": ["-m", WITH_RAY, *SWEEPS],
+    "slow": ["-m", "slow and not ray and not cluster"],
+    "fast": ["-m", "not ray and not slow and not cluster"],
 }
-"""In the order in which they start: the longest first."""
-FOLDERS = {"cluster": ["tests/cluster"]}
-"""Where a part has all of its tests; it need not collect the others."""
+"""What pytest is told to select, in the order in which the parts start: the longest first."""
 NO_TESTS = 5
 """Exit code of pytest where nothing was selected."""
 
@@ -51,7 +65,7 @@ class Part:
         environment = {**os.environ, "RAY_TMPDIR": self.scratch, "OMP_NUM_THREADS": "1"}
         # many processes start: each would compile our modules anew
         environment.pop("PYTHONDONTWRITEBYTECODE", None)
-        command = [sys.executable, "-m", "pytest", "-v", "-m", PARTS[name], *FOLDERS.get(name, []), *options]
+        command = [sys.executable, "-m", "pytest", "-v", *PARTS[name], *options]
         command += ["-n", str(jobs), "--dist", "loadscope"] if name in ("fast", "slow") and jobs > 1 else []
         print(f"== {name}: started, see {self.log.relative_to(ROOT)}", flush=True)
         self.started, self.seconds = time.monotonic(), 0.0
@@ -124,7 +138,7 @@ def main() -> int:
     """Read the options and run the parts."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
-    parser.add_argument("--at-once", type=int, default=3, help="parts that run at the same time")
+    parser.add_argument("--at-once", type=int, default=4, help="parts that run at the same time")
     parser.add_argument(
         "--jobs", type=int, help="processes of each of fast and slow (default: 2 where one part runs, else 1)"
     )
@@ -134,7 +148,9 @@ def main() -> int:
     def stop(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    signal.signal(signal.SIGTERM, stop)
+    # SIGINT too: where the shell had it ignored, as for a job in the background, the parts would inherit that
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
     try:
         names = [name for name in PARTS if name in given.parts]
         jobs = given.jobs or (2 if len(names) == 1 else 1)

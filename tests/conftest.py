@@ -54,6 +54,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             raise pytest.UsageError(f"{item.nodeid}: tests marked cluster belong into tests/cluster")
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say what the tests took of the processors, which other work on the machine hardly changes."""
+    used = sum(os.times()[:4])
+    terminalreporter.write_line(f"CPU time, with that of processes that have ended: {used:.0f} s")
+
+
 @pytest.fixture(autouse=True)
 def ray_is_asked_for(request: pytest.FixtureRequest) -> Iterator[None]:
     """A test without the marker leaves Ray as it was."""
@@ -189,6 +195,26 @@ def simulated(tmp_path_factory: pytest.TempPathFactory) -> Simulated:
 def store(simulated: Simulated, tmp_path_factory: pytest.TempPathFactory) -> Store:
     """The simulated screens as a store; tests only read it. Ray's tasks write the same bytes."""
     return convert_locally(simulated.spec, Location.of(tmp_path_factory.mktemp("converted") / "store"))
+
+
+@pytest.fixture(scope="session")
+def screens_apart(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Stores of two screens, ``up`` and ``down``, apart and as ``both``, and ``up-model`` of the first."""
+    from small_screens import SCREENS, small_config
+
+    from tadvae.training.fit import fit
+
+    place = tmp_path_factory.mktemp("apart")
+    write_simulation(simulate(SCREENS), place / "screens")
+    spec = yaml.safe_load((place / "screens/spec.yaml").read_text())
+    for name in ("up", "down"):
+        part = spec | {"datasets": [each for each in spec["datasets"] if each["name"] == name]}
+        (place / f"screens/{name}.yaml").write_text(yaml.safe_dump(part))
+    for name, file in (("up", "up"), ("down", "down"), ("both", "spec")):
+        convert_locally(place / f"screens/{file}.yaml", Location.of(place / name))
+    config = small_config(place / "screens", "train.epochs=1", "split.kind=none")
+    fit(Store.open(str(place / "up")), config)[0].save_pretrained(place / "up-model")
+    return place
 
 
 @pytest.fixture

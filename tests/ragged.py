@@ -44,6 +44,7 @@ class Problem:
         layer = pathway_layer(
             config, EdgeTable(self.membership, self.mask.shape[1], candidates), encoder, given
         )
+        layer.edges.logit.copy_(torch.randn(layer.edges.n_edges))
         for name, parameter in layer.named_parameters():
             if parameter.requires_grad and (parameter.dim() < 2 or "values." in name):
                 with torch.no_grad():

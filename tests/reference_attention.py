@@ -106,6 +106,28 @@ def linear(layer, mask, cells):
     return shares.sum(2) + layer.bias, shares
 
 
+def agreement(layer, mask, cells):
+    """``a_p = √m_p Σ_g α_pg x_g + b_p`` over the m_p measured members; activity, contributions (B, P, G)."""
+    P, G = mask.shape
+    logit = {
+        (int(p), int(g)): x
+        for p, g, x in zip(layer.edges.pathway, layer.edges.gene, layer.edges.logit, strict=True)
+    }
+    shares = []
+    for cell, panel in zip(dense_cells(cells, "expressed"), cells.panel.tolist(), strict=True):
+        share = torch.zeros(P, G, dtype=layer.bias.dtype)
+        for p in range(P):
+            members = [g for g in cells.panels[panel].tolist() if mask[p, g]]
+            total = sum(math.exp(logit[p, g]) for g in members)
+            for g, x in zip(cell.genes, cell.x, strict=True):
+                if mask[p, g]:
+                    value = math.sqrt(len(members)) * math.exp(logit[p, g]) / total * x
+                    share = share.index_put((torch.tensor(p), torch.tensor(g)), value)
+        shares.append(share)
+    shares = torch.stack(shares)
+    return shares.sum(2) + layer.bias, shares
+
+
 def attention(layer, mask, cells):
     """``softmax(gated QKᵀ/√d_head) V`` read out; activity (B, P), contributions and weights (B, P, G)."""
     config, (P, G), h = layer.config, mask.shape, layer.config.n_heads
@@ -193,4 +215,7 @@ def members(layer, mask, query, at, panel, cell, V):
 
 def activity(layer, mask, cells):
     """Activities (B, P) of any strategy."""
-    return (linear if layer.config.masking == "linear" else attention)(layer, mask, cells)[0]
+    return WITHOUT_TOKENS.get(layer.config.masking, attention)(layer, mask, cells)[0]
+
+
+WITHOUT_TOKENS = {"linear": linear, "agreement": agreement}

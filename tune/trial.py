@@ -12,6 +12,8 @@ from ray.tune.integration.ray_train import TuneReportCallback
 
 from pipelines.train.alone import train_alone
 from pipelines.train.train import train
+from tadvae.data.store_of_model import open_store
+from tadvae.data.vocabulary import Vocabulary
 from tadvae.model.device import chosen_device
 from tadvae.model.run_folder import RunFolder
 from tadvae.settings.experiment import ExperimentConfig
@@ -66,10 +68,10 @@ def run_trial(
     device = chosen_device(gpu) if workers == 1 else None
     experiment = ExperimentConfig.load_text(config["experiment"], "the trial's settings")
     if workers == 1:
-        opened = Store.open(store)
         if not begun:
-            prepared = prepare_training(opened, experiment)
-            begin_run(run, opened, store, experiment, prepared, workers=1, gpu=gpu)
+            prepared = prepare_training(Store.open(store), experiment)
+            begin_run(run, store, experiment, prepared, workers=1, gpu=gpu)
+        opened = open_store(store, Vocabulary.load(run.model))
 
         def report(record: dict[str, Any]) -> None:
             if metric in record:

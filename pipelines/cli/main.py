@@ -15,6 +15,7 @@ import typer.core
 
 from pipelines.cli.arguments import OnGpu, RunArgument, StoreArgument
 from pipelines.cli.datasets import datasets_app
+from pipelines.cli.init import init
 from pipelines.cli.pathways import pathways_app
 from pipelines.cli.predictions import embed, predict, rank
 from pipelines.cli.show import out
@@ -65,6 +66,9 @@ def _top(
         raise typer.Exit
 
 
+app.command()(init)
+
+
 @app.command()
 def convert(
     spec: Annotated[
@@ -91,11 +95,36 @@ def inspect(
     store: StoreArgument,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     verify: Annotated[bool, typer.Option(help="Compare the checksum of every file of cells.")] = False,
+    qc: Annotated[
+        bool,
+        typer.Option(
+            "--qc",
+            help="Check the screens: targets, escaped cells, guides, contexts without controls, batches.",
+        ),
+    ] = False,
+    out_: Annotated[
+        str | None, typer.Option("--out", metavar="FILE.html", help="With --qc, a page to write.")
+    ] = None,
+    tables: Annotated[
+        str | None,
+        typer.Option(metavar="FOLDER", help="With --qc, new folder for its tables as CSV, one of all cells."),
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="With --qc, change one of its thresholds; may be repeated."
+        ),
+    ] = None,
 ) -> None:
-    """Show the datasets, contexts, perturbations, genes and overlaps of a store.
+    """Show the datasets, contexts, perturbations, genes and overlaps of a store, or check its screens.
 
-    Example: tadvae inspect store --verify
+    Example: tadvae inspect store --qc --out quality.html
     """
+    if qc:
+        _quality_control(store, as_json, verify, out_, tables, settings or [])
+        return
+    if out_ is not None or tables is not None or settings:
+        raise UserError("--out, --tables and --set belong to the quality control; add --qc.")
     from pipelines.inspect import as_tables, describe
 
     about = describe(store, verify=verify)
@@ -104,6 +133,29 @@ def inspect(
         return
     for table in as_tables(about):
         out.print(table)
+
+
+def _quality_control(
+    store: str, as_json: bool, verify: bool, page: str | None, folder: str | None, settings: list[str]
+) -> None:
+    from pipelines.inspect import describe
+    from pipelines.quality_control import as_json as plain
+    from pipelines.quality_control import as_tables, quality_control
+    from tadvae.report.screen_qc_page import answer, findings
+    from tadvae.screen_qc.thresholds import QcConfig
+
+    config = QcConfig.load(None, settings)
+    if verify:
+        describe(store, verify=True)
+    found = quality_control(store, config, page, folder)
+    if as_json:
+        print_text(json.dumps(plain(found, config), indent=1))
+        return
+    for table in as_tables(found):
+        out.print(table)
+    for finding in findings(found, config):
+        out.print(finding)
+    out.print(answer(found))
 
 
 @app.command()
@@ -152,6 +204,15 @@ def train(
             autocompletion=_presets,
         ),
     ] = None,
+    from_: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            metavar="RUN",
+            help="Run or model to fine-tune: it learns the new store and keeps what it knows; see "
+            "docs/fine-tuning.md.",
+        ),
+    ] = None,
     workers: Annotated[
         str,
         typer.Option(
@@ -178,18 +239,26 @@ def train(
     """Train one model on all datasets of a store, or with --seeds an ensemble of models.
 
     Example: tadvae train store --out run --set pathways.file=go.gmt --workers 2
+
+    Fine-tuning: tadvae train new_store --from run --out fine_tuned
     """
     from tadvae.data.splits import nothing_to_evaluate
     from tadvae.model.run_folder import RunFolder
     from tadvae.settings.experiment import ExperimentConfig
     from tadvae.settings.presets import settings_of
 
-    if resume and (config or settings or preset):
+    if resume and (config or settings or preset or from_):
         raise UserError(
-            "--resume continues with the run's own settings; leave out --config, --preset and --set."
+            "--resume continues with the run's own settings; leave out --config, --preset, --from and --set."
         )
+    if preset and from_:
+        raise UserError("--from keeps the network of the model it begins with; leave out --preset.")
     count = _workers(workers)
     base = None if preset is None else settings_of(preset)
+    if from_ is not None:
+        from tadvae.training.pretrained import Pretrained
+
+        base = Pretrained.load(from_).settings()
     experiment = None if resume else ExperimentConfig.load(config, settings or [], base)
     if seeds > 1 or (resume and RunFolder(out_).is_ensemble):
         if count != 1:

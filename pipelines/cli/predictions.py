@@ -70,6 +70,18 @@ def predict(
             help="HTML page of one perturbation in one context: genes and pathways that change.",
         ),
     ] = None,
+    dose: Annotated[
+        float | None,
+        typer.Option(
+            help="Dose of the perturbations, in the unit of the screens; default: the largest seen."
+        ),
+    ] = None,
+    time: Annotated[
+        float | None,
+        typer.Option(
+            help="Time after the perturbations, in the unit of the screens; default: the largest seen."
+        ),
+    ] = None,
     gpu: OnGpu = False,
 ) -> None:
     """Predict cells under one perturbation, or mean profiles under many.
@@ -99,6 +111,8 @@ def predict(
             values=values,
             units=as_,
             page=page,
+            dose=dose,
+            time=time,
             gpu=gpu,
         )
         about = adata.uns["tadvae"]
@@ -121,7 +135,7 @@ def predict(
     listed = (*(target or ()), *(read_targets(targets) if targets is not None else ()))
     written = predict_many_to(
         run,
-        Combinations(listed, all_singles, all_pairs),
+        Combinations(listed, all_singles, all_pairs, (dose, time)),
         out_,
         contexts=context,
         datasets=dataset,

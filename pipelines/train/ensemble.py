@@ -16,6 +16,7 @@ from tadvae.base.filesystem import Location, absolute
 from tadvae.base.lock import locked
 from tadvae.data.reader import verify_shards
 from tadvae.data.splits import split_groups
+from tadvae.data.store_of_model import open_store
 from tadvae.model.device import chosen_device
 from tadvae.model.run_folder import RunFolder
 from tadvae.model.tadvae import TADVAE
@@ -25,6 +26,7 @@ from tadvae.training.begin_run import begin_run
 from tadvae.training.calibrate import CalibrationPlan, calibrate, fold_configs, plan_calibration
 from tadvae.training.fit import fit
 from tadvae.training.prepare import Preparation, prepare_training
+from tadvae.training.pretrained import store_for
 
 
 def train_ensemble(
@@ -99,6 +101,7 @@ def _train(
             "calibration_folds": calibration_folds,
             "seeds_per_fold": min(seeds_per_fold, seeds),
         }
+    store = store_for(store, config)
     groups = split_groups(store, config.split)
     folds = about["calibration_folds"]
     plan = plan_calibration(store, groups, config.split, folds) if folds else None
@@ -112,7 +115,8 @@ def _train(
         mapper = mapper_for(store.n_bytes)
         verify_shards(store, store.bags, mapper)
         if not resume:
-            prepare_training(store, config, mapper)  # what cannot be trained fails here, before all writing
+            # what cannot be trained fails here, before all writing
+            prepare_training(Store.open(store_path), config, mapper)
             folder.begin_ensemble(config, about)
         train_models(store_path, folder.place, runs, at_once, gpu)
         if plan is not None and not folder.is_calibrated:
@@ -149,10 +153,11 @@ def train_one(store_path: str, out: str, config_yaml: str, gpu: bool = False) ->
 
     torch.set_num_threads(1)  # a task has one CPU
     config = ExperimentConfig.load_text(config_yaml, f"{out}/config.yaml")
-    store, run = Store.open(store_path), RunFolder(out)
-    model, groups = fit(store, config, chosen_device(gpu))
-    prepared = Preparation(groups, model.vocabulary, model.controls, model.effects)
-    begin_run(run, store, store_path, config, prepared, workers=1, gpu=gpu)
+    run = RunFolder(out)
+    model, groups = fit(Store.open(store_path), config, chosen_device(gpu))
+    store = open_store(store_path, model.vocabulary)
+    prepared = Preparation(groups, model.vocabulary, model.controls, model.effects, store)
+    begin_run(run, store_path, config, prepared, workers=1, gpu=gpu)
     model.save_pretrained(str(run.model))
 
 

@@ -83,8 +83,8 @@ def train_rank(run: RunFolder, store: Store, rank: Rank) -> None:
         validator = Validator(store, groups, vocabulary, config, effects)
 
     # model: every rank starts from the same weights
-    module = build_module(config, vocabulary)
-    learner = Learner(config, module, rank.parallel(module))
+    module = build_module(config, vocabulary, run.start())
+    learner = Learner(config, module, rank.parallel(module), vocabulary)
     start = Position(
         world_size=rank.world_size, bags_per_batch=config.stream.bags_per_batch, vocabulary=vocabulary.hash
     )

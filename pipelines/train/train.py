@@ -21,6 +21,8 @@ from tadvae.base.lock import locked
 from tadvae.base.terminal import print_text
 from tadvae.data.reader import Mapper, loop, verify_shards
 from tadvae.data.splits import TRAIN, VALIDATION
+from tadvae.data.store_of_model import StoreOfModel
+from tadvae.data.vocabulary import Vocabulary
 from tadvae.model.run_folder import RunFolder
 from tadvae.settings.experiment import ExperimentConfig
 from tadvae.store.reader import Store
@@ -68,16 +70,17 @@ def train(
     """
     store_path, out = absolute(store_path), absolute(out)  # workers run in other folders
     run = RunFolder(out)
-    store = Store.open(store_path)
-    config, resume = _settings(run, store, config, resume)
+    stored = Store.open(store_path)
+    config, resume = _settings(run, stored, config, resume)
     if not (resume and run.is_finished):
         if progress:
             check_trackers(run, config)
         with nullcontext() if of_sweep else locked(run.place):
-            config, resume = _settings(run, store, config, resume)  # another command may have ended meanwhile
+            # another command may have ended meanwhile
+            config, resume = _settings(run, stored, config, resume)
             if not (resume and run.is_finished):
                 places = {"run": out, "store": store_path}
-                _train(run, store, places, config, workers, gpu, resume, callbacks, progress, not of_sweep)
+                _train(run, stored, places, config, workers, gpu, resume, callbacks, progress, not of_sweep)
                 return run
     print_text(f"{run}: this run is finished, nothing is left to do")
     return run
@@ -87,13 +90,19 @@ def _settings(
     run: RunFolder, store: Store, config: ExperimentConfig | None, resume: bool
 ) -> tuple[ExperimentConfig, bool]:
     """The settings to train with, and whether a run goes on; nothing is written."""
-    vocabulary_hash = store.manifest.vocabulary_hash
     if not resume:
         config = (config or ExperimentConfig()).located()
-        resume = run.is_begun_with(config, vocabulary_hash)
+        resume = run.is_begun_with(config, _of_run(run, store).manifest.vocabulary_hash)
     if resume or config is None:
-        return run.config_to_resume(vocabulary_hash), True
+        return run.config_to_resume(_of_run(run, store).manifest.vocabulary_hash), True
     return config, False
+
+
+def _of_run(run: RunFolder, store: Store) -> Store:
+    """The store in the terms of a run that was begun from a trained model."""
+    if not run.is_begun or run.about().get("origin") is None:
+        return store
+    return StoreOfModel(store, Vocabulary.load(run.model))
 
 
 def _train(
@@ -112,12 +121,13 @@ def _train(
     alone = _needs_no_ray(run, workers, gpu, callbacks)
     with nullcontext() if alone else ray_session(min_cpus=fewest, gpus=fewest if gpu else 0):
         mapper = loop if alone else mapper_for(store.n_bytes)
+        store = _of_run(run, store)
         if verify:
             verify_shards(store, store.bags, mapper)
         if resume:
             require_own_checkpoints(run)
         else:
-            _begin(run, store, places["store"], config, workers, gpu, mapper)
+            store = _begin(run, store, places["store"], config, workers, gpu, mapper)
         n_bags, called = run.about()["bags"], time.time()
         if progress and not alone:
             say(f"starting {fewest} training worker{'' if fewest == 1 else 's'}…")
@@ -148,8 +158,8 @@ def _begin(
     workers: int | tuple[int, int],
     gpu: bool,
     mapper: Mapper,
-) -> None:
-    """Check everything, then write the run's folder."""
+) -> Store:
+    """Check everything, then write the run's folder; the store in the terms of the run's model."""
     prepared = prepare_training(store, config, mapper)
     atlas = not (prepared.groups["perturbation_name"] != "control").any()
     if set(prepared.groups["part"]) <= {TRAIN, VALIDATION} and config.split.kind != "none" and not atlas:
@@ -158,4 +168,5 @@ def _begin(
             "compared later; --set split.kind=single holds out targets.",
             sys.stderr,
         )
-    begin_run(run, store, store_path, config, prepared, workers, gpu)
+    begin_run(run, store_path, config, prepared, workers, gpu)
+    return prepared.store

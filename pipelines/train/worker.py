@@ -18,8 +18,9 @@ from tadvae.base.errors import UserError
 from tadvae.cells.ragged import Cells
 from tadvae.data.plan import Window
 from tadvae.data.reader import CellReader
+from tadvae.data.store_of_model import open_store
+from tadvae.data.vocabulary import Vocabulary
 from tadvae.model.run_folder import RunFolder
-from tadvae.store.reader import Store
 from tadvae.training.ranks import data_parallel_options
 
 PLACEMENT_GROUP = "placement_group"
@@ -30,7 +31,7 @@ def train_worker(settings: dict[str, Any]) -> None:
     """Train; called by Ray Train on every worker."""
     logging.getLogger().setLevel(logging.WARNING)  # Ray Train writes a line for every report of every rank
     run = RunFolder(settings["run"])
-    train_rank(run, Store.open(settings["store"]), _RayRank(run))
+    train_rank(run, open_store(settings["store"], Vocabulary.load(run.model)), _RayRank(run))
 
 
 class _RayRank(Rank):

@@ -5,11 +5,12 @@ here, Ray tasks in ``pipelines``. Their results are merged in a fixed order.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 
 from tadvae.base.errors import UserError
 from tadvae.cells.ragged import Cells, runs
@@ -61,13 +62,23 @@ class CellReader:
         table, bag_of_row = self.store.read_bags(shard, row_group, bag_ids, COLUMNS)
         entry = self.store.manifest.shards[shard]
         try:
-            cells = decode(table, self.views[entry.dataset], self.store.manifest.n_genes)
+            cells = self._decoded(table, self.views[entry.dataset])
         except UserError as error:
             raise UserError(
                 f"{self.store.folder}: shard {entry.path}, row group {row_group}: {error}"
             ) from None
         keep = self.kept(shard, row_group, bag_of_row)
         return (bag_of_row, cells) if keep is None else (bag_of_row[keep], cells.take(np.flatnonzero(keep)))
+
+    def _decoded(self, table: pa.Table, view: DatasetView) -> Cells:
+        """Cells in the gene indices of the views, which may be those of a model with more genes."""
+        index = self.store.gene_of_file
+        if index is None:
+            return decode(table, view, self.store.manifest.n_genes)
+        lengths = None if view.lengths is None else view.lengths[index]
+        stored = DatasetView(np.flatnonzero(np.isin(index, view.genes)), view.method, lengths)
+        cells = decode(table, stored, len(index))
+        return replace(cells, gene_ids=index[cells.gene_ids].astype(cells.gene_ids.dtype))
 
     def bags_with_cells(self, shard: int, row_group: int, bag_ids: np.ndarray) -> list[int]:
         """Return the bags that have a cell on this side of the split; no cells are read."""

@@ -23,11 +23,12 @@ TRAIN, VALIDATION, TEST = "train", "validation", "test"
 class SplitConfig(Config):
     """The part of a store that is held out for testing."""
 
-    kind: Literal["combo", "single", "context", "dataset", "cells", "explicit", "none"] = "combo"
+    kind: Literal["combo", "single", "dose", "context", "dataset", "cells", "explicit", "none"] = "combo"
     """What is held out.
 
     - ``combo``: combinations of targets; use it to predict unseen combinations.
     - ``single``: targets, with every perturbation that contains them; use it to predict unseen targets.
+    - ``dose``: doses, with every perturbation at them; use it to predict doses that were not tested.
     - ``context``: whole contexts; use it to predict effects in another cell line or cell type.
     - ``dataset``: whole datasets; use it to test the transfer between screens.
     - ``cells``: a share of the cells of every group; use it to test reconstruction, not prediction.
@@ -43,8 +44,8 @@ class SplitConfig(Config):
     datasets: list[str] | None = None
     """Datasets in which groups are held out, by name; None: all."""
     test: list[str] = []
-    """Perturbations (``A+B``), contexts and datasets to hold out, by any name that ``predict`` accepts; only
-    for ``explicit``."""
+    """Perturbations (``A+B``, at one dose ``A@0.1uM``), contexts and datasets to hold out, by any name that
+    ``predict`` accepts; only for ``explicit``."""
 
     @field_validator("datasets", "test", mode="before")
     @classmethod
@@ -111,7 +112,7 @@ def split_groups(
     ``store.groups`` with the columns ``part`` (``train``, ``validation``, ``test``, or ``both`` if cells are
     split) and ``category``, which says for held-out groups what is in the training data: ``combo_seen2``,
     ``combo_seen1``, ``combo_seen0`` (number of targets that were perturbed alone), ``unseen_single``,
-    ``seen_single``, ``unseen_context``, ``unseen_dataset``, ``cells``.
+    ``seen_single``, ``unseen_dose``, ``unseen_context``, ``unseen_dataset``, ``cells``.
 
     Raises
     ------
@@ -140,6 +141,12 @@ def split_groups(
         pool = groups["targets"][(size > 0) & allowed]
         chosen = _fold(pd.Series([t for item in pool for t in item]), config)
         held = allowed & groups["targets"].map(lambda item: any(t in chosen for t in item))
+    elif config.kind == "dose":
+        if "dose" not in store.perturbations:
+            raise UserError("split.kind=dose: the store has no doses; convert it with a covariate 'dose'.")
+        doses = store.perturbations["dose"].to_numpy()[groups["perturbation"]]
+        chosen = _fold(pd.Series(doses[allowed & ~np.isnan(doses)]), config)
+        held = allowed & pd.Series(np.isin(doses, list(chosen)), index=groups.index)
     elif config.kind in ("context", "dataset"):
         column = f"{config.kind}_name"
         held = groups[column].isin(_fold(groups[column][allowed], config)) & allowed
@@ -147,6 +154,7 @@ def split_groups(
         keys = zip(groups["dataset"], groups["targets"], strict=True)
         held = allowed & (
             pd.Series([key in named for key in keys], index=groups.index)
+            | groups["perturbation_name"].isin(_at_amounts(store) & set(config.test))
             | groups["context_name"].isin(config.test)
             | groups["dataset_name"].isin(config.test)
         )
@@ -157,7 +165,7 @@ def split_groups(
         validated = _validated(groups[~held], validation)
         groups.loc[validated, "part"] = VALIDATION
         held |= groups.index.isin(validated)
-    groups["category"] = _categories(groups, held)
+    groups["category"] = _categories(groups, held, np.isfinite(store.log_amounts).any(axis=1))
     _check(groups, config)
     return groups.drop(columns=["targets"])
 
@@ -228,12 +236,19 @@ def _fold(items: pd.Series, config: SplitConfig | ValidationConfig) -> set[Any]:
     return {distinct[i] for i in order[config.fold :: config.folds]}
 
 
-def _categories(groups: pd.DataFrame, held: pd.Series) -> list[str]:
-    """What the training data holds of each held-out group, as a category."""
+def _categories(groups: pd.DataFrame, held: pd.Series, has_amounts: np.ndarray) -> list[str]:
+    """What the training data holds of each held-out group, as a category.
+
+    Parameters
+    ----------
+    has_amounts
+        Whether each perturbation of the store has a dose or a time, bool, (n_perturbations,).
+    """
     train = groups[~held]
     datasets, contexts = set(train["dataset"]), set(zip(train["dataset"], train["context"], strict=True))
     seen = {(row.dataset, t) for row in train.itertuples() for t in row.targets}
     alone = {(row.dataset, row.targets[0]) for row in train.itertuples() if len(row.targets) == 1}
+    sets = {(row.dataset, row.targets) for row in train.itertuples()}
     result = []
     for row, out in zip(groups.itertuples(), held, strict=True):
         if not out:
@@ -242,6 +257,8 @@ def _categories(groups: pd.DataFrame, held: pd.Series) -> list[str]:
             result.append("unseen_dataset")
         elif (row.dataset, row.context) not in contexts:
             result.append("unseen_context")
+        elif has_amounts[row.perturbation] and (row.dataset, row.targets) in sets:
+            result.append("unseen_dose")
         elif len(row.targets) > 1:
             result.append(f"combo_seen{sum((row.dataset, t) in alone for t in row.targets)}")
         elif len(row.targets) == 1:
@@ -250,6 +267,11 @@ def _categories(groups: pd.DataFrame, held: pd.Series) -> list[str]:
         else:
             result.append("control")
     return result
+
+
+def _at_amounts(store: Store) -> set[str]:
+    """Names of the perturbations that have a dose or a time."""
+    return set(store.perturbations["name"].to_numpy()[np.isfinite(store.log_amounts).any(axis=1)])
 
 
 def _named(store: Store, groups: pd.DataFrame, config: SplitConfig) -> set[tuple[int, tuple[str, ...]]]:
@@ -266,7 +288,7 @@ def _named(store: Store, groups: pd.DataFrame, config: SplitConfig) -> set[tuple
         return set()
     lookup = Lookup.of_store(store)
     named, unknown = set(), []
-    for name in config.test:
+    for name in sorted(set(config.test) - _at_amounts(store)):
         found = set()
         for i in range(len(places)):
             parts = lookup.find(name, i).parts

@@ -1,5 +1,7 @@
 """Which genes of each dataset a model sees, and how they are normalised."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 from scipy import sparse
@@ -30,9 +32,17 @@ def views_of(store: Store, vocabulary: Vocabulary) -> list[DatasetView]:
 
 
 def make_views(
-    store: Store, bags: pd.DataFrame, split: SplitConfig, config: PreprocessConfig, mapper: Mapper = loop
+    store: Store,
+    bags: pd.DataFrame,
+    split: SplitConfig,
+    config: PreprocessConfig,
+    mapper: Mapper = loop,
+    known: Sequence[DatasetView] = (),
 ) -> list[DatasetView]:
-    """Choose the genes of each dataset on its training cells only, and its normalisation."""
+    """Choose the genes of each dataset on its training cells only, and its normalisation.
+
+    The first datasets are ``known``: their views are those of the model that is fine-tuned.
+    """
     targets = np.unique(np.concatenate([np.asarray(t) for t in store.perturbations["target_genes"]]))
     panels = [store.panel(i) for i in range(len(store.manifest.datasets))]
     wanted = selected_genes(store, config.genes)
@@ -40,8 +50,10 @@ def make_views(
     moments: list[Moments] = []
     if config.n_top_genes != "all":
         moments = _training_moments(store, bags, split, mapper)
-    views = []
+    views = list(known)
     for i, (entry, panel) in enumerate(zip(store.manifest.datasets, panels, strict=True)):
+        if i < len(known):
+            continue
         measured = panel["gene_index"].to_numpy(np.int64)
         measured = measured[wanted[measured]]
         if not len(measured):

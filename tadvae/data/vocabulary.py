@@ -20,7 +20,9 @@ from tadvae.base.documents import parse_json
 from tadvae.base.errors import UserError, require
 from tadvae.base.filesystem import Location
 from tadvae.cells.normalize import SCALE
+from tadvae.data.amounts import SeenAmounts
 from tadvae.data.lookup import Lookup
+from tadvae.data.origin import Origin
 from tadvae.data.spellings import LABELS, NAMES, read_spellings, write_spellings
 from tadvae.genes.names import GeneNames
 from tadvae.genes.reference import GeneReference
@@ -152,6 +154,10 @@ class Vocabulary:
     reference: str = "human"
     """Gene reference that maps identifiers of other files to these gene keys: ``human``, ``none``, or ``own``
     (only the genes of this vocabulary)."""
+    origin: Origin | None = None
+    """The model that this one was fine-tuned from; None: it was trained from scratch."""
+    amounts: SeenAmounts | None = None
+    """Doses and times of training; None: the model reads none."""
 
     @property
     def n_genes(self) -> int:
@@ -254,6 +260,10 @@ class Vocabulary:
         """Write vocabulary.json, profiles.safetensors and the tables genes, pathways, names and labels."""
         _write_table(self.genes, folder / GENES)
         edges = pd.DataFrame({"pathway": self.membership.pathway, "gene": self.membership.gene})
+        if self.membership.logit is not None:
+            edges["logit"] = self.membership.logit
+        if self.membership.late is not None:
+            edges["late"] = self.membership.late
         _write_table(edges, folder / PATHWAYS)
         write_spellings(self.datasets, folder)
         arrays = {}
@@ -277,6 +287,10 @@ class Vocabulary:
             "signs": self.signs,
             "reference": self.reference,
         }
+        if self.origin is not None:
+            text["origin"] = asdict(self.origin)
+        if self.amounts is not None:
+            text["amounts"] = asdict(self.amounts)
         (folder / TEXT).write_text(json.dumps(text, indent=1))
 
     @classmethod
@@ -300,6 +314,8 @@ class Vocabulary:
                 gene=edges["gene"].to_numpy(np.int64),
                 n_genes=len(genes),
                 permuted=text.get("permuted_pathways"),
+                logit=edges["logit"].to_numpy(np.float32) if "logit" in edges else None,
+                late=edges["late"].to_numpy() if "late" in edges else None,
             )
             panels = [arrays[f"dataset.{i}"] for i in range(len(text["datasets"]))]
             spellings = read_spellings(files, panels)
@@ -320,6 +336,8 @@ class Vocabulary:
                 modalities=text["modalities"],
                 signs=text["signs"],
                 reference=text["reference"],
+                origin=Origin(**text["origin"]) if "origin" in text else None,
+                amounts=SeenAmounts.read(text["amounts"]) if "amounts" in text else None,
             )
             result._check()
             found, expected = result.hash, text["hash"]
@@ -358,6 +376,10 @@ class Vocabulary:
         require(permuted is None or _is_index(permuted), "permuted_pathways is no seed")
         signs = all(_is_index(sign, 2, least=-1) for sign in self.signs)
         require(signs and len(self.signs) == len(self.modalities), "modalities without their signs")
+        if self.origin is not None:
+            self.origin.check(len(self.datasets), len(self.contexts), len(self.targets), len(self.modalities))
+        if self.amounts is not None:
+            self.amounts.check(len(self.datasets), len(self.targets))
         for target in self.targets:
             require(_is_index(target.gene, self.n_genes, least=-1), f"target '{target.name}' has no gene")
             require(isinstance(target.seen, bool), f"target '{target.name}' is neither seen nor unseen")

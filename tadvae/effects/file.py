@@ -12,11 +12,11 @@ from tadvae.base.documents import parse_json
 from tadvae.base.errors import UserError, require
 from tadvae.base.filesystem import Location
 from tadvae.data.vocabulary import model_files
-from tadvae.effects.conditions import Conditions
+from tadvae.effects.conditions import N_AMOUNTS, Conditions
 from tadvae.effects.model import EffectModel
 from tadvae.effects.new_contexts import ContextEffects
 from tadvae.effects.regression import Fitted, Regression
-from tadvae.effects.stage import Stage
+from tadvae.effects.stage import Observed, Stage
 from tadvae.effects.targets_elsewhere import Elsewhere
 
 EFFECTS = "effects.safetensors"
@@ -38,8 +38,7 @@ def save_effects(model: EffectModel, folder: Location) -> None:
         if stage is None:
             continue
         conditions = stage.conditions
-        for part in COLUMNS:
-            arrays[f"{name}.{part}"] = getattr(conditions, part)
+        _add_conditions(conditions, name, arrays)
         for s, regression in enumerate(stage.strata):
             key = f"{name}.{s}"
             arrays[f"{key}.variances"], arrays[f"{key}.own"] = regression.variances, regression.own
@@ -62,6 +61,8 @@ def save_effects(model: EffectModel, folder: Location) -> None:
         arrays[f"{key}.effects"] = contexts.effects.astype(np.float32)
         arrays[f"{key}.context"], arrays[f"{key}.targets"] = contexts.context, contexts.targets
         arrays[f"{key}.scales"] = contexts.scales
+    if model.observed is not None:
+        about |= _observed_arrays(model.observed, arrays)
     for i, total in enumerate(model.sums):
         arrays[f"sum.{i}"] = total.astype(np.float32)
     arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
@@ -112,6 +113,8 @@ def load_effects(folder: Location, genes: Mapping[int, np.ndarray]) -> EffectMod
                 arrays[f"{key}.effects"].astype(np.float64),
                 *(arrays[f"{key}.{part}"] for part in ("context", "targets", "scales")),
             )
+        if "observed_variance" in about:
+            model.observed = _observed(arrays, about, genes)
         _check(model)
     except (OSError, SafetensorError, LookupError, TypeError, ValueError) as error:
         raise UserError(
@@ -121,8 +124,55 @@ def load_effects(folder: Location, genes: Mapping[int, np.ndarray]) -> EffectMod
     return model
 
 
+def _observed_arrays(observed: Observed, arrays: dict[str, np.ndarray]) -> dict[str, list[int]]:
+    """Add observed effects to the arrays of a file; which datasets and contexts they have."""
+    _add_conditions(observed.conditions, "observed", arrays)
+    arrays["observed.n_cells"] = np.asarray(observed.n_cells, np.int64)
+    for i, effect in enumerate(observed.effects):
+        arrays[f"observed.{i}"] = effect.astype(np.float32)
+    variances = {dataset: each for dataset, each in observed.variance.items() if each is not None}
+    for dataset, variance in variances.items():
+        arrays[f"observed.variance.{dataset}"] = variance.astype(np.float32)
+    for row, control in observed.controls.items():
+        arrays[f"observed.control.{row}"] = control.astype(np.float32)
+    return {"observed_variance": sorted(variances), "observed_controls": sorted(observed.controls)}
+
+
+def _observed(
+    arrays: Mapping[str, np.ndarray], about: Mapping[str, Any], genes: Mapping[int, np.ndarray]
+) -> Observed:
+    """Inverse of :func:`_observed_arrays`."""
+    conditions = _conditions(arrays, "observed")
+    variance = {
+        d: arrays[f"observed.variance.{d}"].astype(np.float64) if d in about["observed_variance"] else None
+        for d in genes
+    }
+    return Observed(
+        conditions,
+        [arrays[f"observed.{i}"].astype(np.float64) for i in range(len(conditions))],
+        arrays["observed.n_cells"],
+        genes,
+        variance,
+        {row: arrays[f"observed.control.{row}"].astype(np.float64) for row in about["observed_controls"]},
+    )
+
+
+def _add_conditions(conditions: Conditions, name: str, arrays: dict[str, np.ndarray]) -> None:
+    for part in COLUMNS:
+        arrays[f"{name}.{part}"] = getattr(conditions, part)
+    if conditions.has_amounts.any():
+        arrays[f"{name}.amounts"] = conditions.amounts
+
+
+def _conditions(arrays: Mapping[str, np.ndarray], name: str) -> Conditions:
+    amounts = f"{name}.amounts"
+    return Conditions(
+        *(arrays[f"{name}.{part}"] for part in (*COLUMNS, *["amounts"][amounts not in arrays :]))
+    )
+
+
 def _stage(arrays: Mapping[str, np.ndarray], name: str, n_blocks: list[int]) -> Stage:
-    conditions = Conditions(*(arrays[f"{name}.{part}"] for part in COLUMNS))
+    conditions = _conditions(arrays, name)
     strata = []
     for s, n in enumerate(n_blocks):
         key = f"{name}.{s}"
@@ -151,6 +201,8 @@ def _check(model: EffectModel) -> None:
         if stage is not None:
             _check_stage(stage, model)
     _check_contexts(model)
+    if model.observed is not None:
+        _check_observed(model.observed, model)
     if model.combinations is not None:
         datasets = model.combinations.conditions.dataset.tolist()
         fits = all(len(s) == len(model.genes[d]) for s, d in zip(model.sums, datasets, strict=True))
@@ -177,6 +229,19 @@ def _check_contexts(model: EffectModel) -> None:
         require(_finite(each.controls, each.effects, each.scales), "a context is not finite")
 
 
+def _check_observed(observed: Observed, model: EffectModel) -> None:
+    _check_conditions(observed.conditions, model)
+    pairs = zip(observed.effects, observed.conditions.dataset.tolist(), strict=True)
+    require(all(e.shape == (len(model.genes[d]),) for e, d in pairs), "an observed effect on other genes")
+    counts = observed.n_cells
+    fits = counts.shape == (len(observed.conditions),) and counts.dtype.kind == "i" and (counts >= 1).all()
+    require(fits, "observed effects without numbers of cells")
+    known = {d: each for d, each in observed.variance.items() if each is not None}
+    require(all(v.shape == (len(model.genes[d]),) for d, v in known.items()), "a variance of other genes")
+    require(all((v >= 0).all() for v in known.values()), "a negative variance")
+    require(_finite(*observed.effects, *known.values(), *observed.controls.values()), "not a finite effect")
+
+
 def _check_conditions(conditions: Conditions, model: EffectModel) -> None:
     n = len(conditions)
     columns = (conditions.dataset, conditions.context, conditions.n_controls)
@@ -187,6 +252,9 @@ def _check_conditions(conditions: Conditions, model: EffectModel) -> None:
         "conditions are no indices",
     )
     require(np.isin(conditions.dataset, list(model.genes)).all(), "a condition has no dataset")
+    amounts = conditions.amounts
+    fits = amounts.shape == (n, N_AMOUNTS) and amounts.dtype == np.float64 and not np.isinf(amounts).any()
+    require(fits, "conditions without their doses")
     require((np.abs(conditions.targets) <= 1).all() and (conditions.n_controls >= 1).all(), "no conditions")
 
 

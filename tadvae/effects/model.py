@@ -18,11 +18,13 @@ import numpy as np
 from pydantic import Field
 
 from tadvae.base.config import Config
+from tadvae.data.amounts import Pair
 from tadvae.effects.conditions import (
     Conditions,
     Floats,
     combination_terms,
     nearness,
+    same_amounts,
     same_place,
     same_targets,
     single_terms,
@@ -32,8 +34,8 @@ from tadvae.effects.new_contexts import ContextEffects, fit_new_contexts
 from tadvae.effects.stage import Observed, Stage
 from tadvae.effects.targets_elsewhere import Elsewhere, fit_elsewhere
 
-Pairs = Sequence[tuple[int, int]]
-"""(target, modality) pairs of a perturbation, as indices of the model."""
+Pairs = Sequence[Pair]
+"""Pairs of a perturbation, as indices of the model."""
 LEAST_COMBINATIONS = 3
 """With fewer combinations in training, combinations are predicted as sums of single effects, scaled by
 :data:`UNTESTED_SCALE`."""
@@ -96,6 +98,8 @@ class EffectModel:
         Effects of targets in contexts of training that did not test them; None: from the regression.
     new_contexts
         Effects in new contexts of a dataset, by dataset.
+    observed
+        The effects that the regressions were fitted to, for fine-tuning; None in models of earlier versions.
     """
 
     n_targets: int
@@ -109,6 +113,7 @@ class EffectModel:
     similar: Floats | None = None
     elsewhere: Elsewhere | None = None
     new_contexts: dict[int, ContextEffects] = field(default_factory=dict)
+    observed: Observed | None = None
 
     @classmethod
     def fit(
@@ -126,24 +131,28 @@ class EffectModel:
         conditions = observed.conditions
         result = cls(conditions.targets.shape[1], list(signs), n_controls, observed.genes)
         result.similar = similar if config.pathways else None
+        result.observed = observed
         alone = np.flatnonzero(conditions.size == 1)
         if len(alone):
             part = observed[alone]
+            plain = np.flatnonzero(~part.conditions.has_amounts)
             zeros = [np.zeros_like(effect) for effect in part.effects]
             terms = single_terms(part.conditions, part.conditions, result.similar)
             result.singles = stage = Stage.fit(part, terms, zeros, config.strata)
-            if config.contexts:
+            if config.contexts and len(plain):
+                left_out = stage.left_out(part)
                 result.elsewhere = fit_elsewhere(
-                    part.conditions,
-                    part.effects,
-                    stage.left_out(part),
+                    part.conditions[plain],
+                    [part.effects[i] for i in plain.tolist()],
+                    [left_out[i] for i in plain.tolist()],
                     observed.genes,
                     lambda asked, genes: stage.predict(
                         single_terms(asked, stage.conditions, result.similar), genes
                     ),
                 )
         if config.contexts:
-            result.new_contexts = fit_new_contexts(conditions, observed.effects, observed.controls)
+            without = observed[np.flatnonzero(~conditions.has_amounts)]
+            result.new_contexts = fit_new_contexts(without.conditions, without.effects, without.controls)
         several = np.flatnonzero(conditions.size > 1)
         if result.singles is not None and len(several) >= LEAST_COMBINATIONS:
             part = observed[several]
@@ -184,7 +193,7 @@ class EffectModel:
         result = np.zeros((len(asked), len(genes)))
         if self.singles is None:
             return result
-        wanted = np.array([len(dict(pairs)) for pairs in perturbations])
+        wanted = np.array([len({pair[0] for pair in pairs}) for pairs in perturbations])
         alone, several = np.flatnonzero(wanted == 1), np.flatnonzero(wanted > 1)
         if len(alone):
             terms = single_terms(asked[alone], self.singles.conditions, self.similar)
@@ -207,7 +216,7 @@ class EffectModel:
             mean = sums / wanted[several][:, None]
             result[several] = np.where(unsure, share * found + (1.0 - share) * mean, found)
         if control is not None:
-            known = wanted == asked.size  # without targets that are not in training
+            known = (wanted == asked.size) & ~asked.has_amounts  # without targets that are not in training
             self._in_new_context(asked, np.flatnonzero(known & (wanted > 0)), genes, control, result)
         return result
 
@@ -215,7 +224,8 @@ class EffectModel:
         self, asked: Conditions, alone: np.ndarray, genes: np.ndarray, result: Floats
     ) -> None:
         """Replace the effects of single targets that only other contexts tested."""
-        if self.elsewhere is None:
+        alone = alone[~asked.has_amounts[alone]]
+        if self.elsewhere is None or not len(alone):
             return
         panel = self.genes.get(int(asked.dataset[0]), genes)
         _, ours, theirs = np.intersect1d(genes, panel, assume_unique=True, return_indices=True)
@@ -248,9 +258,10 @@ class EffectModel:
             if stage is not None:
                 place = same_place(asked, stage.conditions) > 0
                 near |= place.any(axis=1)
-                seen |= (place & (same_targets(asked, stage.conditions) > 0)).any(axis=1)
+                same = same_targets(asked, stage.conditions) * same_amounts(asked, stage.conditions)
+                seen |= (place & (same > 0)).any(axis=1)
         if self.elsewhere is not None:
-            seen |= self.elsewhere.rows(asked) >= 0
+            seen |= (self.elsewhere.rows(asked) >= 0) & ~asked.has_amounts
         return near & ~seen
 
     def _unsure(self, of: Conditions, unknown: np.ndarray) -> np.ndarray:
@@ -270,6 +281,14 @@ class EffectModel:
         """
         assert self.singles is not None
         total = np.zeros((len(of), len(genes)))
+        kinds = np.unique(np.nan_to_num(of.amounts, nan=np.inf), axis=0, return_inverse=True)[1].ravel()
+        if (
+            len(of) and kinds.max() > 0
+        ):  # single effects are those at the dose and the time of the combination
+            for kind in range(kinds.max() + 1):
+                rows = np.flatnonzero(kinds == kind)
+                total[rows] = self._sum(of[rows], genes, None if unknown is None else unknown[rows])
+            return total
         for sign in (1, -1):
             used = np.flatnonzero((of.targets == sign).any(axis=0))
             if len(used):
@@ -287,7 +306,9 @@ class EffectModel:
         dataset, context, controls = (
             np.full(len(targets), column[0]) for column in (of.dataset, of.context, of.n_controls)
         )
-        parts = Conditions(dataset, context, targets, controls)
+        parts = Conditions(
+            dataset, context, targets, controls, np.repeat(of.amounts[:1], len(targets), axis=0)
+        )
         return self.singles.predict(single_terms(parts, self.singles.conditions, self.similar), genes)
 
     def _near(self, a: Conditions, sums: list[Floats], b: Conditions) -> Floats:

@@ -31,6 +31,7 @@ def fit_effects(
     controls: Mapping[int, Cells],
     config: EffectsConfig,
     mapper: Mapper = loop,
+    former: Observed | None = None,
 ) -> EffectModel:
     """Fit the regression of mean effects to the training cells of a store.
 
@@ -42,12 +43,16 @@ def fit_effects(
         Training bags, including those of control cells.
     controls
         Control cells by index of the context in the vocabulary; they give the variance of genes.
+    former
+        Observed effects of the model that is fine-tuned, whose datasets, contexts and targets come first in
+        the vocabulary; the regression learns from them too.
     """
     store, rows = reader.store, context_rows(reader.store, vocabulary)
     pairs = interventions(store, vocabulary)
-    sizes = np.array([len({target for target, _ in item}) for item in pairs])
+    sizes = np.array([len({pair[0] for pair in item}) for item in pairs])
     asked = sizes[bags[GROUP_KEYS].drop_duplicates()["perturbation"]]
-    require_memory(int((asked == 1).sum()), int((asked > 1).sum()))
+    before = np.zeros(0, np.int64) if former is None else former.conditions.size
+    require_memory(int((asked == 1).sum() + (before == 1).sum()), int((asked > 1).sum() + (before > 1).sum()))
     means = group_means(reader, bags, mapper)
     known = {
         row: (means.mean[d, c, store.control], means.n_cells[d, c, store.control])
@@ -74,6 +79,12 @@ def fit_effects(
         {i: _variance(i, vocabulary, controls) for i in range(len(vocabulary.datasets))},
         {row: mean for row, (mean, _) in known.items()},
     )
+    if former is not None:
+        observed = former.followed_by(observed)
+        n_former = dict(
+            zip(former.conditions.context.tolist(), former.conditions.n_controls.tolist(), strict=True)
+        )
+        n_controls = {**n_former, **n_controls}
     _say_units(observed, vocabulary)
     similar = target_similarity(vocabulary.membership, [target.gene for target in vocabulary.targets])
     return EffectModel.fit(observed, vocabulary.signs, n_controls, config, similar)

@@ -108,7 +108,9 @@ class Regression:
         return _weighted_sum(self.variances, terms) + terms[-1] * self.own
 
 
-def fit_regression(terms: Sequence[Floats], noise: Floats, blocks: Sequence[Block]) -> Regression:
+def fit_regression(
+    terms: Sequence[Floats], noise: Floats, blocks: Sequence[Block], alone: np.ndarray | None = None
+) -> Regression:
     """Fit the variances, and solve for the weights.
 
     Parameters
@@ -119,6 +121,9 @@ def fit_regression(terms: Sequence[Floats], noise: Floats, blocks: Sequence[Bloc
         Sampling variance of each condition; zero: not known, it is learned.
     blocks
         Observed effects of genes.
+    alone : (n,) bool or None
+        Whether a condition may have an additional variance e; None: all may. One of a series of doses may
+        not: that its effect exceeds those of lower doses is the curve.
     """
     unit = float(np.mean(np.concatenate([block.effects.ravel() for block in blocks]) ** 2))
     n = len(noise)
@@ -133,7 +138,7 @@ def fit_regression(terms: Sequence[Floats], noise: Floats, blocks: Sequence[Bloc
         total[np.diag_indices(n)] += np.where(unknown, learned, noise) + 1e-6 * unit
         if last or unknown.any():  # with unknown noise, e_i cannot be distinguished from it
             break
-        own = _own(total, blocks)
+        own = _own(total, blocks, alone)
     total[np.diag_indices(n)] += own
     inverses, scale = _solve(total, blocks)
     return Regression(
@@ -192,7 +197,7 @@ def _maximise(
     return variances, float(np.exp(found[-1])) if (noise <= 0.0).any() else 0.0
 
 
-def _own(total: Floats, blocks: Sequence[Block]) -> Floats:
+def _own(total: Floats, blocks: Sequence[Block], alone: np.ndarray | None = None) -> Floats:
     """Additional variances e of the conditions, (n,), for a covariance without them.
 
     Each is the most likely value given all others: the mean squared error of predicting the condition's
@@ -209,6 +214,8 @@ def _own(total: Floats, blocks: Sequence[Block]) -> Floats:
             excess[block.rows] += (off**2 - expected[:, None]).sum(axis=1)
             genes[block.rows] += len(block.genes)
         own = np.maximum(own + excess / np.maximum(genes, 1.0), 0.0)
+        if alone is not None:
+            own *= alone
     return own
 
 

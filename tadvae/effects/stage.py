@@ -52,6 +52,17 @@ class Observed:
             self.controls,
         )
 
+    def followed_by(self, others: Self) -> Self:
+        """These effects, of a model's first datasets, contexts and targets, and those of the others."""
+        return type(self)(
+            self.conditions.followed_by(others.conditions),
+            [*self.effects, *others.effects],
+            np.concatenate([self.n_cells, others.n_cells]),
+            {**others.genes, **self.genes},
+            {**others.variance, **self.variance},
+            {**self.controls, **others.controls},
+        )
+
     def noise(self) -> list[Floats]:
         """Variance of a single cell of each condition, per gene, (G_d,) each; zeros if it is not known."""
         result = []
@@ -93,7 +104,8 @@ class Stage:
             blocks = _blocks(observed, prior, genes[stratum == s])
             inside = [np.isin(observed.genes[d], genes[stratum == s]) for d in conditions.dataset.tolist()]
             cell = np.array([n[i].mean() if i.any() else 0.0 for n, i in zip(noise, inside, strict=True)])
-            result.strata.append(fit_regression(terms, cell / observed.n_cells, blocks))
+            alone = ~conditions.has_amounts
+            result.strata.append(fit_regression(terms, cell / observed.n_cells, blocks, alone))
         return result
 
     def left_out(self, observed: Observed) -> list[Floats]:

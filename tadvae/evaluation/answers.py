@@ -44,7 +44,7 @@ def answer(store: Store, model: Model, question: Question) -> Answer:
     row = context_rows(store, model.vocabulary).get(question.place, -1)
     asked, abstained = [pairs[p] for p in question.perturbations], {}
     for p, name in zip(question.perturbations, question.groups["perturbation_name"], strict=True):
-        reasons = {target: model.unknown(target) for target, _ in pairs[p]}
+        reasons = {target: model.unknown(target) for target, *_ in pairs[p]}
         why = [f"{model.vocabulary.targets[t].name}: {r}" for t, r in reasons.items() if r is not None]
         if row < 0:
             why.append("this context was never seen in training")

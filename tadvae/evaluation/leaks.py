@@ -36,24 +36,29 @@ def check_leaks(store: Store, groups: pd.DataFrame, model: Model, mapper: Mapper
     if not bags.merge(groups[held][GROUP_KEYS], on=GROUP_KEYS).empty:
         raise UserError(_sentence("training rows", "hold cells of held-out groups"))
     vocabulary = model.vocabulary
-    expected = make_views(store, bags, config.split, config.preprocess, mapper)
+    views, origin = views_of(store, vocabulary), vocabulary.origin
+    n_former, n_targets = (0, 0) if origin is None else (origin.n_datasets, origin.n_targets)
+    expected = make_views(store, bags, config.split, config.preprocess, mapper, views[:n_former])
     for entry, view in zip(vocabulary.datasets, expected, strict=True):
         if not np.array_equal(entry.genes, view.genes):
             what = f"variable genes of dataset '{entry.name}'"
             raise UserError(_sentence(what, "are not those of its training cells"))
-    reader = CellReader(store, views_of(store, vocabulary), config.split)
+    reader = CellReader(store, views, config.split)
     controls = load_controls(reader, bags, config.stream.max_controls, mapper)
     found = {(entry.dataset, entry.name): entry.profile for entry in vocabulary.contexts}
     names = {(d, store.manifest.contexts[c]): cells for (d, c), cells in controls.items()}
     for (d, name), profile in found.items():
+        if d < n_former:  # its cells were those of the model that was fine-tuned
+            continue
         genes = vocabulary.datasets[d].genes
         if (d, name) not in names or not np.array_equal(mean_profile(names[d, name], genes), profile):
             where = f"control profile of context '{name}', dataset '{vocabulary.datasets[d].name}',"
             raise UserError(_sentence(where, "is not the mean of its training controls"))
     trained = set(groups.loc[~held, "perturbation"])
     seen = {t for p in trained for t in store.perturbations["targets"].iloc[p]}
-    for target in vocabulary.targets:
-        if target.seen != (target.name in seen):
+    for i, target in enumerate(vocabulary.targets):
+        known = target.name in seen or (i < n_targets and target.seen)
+        if target.seen != known:
             raise UserError(_sentence(f"target '{target.name}'", "counts as seen where it was held out"))
 
 

@@ -25,6 +25,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from tadvae.base.errors import UserError
+from tadvae.data.amounts import Pair
 from tadvae.evaluation.distances import energy_distance
 from tadvae.model.combinations import Combinations, Question
 from tadvae.model.ensemble import Model
@@ -331,7 +332,7 @@ def _details(
     return pd.DataFrame(rows, columns=columns)
 
 
-def _changes(place: MeansAt, pairs: Sequence[Sequence[tuple[int, int]]], shared: np.ndarray) -> Array:
+def _changes(place: MeansAt, pairs: Sequence[Sequence[Pair]], shared: np.ndarray) -> Array:
     """Predicted changes of the mean profile on shared genes, none below zero expression, (k, G)."""
     before = place.start.cells.dense(place.start.genes).mean(axis=0, dtype=np.float64)
     result: Array = (np.maximum(place.means(pairs).mean.astype(np.float64), 0.0) - before)[:, shared]

@@ -43,6 +43,7 @@ def model_card(vocabulary: Vocabulary, config: ExperimentConfig) -> str:
         head=dump_yaml(head),
         config=config,
         warning=vocabulary.membership.warning,
+        origin=vocabulary.origin,
         version=metadata.version("tadvae"),
         n_genes=f"{genes:,}",
         n_pathways=f"{vocabulary.membership.n_pathways:,}",

@@ -7,9 +7,10 @@ from itertools import islice
 
 from tadvae.base.errors import UserError
 from tadvae.base.filesystem import Location
+from tadvae.data.amounts import Pair, require_amounts
 from tadvae.data.lookup import Asked, Found
 from tadvae.data.vocabulary import Vocabulary
-from tadvae.model.targets import find_target
+from tadvae.model.targets import find_target, with_amounts
 
 TILE = 32
 """Pairs are asked in squares of this width: their targets are few, and the single effects of those are
@@ -25,13 +26,13 @@ class Question:
     label
         ``A+B``: its targets, by name.
     pairs
-        (target, modality) model indices; None: it cannot be answered.
+        Its pairs in the model's indices; None: it cannot be answered.
     reason
         Why it cannot be answered; empty if it can.
     """
 
     label: str
-    pairs: list[tuple[int, int]] | None
+    pairs: list[Pair] | None
     reason: str = ""
 
 
@@ -48,11 +49,14 @@ class Combinations:
         in the dataset's most frequent way.
     pairs
         Whether every pair of these targets is.
+    amounts
+        Dose and time of all of them; None: the largest of training.
     """
 
     listed: tuple[str | Sequence[str], ...] = ()
     singles: bool = False
     pairs: bool = False
+    amounts: tuple[float | None, float | None] = (None, None)
 
     @classmethod
     def of(cls, targets: "Combinations | Sequence[str | Sequence[str]] | str") -> "Combinations":
@@ -82,6 +86,7 @@ class Combinations:
         unknown
             Why a model cannot answer for a target, None if it can.
         """
+        require_amounts(vocabulary.amounts, self.amounts)
         return Questions(self, dataset, vocabulary, unknown)
 
 
@@ -149,7 +154,8 @@ class Questions:
 
     def _question(self, asked: Asked) -> Question:
         try:
-            pairs = [find_target(part, self.dataset, self.vocabulary, self.unknown) for part in asked.parts]
+            found = [find_target(part, self.dataset, self.vocabulary, self.unknown) for part in asked.parts]
+            pairs = with_amounts(found, self.dataset, self.vocabulary, self.asked.amounts)
         except UserError as error:
             return Question(asked.label, None, str(error))
         return Question(asked.label, pairs)

@@ -68,12 +68,16 @@ def project_onto(cells: NewCells, mean: np.ndarray, axes: np.ndarray) -> Smoothe
 
 
 def principal_axes(cells: NewCells, n_axes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Mean of cells (G,), and their n leading principal axes (n, G); all of them, if they have no more.
+    """Mean of cells (G,), and their n leading principal axes (n, G); all of them, if they have no more."""
+    return axes_of(_matrix(cells), n_axes)
+
+
+def axes_of(X: sparse.csr_matrix, n_axes: int) -> tuple[np.ndarray, np.ndarray]:
+    """:func:`principal_axes` of a matrix (n_cells, G).
 
     Many cells are never made dense: the axes come from the sparse matrix (ARPACK, with a fixed start).
     """
-    X = _matrix(cells)
-    mean = np.asarray(X.mean(axis=0)).ravel() if len(cells.cells) else np.zeros(len(cells.genes))
+    mean = np.asarray(X.mean(axis=0)).ravel() if X.shape[0] else np.zeros(X.shape[1])
     if n_axes < min(X.shape) - 1:
         # (X − 1 mᵀ) v and its transpose, without the dense X − 1 mᵀ
         centred = LinearOperator(

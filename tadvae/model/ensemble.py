@@ -13,6 +13,7 @@ import torch
 
 from tadvae.base.errors import UserError
 from tadvae.cells.ragged import Cells
+from tadvae.data.amounts import Pair
 from tadvae.data.vocabulary import Vocabulary
 from tadvae.model.conformal import Calibration
 from tadvae.model.counts import Counts
@@ -78,7 +79,7 @@ class Ensemble(PredictsMany):
         genes: np.ndarray,
         profile: np.ndarray,
         dataset: int,
-        perturbations: Sequence[Sequence[tuple[int, int]]],
+        perturbations: Sequence[Sequence[Pair]],
         context: int = -1,
     ) -> np.ndarray:
         """Mean over members of the cells under each of M perturbations, float32, shape (M, n, G).
@@ -101,6 +102,8 @@ class Ensemble(PredictsMany):
         controls: ad.AnnData | None = None,
         values: Literal["counts", "log1p"] = "counts",
         units: Literal["log1p", "counts"] = "log1p",
+        dose: float | None = None,
+        time: float | None = None,
     ) -> ad.AnnData:
         """Predict cells under a perturbation, with the uncertainty of their mean; see :meth:`TADVAE.predict`.
 
@@ -121,6 +124,8 @@ class Ensemble(PredictsMany):
             "dataset": dataset,
             "controls": controls,
             "values": values,
+            "dose": dose,
+            "time": time,
         }
         logs = self._parts(target, options)
         parts = logs if units == "log1p" else self._parts(target, options | {"units": units}, quiet=True)

@@ -3,7 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
 import anndata as ad
@@ -20,6 +20,7 @@ from tadvae.model.counts import Counts, counts_of
 from tadvae.model.new_cells import unique_names
 from tadvae.model.start import Means, MeansAt, Start
 from tadvae.model.targets import dataset_like
+from tadvae.store.covariates import AMOUNTS
 from tadvae.store.h5ad import write_adata
 
 PER_PART = 1_024
@@ -105,6 +106,7 @@ class MeanTable:
         units: Units = "log1p",
     ) -> None:
         vocabulary = self.vocabulary = model.vocabulary
+        self._asked = asked
         if controls is None:
             rows = rows_of(vocabulary, context, dataset)
             self.places = [model.means_at(row) for row in rows]
@@ -178,6 +180,8 @@ class MeanTable:
             "contexts": [self.place_name(i) for i in range(len(self.places))],
             "started_from": [place.start.what for place in self.places],
         }
+        said = zip(AMOUNTS, self._asked.amounts, strict=True)
+        result |= {name: amount for name, amount in said if amount is not None}
         level = next((place.level for place in self.places if place.level is not None), None)
         if level is not None:
             result["interval_level"] = level
@@ -256,6 +260,8 @@ class PredictsMany:
         controls: ad.AnnData | None = None,
         values: Literal["counts", "log1p"] = "counts",
         units: Units = "log1p",
+        dose: float | None = None,
+        time: float | None = None,
     ) -> ad.AnnData:
         """Mean profiles under many perturbations in one or several contexts.
 
@@ -278,6 +284,8 @@ class PredictsMany:
         units
             - ``log1p``: mean log-normalised expression; the usual choice.
             - ``counts``: mean counts of the control cells, if the mean change is added to each of them.
+        dose, time
+            Of all perturbations, see :meth:`tadvae.model.tadvae.TADVAE.predict`.
 
         Returns
         -------
@@ -290,10 +298,12 @@ class PredictsMany:
         UserError
             If a context is unknown, or the table is too large for the memory: use :func:`write_many`.
         """
+        asked = Combinations.of(targets)
+        if dose is not None or time is not None:
+            asked = replace(asked, amounts=(dose, time))
         table = MeanTable(
-            self, Combinations.of(targets), context=context, dataset=dataset, controls=controls,
-            values=values, units=units,
-        )  # fmt: skip
+            self, asked, context=context, dataset=dataset, controls=controls, values=values, units=units
+        )
         return in_memory(table)
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from tadvae.cells.ragged import Cells
+from tadvae.data.amounts import Pair, amounts_of
 from tadvae.data.vocabulary import Vocabulary
 from tadvae.effects.model import EffectModel
 from tadvae.model.device import device_of, to_numpy
@@ -15,14 +16,15 @@ from tadvae.nn.causal import Intervention
 from tadvae.nn.network import TADVAEModule
 from tadvae.nn.packed import PackedCells
 from tadvae.settings.experiment import ExperimentConfig
+from tadvae.store.covariates import AMOUNTS
 
 ROWS_AT_ONCE = 16_384
 """Pairs of a perturbation and a control cell that are computed together."""
 AT_ONCE = 1_024
 """Perturbations that are computed together by the regression and by the decoder."""
 
-Pairs = Sequence[tuple[int, int]]
-"""(target, modality) model indices of one perturbation."""
+Pairs = Sequence[Pair]
+"""Pairs of one perturbation, as indices of the model."""
 
 
 class Predictor:
@@ -79,9 +81,11 @@ class Predictor:
     def _unknown_to_network(self, target: int) -> str | None:
         return why_unknown(target, self.vocabulary, self._known_by)
 
-    def known(self, perturbations: Sequence[Pairs]) -> list[list[tuple[int, int]]]:
+    def known(self, perturbations: Sequence[Pairs]) -> list[list[Pair]]:
         """The perturbations without the targets that the network does not know."""
-        return [[(t, m) for t, m in pairs if self._unknown_to_network(t) is None] for pairs in perturbations]
+        return [
+            [pair for pair in pairs if self._unknown_to_network(pair[0]) is None] for pairs in perturbations
+        ]
 
     def regression_weight(self, dataset: int, context: int, perturbations: Sequence[Pairs]) -> np.ndarray:
         """Share of the regression in each mean, between 0 and 1, shape (M,); see :meth:`counterfactual`."""
@@ -253,11 +257,16 @@ class Predictor:
 
     def _shifts(self, dataset: int, perturbations: Sequence[Pairs]) -> torch.Tensor:
         """What M perturbations add to the latents, shape (M, K)."""
-        flat = [(t, m, i) for i, pairs in enumerate(perturbations) for t, m in pairs]
-        columns = torch.tensor(flat, dtype=torch.int64).view(-1, 3).T
-        target, modality, bag = columns.to(device_of(self.module))
+        device = device_of(self.module)
+        every = [(pair, i) for i, pairs in enumerate(perturbations) for pair in pairs]
+        flat = [(*pair[:2], i) for pair, i in every]
+        target, modality, bag = torch.tensor(flat, dtype=torch.int64).view(-1, 3).T.to(device)
         where = torch.full_like(target, dataset)
-        intervention = Intervention(target, modality, where, bag, n_bags=len(perturbations))
+        amounts = None
+        if self.vocabulary.amounts is not None:
+            logs = [amounts_of(pair) for pair, _ in every]
+            amounts = torch.tensor(logs, dtype=torch.float32).view(-1, len(AMOUNTS)).to(device)
+        intervention = Intervention(target, modality, where, bag, len(perturbations), amounts)
         return self.module.causal.shifts(intervention, self.module.decoder.gene, self._temperature)
 
 

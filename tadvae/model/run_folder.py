@@ -4,6 +4,7 @@ A run::
 
     RUN/run.json config.yaml split.parquet   what was asked for, resolved, and which groups are held out
     RUN/controls.parquet                     some control cells of each context, to predict cells from
+    RUN/start.safetensors                    weights that a fine-tuning started with
     RUN/model/                               a model folder (see tadvae.model.tadvae): weights at the end
     RUN/log/steps-*.jsonl                    one line per step
     RUN/log/bags-*.jsonl                     which bags every rank saw, where train.log_bags asks for it
@@ -34,6 +35,8 @@ import pandas as pd
 import pyarrow as pa
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
+from safetensors.torch import load as load_tensors
+from torch import Tensor
 
 from tadvae.base.checksums import SUMS, CheckedFolder, sums_of, write_sums
 from tadvae.base.documents import parse_json
@@ -49,9 +52,10 @@ from tadvae.settings.experiment import ExperimentConfig
 
 CHECKPOINTS = "checkpoints"
 _ABOUT, _SPLIT, _CONTROLS, _MODEL, _LOG = "run.json", "split.parquet", "controls.parquet", "model", "log"
+_START = "start.safetensors"
 _ENSEMBLE, _CALIBRATION, _SCALES = "ensemble.json", "calibration.json", "calibration.safetensors"
 _EVALUATION = "evaluation"
-_BEFORE_ABOUT = {_MODEL, _LOG, CONFIG, _SPLIT, _CONTROLS, SUMS}
+_BEFORE_ABOUT = {_MODEL, _LOG, CONFIG, _SPLIT, _CONTROLS, _START, SUMS}
 """What a run's folder may hold before ``run.json``, which is written last, makes it a run."""
 _MEMBER = r"members/seed-\d+"
 _PIECE = re.compile(r"(steps|bags)-(\d+)(-\d+)?\.jsonl")
@@ -102,7 +106,12 @@ class RunFolder:
     # -- a run's settings and split -----------------------------------------------------------------
 
     def begin(
-        self, config: ExperimentConfig, split: pd.DataFrame, controls: dict[int, Cells], about: dict[str, Any]
+        self,
+        config: ExperimentConfig,
+        split: pd.DataFrame,
+        controls: dict[int, Cells],
+        about: dict[str, Any],
+        start: bytes | None = None,
     ) -> None:
         """Write a run's settings, its split and its control cells; ``run.json`` comes last.
 
@@ -114,10 +123,13 @@ class RunFolder:
             Control cells by row of the vocabulary's contexts.
         about
             Plain values: store, version, workers, number of bags.
+        start
+            Weights that a fine-tuning starts with, as safetensors.
         """
         (self.place / _LOG).make_folder()
         self._files.write(
             {
+                **({} if start is None else {_START: start}),
                 _CONTROLS: pack_controls(controls),
                 CONFIG: config.to_yaml().encode(),
                 _SPLIT: _parquet(split),
@@ -155,6 +167,15 @@ class RunFolder:
             return unpack_controls(self._files.table(_CONTROLS))
         except (ValueError, TypeError, pa.ArrowException) as error:
             raise self._damaged(_CONTROLS, str(error)[:120]) from None
+
+    def start(self) -> dict[str, Tensor] | None:
+        """Weights that the run started with; None where it was not fine-tuned."""
+        if not self._files.has(_START):
+            return None
+        try:
+            return load_tensors(self._files.read(_START))
+        except (OSError, SafetensorError) as error:
+            raise self._damaged(_START, type(error).__name__) from None
 
     def require_run(self, command: str) -> None:
         """Raise a UserError where a model lies without its run.

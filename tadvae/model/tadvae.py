@@ -19,6 +19,7 @@ from safetensors.torch import save
 from tadvae.base.errors import UserError
 from tadvae.base.filesystem import Location
 from tadvae.cells.ragged import Cells
+from tadvae.data.amounts import Pair
 from tadvae.data.lookup import Found
 from tadvae.data.vocabulary import REPAIR, Vocabulary, model_files
 from tadvae.effects.file import load_effects, save_effects
@@ -44,7 +45,7 @@ from tadvae.model.new_cells import cells_of, keep_results
 from tadvae.model.predictor import Predictor
 from tadvae.model.run_folder import RunFolder
 from tadvae.model.start import Means, MeansAt, Start, require_cells, start_at, start_from
-from tadvae.model.targets import dataset_like, find_target
+from tadvae.model.targets import dataset_like, find_target, used_amounts, with_amounts
 from tadvae.model.weights import CONFIG, WEIGHTS, build_with_weights, finish_model, state_tensors
 from tadvae.nn.network import TADVAEModule
 from tadvae.settings.experiment import ExperimentConfig
@@ -371,6 +372,8 @@ class TADVAE(PredictsMany):
         controls: ad.AnnData | None = None,
         values: Literal["counts", "log1p"] = "counts",
         units: Literal["log1p", "counts"] = "log1p",
+        dose: float | None = None,
+        time: float | None = None,
     ) -> ad.AnnData:
         """Predict cells under a perturbation.
 
@@ -393,6 +396,9 @@ class TADVAE(PredictsMany):
             - ``log1p``: as the network sees expression; the usual choice.
             - ``counts``: at the library size of each control cell (10,000 where it is not known, for
               ``cp10k``), none below zero; use it for tools that start from counts.
+        dose, time
+            Of the perturbation, in the units of the screens, for a model of screens with doses or times; may
+            lie between those of training, and beyond them with a warning. None: the largest of training.
 
         Returns
         -------
@@ -416,7 +422,8 @@ class TADVAE(PredictsMany):
         d, genes, cells = start.dataset, start.genes, start.cells
         counts = counts_of(start, self.vocabulary, units)
         asked = self.vocabulary.lookup.find(target, d)
-        pairs = [self._target(part, d) for part in asked.parts]
+        found = [self._target(part, d) for part in asked.parts]
+        pairs = with_amounts(found, d, self.vocabulary, (dose, time))
         predicted = self.counterfactual(cells, genes, start.profile, d, [pairs], start.row)[0]
         before = cells.dense(genes)
         if counts is not None:
@@ -440,6 +447,7 @@ class TADVAE(PredictsMany):
             "started_from": start.what,
             "normalisation": self.vocabulary.datasets[d].method,
             "values": "effects" if self.vocabulary.datasets[d].has_effects else units,
+            **used_amounts(pairs, self.vocabulary),
         }
         return ad.AnnData(predicted, obs=obs, var=var, uns={"tadvae": about})
 
@@ -469,8 +477,9 @@ class TADVAE(PredictsMany):
         """
         start = start_at(self.vocabulary.context(context, dataset), self.vocabulary, self.controls)
         asked = [self.vocabulary.lookup.find(target, start.dataset) for target in targets]
+        none = (None, None)
         pairs = {
-            part: self._target(part, start.dataset)
+            part: with_amounts([self._target(part, start.dataset)], start.dataset, self.vocabulary, none)[0]
             for part in dict.fromkeys(p for each in asked for p in each.parts)
         }
         perturbations = [[pairs[part] for part in each.parts] for each in asked]
@@ -508,7 +517,7 @@ class TADVAE(PredictsMany):
         genes: np.ndarray,
         profile: np.ndarray,
         dataset: int,
-        perturbations: Sequence[Sequence[tuple[int, int]]],
+        perturbations: Sequence[Sequence[Pair]],
         context: int = -1,
     ) -> np.ndarray:
         """The cells under each of M perturbations, in the model's indices, float32, shape (M, n, G).

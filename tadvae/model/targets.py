@@ -6,8 +6,10 @@ from typing import Literal
 import numpy as np
 
 from tadvae.base.errors import UserError
+from tadvae.data.amounts import Pair, amounts_of, require_amounts
 from tadvae.data.lookup import Found
 from tadvae.data.vocabulary import Vocabulary
+from tadvae.store.covariates import AMOUNTS
 
 KnownBy = Literal["identity", "gene"]
 """``model.causal.targets``."""
@@ -55,6 +57,38 @@ def find_target(
             "or with model.causal.targets=gene on screens that measure it."
         )
     return index, entry.target_modality.get(index, entry.modality)
+
+
+def with_amounts(
+    pairs: Sequence[tuple[int, int]], dataset: int, vocabulary: Vocabulary, asked: Sequence[float | None]
+) -> list[Pair]:
+    """Pairs with the dose and the time that were asked for, where the model reads them.
+
+    Parameters
+    ----------
+    asked
+        Dose and time; None: not said, the largest of training.
+
+    Raises
+    ------
+    UserError
+        If the model reads no dose or time, or one is not above zero.
+    """
+    amounts = vocabulary.amounts
+    require_amounts(amounts, asked)
+    if amounts is None:
+        return list(pairs)
+    names = [vocabulary.targets[t].name if t < len(vocabulary.targets) else "" for t, _ in pairs]
+    return amounts.complete(pairs, dataset, names, asked)
+
+
+def used_amounts(pairs: Sequence[Pair], vocabulary: Vocabulary) -> dict[str, float]:
+    """Dose and time of a prediction by name, where they are the same for all pairs."""
+    logs = {amounts_of(pair) for pair in pairs}
+    if vocabulary.amounts is None or len(logs) != 1:
+        return {}
+    found = zip(AMOUNTS, next(iter(logs)), strict=True)
+    return {name: float(np.exp(each)) for name, each in found if np.isfinite(each)}
 
 
 def _index(found: Found, vocabulary: Vocabulary) -> int:

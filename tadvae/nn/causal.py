@@ -14,6 +14,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from tadvae.base.config import Config
+from tadvae.nn.response_curves import ResponseCurves
 
 
 class CausalConfig(Config):
@@ -79,6 +80,8 @@ class Intervention:
         Index of the bag that each target belongs to.
     n_bags
         Number of bags; a bag without targets is not perturbed.
+    log_amounts : (n_targets, 2) or None
+        Logarithms of the dose and the time of each target, NaN where not given; None: the model reads none.
     """
 
     target: Tensor
@@ -86,6 +89,7 @@ class Intervention:
     dataset: Tensor
     bag: Tensor
     n_bags: int
+    log_amounts: Tensor | None = None
 
 
 class CausalLayer(nn.Module):
@@ -93,6 +97,9 @@ class CausalLayer(nn.Module):
 
     ``b = softmax(temperature · f(target))`` assigns a target to a factor; ``shift="free"`` adds a learned
     vector of the target to ``v_i``; ``interaction="pairwise"`` sets ``e_ij = Q (P v_i ⊙ P v_j)``.
+
+    With doses or times, v_i is multiplied by a monotone saturating function of them
+    (:class:`tadvae.nn.response_curves.ResponseCurves`).
 
     The shift is ``s = sign(modality) · exp(modality + dataset) · s_target``, so that datasets that activate a
     target and datasets that silence it train the same ``s_target``.
@@ -102,7 +109,13 @@ class CausalLayer(nn.Module):
     target_gene: Tensor
 
     def __init__(
-        self, config: CausalConfig, target_gene: Tensor, signs: Tensor, n_datasets: int, d_gene: int
+        self,
+        config: CausalConfig,
+        target_gene: Tensor,
+        signs: Tensor,
+        n_datasets: int,
+        d_gene: int,
+        curves: ResponseCurves | None = None,
     ) -> None:
         super().__init__()
         K, n_targets = config.n_factors, len(target_gene)
@@ -130,6 +143,7 @@ class CausalLayer(nn.Module):
         if config.scales:
             self.modality = nn.Parameter(torch.zeros(len(signs)))
             self.dataset = nn.Parameter(torch.zeros(n_datasets))
+        self.curves = curves
         self.register_buffer("target_gene", target_gene, persistent=False)
         believed = (
             torch.ones_like(signs) if config.sign_prior == "none" else torch.where(signs == 0, 1, signs)
@@ -183,6 +197,8 @@ class CausalLayer(nn.Module):
         if self.config.scales:
             of = self.modality[intervention.modality] + self.dataset[intervention.dataset]
             scale = scale * torch.exp(of)
+        if self.curves is not None and intervention.log_amounts is not None:
+            scale = scale * self.curves(intervention.target, intervention.log_amounts)
         rows = rows * scale[:, None]
         total = self._by_bag(rows, intervention)
         if self.config.interaction == "pairwise":

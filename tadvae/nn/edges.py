@@ -154,15 +154,18 @@ class EdgeTable(nn.Module):
         Gene and pathway of every edge.
     is_member : (E,) bool
         Whether the gene is a member of the pathway, not a candidate.
+    logit : (E,) float32
+        Logit that was learned before training; zero where none was.
     member_starts : (P + 1,) int64
         Position of each pathway's first member in ``member_gene``.
     member_gene : (M,) int64
-        Genes of the members, sorted by pathway.
+        Genes of the members, sorted by pathway; without those that fine-tuning added.
     """
 
     gene: Tensor
     pathway: Tensor
     is_member: Tensor
+    logit: Tensor
     member_starts: Tensor
     member_gene: Tensor
 
@@ -178,12 +181,18 @@ class EdgeTable(nn.Module):
             _check(pathway, gene, self.n_pathways, n_genes)
             other = np.setdiff1d(gene * self.n_pathways + pathway, key)
             key, member = np.concatenate([key, other]), np.concatenate([member, np.zeros(len(other), bool)])
+        logit = np.zeros(len(key), np.float32)
+        if membership.logit is not None:
+            logit[: len(membership.logit)] = membership.logit
         order = np.argsort(key, kind="stable")
         self._constant("gene", key[order] // max(self.n_pathways, 1))
         self._constant("pathway", key[order] % max(self.n_pathways, 1))
         self._constant("is_member", member[order])
-        self._constant("member_starts", np.searchsorted(membership.pathway, np.arange(self.n_pathways + 1)))
-        self._constant("member_gene", membership.gene)
+        self._constant("logit", logit[order])
+        first = slice(None) if membership.late is None else ~membership.late
+        counted = membership.pathway[first]
+        self._constant("member_starts", np.searchsorted(counted, np.arange(self.n_pathways + 1)))
+        self._constant("member_gene", membership.gene[first])
 
     def _constant(self, name: str, values: np.ndarray) -> None:
         # computed from the vocabulary, so not saved with the weights
@@ -208,7 +217,7 @@ class EdgeTable(nn.Module):
     def n_candidates(self) -> Tensor:
         """Number of candidates of each pathway, (P,) int64."""
         none = torch.zeros(self.n_pathways, dtype=torch.int64, device=self.pathway.device)
-        return none.index_add(0, self.pathway, torch.ones_like(self.pathway)) - self.size
+        return none.index_add(0, self.pathway, (~self.is_member).long())
 
     def active(
         self, cells: PackedCells, pathway: int | None = None, genes: Tensor | None = None

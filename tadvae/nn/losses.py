@@ -65,6 +65,9 @@ class LossConfig(Config):
     - ``negative_binomial``: negative log likelihood of the counts, mean over cells and genes; use it for
       counts with their library sizes.
     """
+    curves: float = Field(0.1, ge=0)
+    """Weight of the mean square by which the curves of dose and time of a target deviate from the curve that
+    all targets share; only for screens with doses or times."""
     mean_match: float = Field(10.0, ge=0)
     """Weight of the squared distance between the means of predicted and observed bags; for bags of one
     profile it replaces the MMD."""

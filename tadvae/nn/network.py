@@ -27,8 +27,10 @@ from tadvae.nn.losses import (
 )
 from tadvae.nn.packed import ModelBatch, PackedCells
 from tadvae.nn.precision import at_least_single
+from tadvae.nn.response_curves import ResponseCurves
 from tadvae.nn.strategies.base import STRATEGIES, PathwayConfig, PathwayLayer, pathway_layer
 from tadvae.nn.vectors import given_vectors
+from tadvae.store.covariates import AMOUNTS
 
 
 class ModelConfig(Config):
@@ -105,6 +107,7 @@ class TADVAEModule(nn.Module):
             signs=torch.tensor(vocabulary.signs),
             n_datasets=len(vocabulary.datasets),
             d_gene=self.decoder.width,
+            curves=response_curves(vocabulary),
         )
         if config.init == "normal":
             start_normal(self.pathway, self.factors, self.decoder)
@@ -221,6 +224,9 @@ class TADVAEModule(nn.Module):
             "kl": kl_divergence(mean, log_variance, loss.kl),
             "sparsity": l1_norm(self.causal.adjacency(), loss.l1),
         }
+        curves = self.causal.curves
+        if curves is not None:
+            terms["curves"] = curves.deviation()
         total = (
             terms["reconstruction"]
             + loss.alpha.at(epoch) * terms["mmd"]
@@ -228,6 +234,8 @@ class TADVAEModule(nn.Module):
             + loss.beta.at(epoch) * terms["kl"]
             + loss.sparsity * terms["sparsity"]
         )
+        if curves is not None:
+            total = total + loss.curves * terms["curves"]
         return total, {"loss": total, **terms}
 
     def _errors(self, decoded: Tensor, encoded: Tensor, per_unit: Tensor, genes: Tensor) -> Tensor:
@@ -250,6 +258,16 @@ class TADVAEModule(nn.Module):
 def _weighted(rows: Tensor, weight: Tensor) -> Tensor:
     """Sums (b, G) over the cells (b, n, G) of each bag with their weights (b, n)."""
     return (weight[:, None] @ rows).squeeze(1)
+
+
+def response_curves(vocabulary: Vocabulary) -> ResponseCurves | None:
+    """Curves of the amounts that the vocabulary has; None: it has none."""
+    amounts = vocabulary.amounts
+    if amounts is None:
+        return None
+    used = np.array([name in amounts.units for name in AMOUNTS])
+    centre, scale = np.array(amounts.centre), np.array(amounts.scale)
+    return ResponseCurves(len(vocabulary.targets), used, centre, scale)
 
 
 def start_normal(*parts: nn.Module, deviation: float = 0.02) -> None:

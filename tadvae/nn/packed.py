@@ -11,10 +11,12 @@ from torch import Tensor
 
 from tadvae.cells.normalize import SCALE
 from tadvae.cells.ragged import Cells
+from tadvae.data.amounts import Pair, amounts_of
 from tadvae.data.batches import Batch
 from tadvae.data.vocabulary import Vocabulary
 from tadvae.nn.causal import Intervention
 from tadvae.nn.one_copy import to_device
+from tadvae.store.covariates import AMOUNTS
 
 
 @dataclass(frozen=True)
@@ -280,7 +282,7 @@ def pack(
     batch: Batch,
     vocabulary: Vocabulary,
     context_row: dict[tuple[int, int], int],
-    interventions: list[list[tuple[int, int]]],
+    interventions: list[list[Pair]],
     device: torch.device | str = "cpu",
     degree: np.ndarray | None = None,
     dtype: torch.dtype = torch.float32,
@@ -294,7 +296,7 @@ def pack(
     context_row
         Index of the model's context by the store's (dataset, context).
     interventions
-        For each perturbation of the store its (target, modality) pairs, as indices of the model.
+        For each perturbation of the store its pairs, as indices of the model, with amounts if it reads them.
     degree
         Number of edges of each gene in the network, (n_genes,); with it the network needs to ask no GPU for
         the number of pairs.
@@ -371,11 +373,13 @@ def pack(
                 perturbed=perturbed,
             )
         )
-    pairs = [
-        (*pair, bag.dataset, i)
-        for i, bag in enumerate(batch.bags)
-        for pair in interventions[bag.perturbation]
+    every = [
+        (pair, bag.dataset, i) for i, bag in enumerate(batch.bags) for pair in interventions[bag.perturbation]
     ]
+    pairs = [(*pair[:2], d, i) for pair, d, i in every]
+    amounts = None
+    if vocabulary.amounts is not None:
+        amounts = weights(np.array([amounts_of(pair) for pair, _, _ in every]).reshape(-1, len(AMOUNTS)))
     target, modality, of_dataset, of_bag = map(_tensor, np.array(pairs, np.int64).reshape(-1, 4).T.copy())
     used, panel = np.unique(of_cell, return_inverse=True)
     none = [np.empty(0, np.int64)]
@@ -393,7 +397,7 @@ def pack(
         n_bags=len(batch.bags),
         start=_tensor(np.concatenate(none + starts)),
         start_bag=_tensor(np.concatenate(none + start_bags)),
-        intervention=Intervention(target, modality, of_dataset, of_bag, n_bags=len(batch.bags)),
+        intervention=Intervention(target, modality, of_dataset, of_bag, len(batch.bags), amounts),
         n_pairs=None if degree is None else sum(int(degree[cells.gene_ids].sum()) for cells in encoded),
     )
     return to_device(packed, torch.device(device))

@@ -73,11 +73,18 @@ class Membership:
     permuted
         Seed of the permutation of genes, for the control with permuted pathways
         (:func:`tadvae.pathways.permuted.permuted_genes`); ``None``: the genes are those of the pathways.
+    logit
+        Logit of the attention weight of each edge, ``(E,)`` float32, where it was learned before training
+        (:mod:`tadvae.training.agreement`); ``None``: not learned.
+    late
+        Whether fine-tuning added an edge, ``(E,)`` bool: such a gene contributes to the activity, but does
+        not count in the size and the mean of its pathway, so that the activity of other panels stays as it
+        was; ``None``: no edge was added.
 
     Raises
     ------
     ValueError
-        If the edges are unsorted, repeated, out of range or of another type.
+        If the edges are unsorted, repeated, out of range or of another type, or the logits do not fit them.
     """
 
     pathway_ids: list[str]
@@ -87,6 +94,8 @@ class Membership:
     n_genes: int
     coverage: Coverage | None = None
     permuted: int | None = None
+    logit: np.ndarray | None = None  # (E,)
+    late: np.ndarray | None = None  # (E,)
 
     def __post_init__(self) -> None:
         if len(self.names) != len(self.pathway_ids):
@@ -103,6 +112,14 @@ class Membership:
                 raise ValueError(f"{name}: expected values in [0, {limit})")
         if np.any(np.diff(self.pathway * self.n_genes + self.gene) <= 0):
             raise ValueError("edges are not sorted by (pathway, gene) without repeats")
+        if self.logit is not None and (
+            self.logit.shape != self.gene.shape
+            or self.logit.dtype != np.float32
+            or not np.isfinite(self.logit).all()
+        ):
+            raise ValueError("logits: expected one finite float32 for each edge")
+        if self.late is not None and (self.late.dtype != np.bool_ or self.late.shape != self.gene.shape):
+            raise ValueError("late: expected one bool per edge")
 
     @property
     def warning(self) -> str | None:

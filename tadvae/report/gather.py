@@ -135,8 +135,11 @@ def gather(run: Run, store: Store | None, mapper: Mapper = loop) -> Report:
 
 def _about(run: Run) -> dict[str, str]:
     config, started = run.model.config, run.started
+    origin = run.model.vocabulary.origin
+    former = {} if origin is None else {"fine-tuned from": f"{origin.name} (weights {origin.sha256[:16]})"}
     return {
         "tadvae": started["tadvae_version"],
+        **former,
         "model": description(run.model),
         "pathways": f"{started['pathways']} ({config.pathways.file or 'the packaged set'})",
         "split": f"{config.split.kind}: {len(run.held_out)} held-out groups of {len(run.groups)}",

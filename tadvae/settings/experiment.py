@@ -40,6 +40,16 @@ class PathwaysConfig(Config):
 class TrainConfig(Config):
     """Optimisation and checkpoints."""
 
+    former: Literal["frozen", "anchored", "free"] = "frozen"
+    """What fine-tuning (``origin``) does with the weights of the model that it begins with.
+
+    - ``frozen``: they stay as they are, so the network's predictions for the former screens do too; only
+      weights of new genes, targets, datasets and modalities are trained.
+    - ``anchored``: they are pulled back to their start with the strength ``anchor``.
+    - ``free``: they are trained as all others; use it if the former screens no longer matter.
+    """
+    anchor: float = Field(1.0, gt=0)
+    """Weight of half the squared distance of former weights from their start; only for ``anchored``."""
     epochs: int = Field(50, ge=1)
     """Number of passes over the training cells."""
     learning_rate: float = Field(3e-3, gt=0)
@@ -76,6 +86,8 @@ class ExperimentConfig(Config):
 
     seed: int = 0
     """Seed of the initial weights, the order of the bags and the noise of training."""
+    origin: OptionalFile = None
+    """Folder of a run or a model to fine-tune, as of ``tadvae train --from``; None: train from scratch."""
     preprocess: PreprocessConfig = PreprocessConfig()
     """Normalisation and genes."""
     pathways: PathwaysConfig = PathwaysConfig()

@@ -72,6 +72,8 @@ def _write_files(simulation: Simulation, folder: Path) -> None:
             f'    perturbation: {{column: condition, control: {CONTROL}, separator: "+"}}\n'
             "    context: {column: cell_type}\n    batch: {column: batch}\n"
         )
+        if screen.doses:
+            spec += "    covariates: {dose: {column: dose, unit: uM}}\n"
     for part in simulation.truth.screens:
         more, described = split(part)
         arrays |= {f"{part.name}.{key}": value for key, value in more.items()}

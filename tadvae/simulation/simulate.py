@@ -12,11 +12,13 @@ context c and batch h with targets b ∈ {0,1}^T, over K factors, P pathways and
     r = softmax(η over the screen's panel),  d ~ LogNormal(log depth, depth_sd²)
     x_g ~ Poisson(d r_g Γ_g),  Γ_g ~ Gamma(mean 1, variance dispersion)
 
-b_g is 1 if gene g itself is perturbed. CRISPRa has sign +1, CRISPRi −1. The epistasis of a pair is a
-shift of one factor in addition to the shifts of its targets; if it is zero, doubles are additive in latent
-space. Factors are numbered in causal order: ``graph[i, j]``, i < j, is the effect of factor i on factor j.
-Every target belongs to a pathway that its own factor drives with a positive loading, so pathways carry
-information on targets that were never perturbed. All data, including the names, are synthetic.
+Cells that escape have the label of a perturbation, but b = 0; true profiles are those of perturbed cells. In
+a screen with doses, b_t is the share ``d^n / (d^n + e^n)`` of the full effect (:func:`dose_response`). b_g
+is 1 if gene g itself is perturbed. CRISPRa has sign +1, CRISPRi −1. The epistasis of a pair is a shift of
+one factor in addition to the shifts of its targets; if it is zero, doubles are additive in latent space.
+Factors are numbered in causal order: ``graph[i, j]``, i < j, is the effect of factor i on factor j. Every
+target belongs to a pathway that its own factor drives with a positive loading, so pathways carry information
+on targets that were never perturbed. All data, including the names, are synthetic.
 """
 
 from dataclasses import dataclass
@@ -56,11 +58,17 @@ class ScreenConfig(Config):
     doubles: tuple[tuple[int, int], ...] | None = Field(
         default=None, description="The pairs, as positions among this screen's singles; replaces n_doubles."
     )
+    doses: tuple[float, ...] = Field(
+        default=(), description="Doses of every perturbation, in uM; none: no doses, as with full effect."
+    )
     control_cells: int = Field(default=300, ge=1, description="Control cells per context.")
     cells_per_condition: int = Field(default=75, ge=1, description="Cells per context of other conditions.")
     depth: float = Field(default=3000.0, gt=0, description="Median total counts of a cell.")
     depth_sd: float = Field(default=0.35, ge=0, description="Standard deviation of the log depth.")
     n_batches: int = Field(default=2, ge=1, description="Batches that the cells are spread over.")
+    escaped: float = Field(
+        default=0.0, ge=0, lt=1, description="Share of perturbed cells in which nothing is perturbed."
+    )
 
 
 _SCREENS = (
@@ -95,6 +103,10 @@ class SimulationConfig(Config):
     shift_range: tuple[float, float] = Field(default=(1.5, 3.0), description="Absolute shift, in SDs of z.")
     loading_range: tuple[float, float] = Field(default=(0.3, 0.6), description="Absolute loading.")
     negative_loadings: float = Field(default=0.25, ge=0, le=1, description="Share of loadings below 0.")
+    dose_range: tuple[float, float] = Field(
+        default=(0.03, 3.0), description="Half-maximal doses of the targets, drawn on a log scale."
+    )
+    slope_range: tuple[float, float] = Field(default=(0.8, 2.0), description="Hill slopes of the targets.")
     own_effect: float = Field(default=1.5, ge=0, description="Change of a target's own log rate.")
     epistasis: float = Field(default=1.0, ge=0, description="Absolute extra shift by a non-additive double.")
     epistasis_fraction: float = Field(default=0.25, ge=0, le=1, description="Share of doubles that have it.")
@@ -105,7 +117,7 @@ class SimulationConfig(Config):
     dispersion: float = Field(default=0.1, ge=0, description="Negative binomial dispersion; 0: Poisson.")
     truth_cells: int = Field(default=500, ge=1, description="Fresh cells behind each true mean profile.")
 
-    @field_validator("edge_range", "shift_range", "loading_range")
+    @field_validator("edge_range", "shift_range", "loading_range", "dose_range", "slope_range")
     @classmethod
     def _ordered(cls, value: tuple[float, float]) -> tuple[float, float]:
         if not 0 <= value[0] <= value[1]:
@@ -147,7 +159,7 @@ class ScreenTruth:
     """True parameters of one screen with C cells, n measured genes, S conditions and L contexts."""
 
     name: str
-    conditions: list[str]  # control, singles, doubles
+    conditions: list[str]  # control, singles, doubles; with doses A@0.1uM
     contexts: list[str]
     panel: np.ndarray  # (n,) positions of the measured genes, ascending
     design: np.ndarray  # (S, T) 1 where a condition perturbs a target
@@ -157,6 +169,7 @@ class ScreenTruth:
     u: np.ndarray  # (C, K)
     activity: np.ndarray  # (C, P)
     mean_u: np.ndarray  # (L, S, K) exact expectation
+    escaped: np.ndarray  # (C,) whether a cell has the label of a perturbation, but no effect
     profile: np.ndarray  # (L, S, n) mean log1p of counts per TARGET_SUM, over truth_cells fresh cells
 
 
@@ -304,6 +317,21 @@ def _world(config: SimulationConfig, designs: list[np.ndarray]) -> Truth:
     )
 
 
+def dose_curves(config: SimulationConfig) -> tuple[np.ndarray, np.ndarray]:
+    """Half-maximal dose and Hill slope of each target, (T,) each."""
+    rng = _rng(config, 6)
+    low, high = np.log(config.dose_range).tolist()
+    midpoint = np.exp(rng.uniform(low, high, config.n_targets))
+    return midpoint, rng.uniform(*config.slope_range, config.n_targets)
+
+
+def dose_response(config: SimulationConfig, dose: np.ndarray) -> np.ndarray:
+    """Share of the full shift of each target, ``d^n / (d^n + e^n)``, (S, T); 1 without a dose."""
+    midpoint, slope = dose_curves(config)
+    powers = np.nan_to_num(dose, nan=1.0)[:, None] ** slope
+    return np.where(np.isnan(dose)[:, None], 1.0, powers / (powers + midpoint**slope))
+
+
 def _panels(config: SimulationConfig, truth: Truth, designs: list[np.ndarray]) -> list[np.ndarray]:
     """Draw the measured genes of each screen.
 
@@ -324,6 +352,11 @@ def _screen(
 ) -> tuple[ad.AnnData, ScreenTruth]:
     """Draw the cells of one screen."""
     screen, rng = config.screens[index], _rng(config, 4, index)
+    dose = np.full(len(design), np.nan)  # (S,) of each condition; the control has none
+    if screen.doses:
+        dose = np.concatenate([[np.nan], np.tile(screen.doses, len(design) - 1)])
+        at = np.concatenate([[0], np.repeat(np.arange(1, len(design)), len(screen.doses))])
+        design = design[at] * dose_response(config, dose)  # (S, T) between 0 and 1
     sign, n_batches, n_conditions = SIGN[screen.modality], screen.n_batches, len(design)
     lines = np.array([truth.contexts.index(name) for name in screen.contexts])  # (L,)
     shift = sign * truth.magnitude  # (T,)
@@ -361,20 +394,25 @@ def _screen(
     condition = np.tile(np.repeat(np.arange(n_conditions), repeats), lines.size)[cells]  # (C,)
     line = np.repeat(lines, repeats.sum())[cells]  # (C,)
     batch = rng.integers(n_batches, size=cells.size)  # (C,)
+    escaped = (_rng(config, 6, index).random(cells.size) < screen.escaped) & (condition > 0)  # (C,)
+    truly = np.where(escaped, 0, condition)
     chunks = [slice(start, start + _CHUNK) for start in range(0, cells.size, _CHUNK)]
-    drawn = [draw(rng, condition[c], line[c], batch[c]) for c in chunks]
+    drawn = [draw(rng, truly[c], line[c], batch[c]) for c in chunks]
     z, u, activity = (np.concatenate(parts) for parts in list(zip(*drawn, strict=True))[:3])
 
     names = ["+".join(sorted(truth.targets[t] for t in np.flatnonzero(row))) or CONTROL for row in design]
     batches = [f"{screen.name}-batch{b + 1}" for b in range(n_batches)]
     obs = pd.DataFrame(
         {
-            "condition": pd.Categorical.from_codes(condition, pd.Index(names)),
+            "condition": pd.Categorical(np.array(names)[condition], list(dict.fromkeys(names))),
             "cell_type": pd.Categorical.from_codes(line, pd.Index(truth.contexts)).remove_unused_categories(),
             "batch": pd.Categorical.from_codes(batch, pd.Index(batches)),
         },
         index=[f"{screen.name}-{cell + 1:06d}" for cell in range(cells.size)],
     )
+    if screen.doses:
+        obs["dose"] = dose[condition]
+        names = [names[0], *(f"{name}@{each:g}uM" for name, each in zip(names[1:], dose[1:], strict=True))]
     X = sparse.vstack([sparse.csr_matrix(parts[-1]) for parts in drawn], format="csr")
     var = pd.DataFrame(index=[truth.genes[g] for g in panel])
     mean = truth.context_mean[lines][:, None] + latent_shift(design, shift, truth)  # (L, S, K)
@@ -389,6 +427,7 @@ def _screen(
         z=z,
         u=u,
         activity=activity,
+        escaped=escaped,
         mean_u=latent(mean.reshape(-1, config.n_factors), truth.graph).reshape(mean.shape),
         profile=np.stack([[profile(i, s) for s in range(n_conditions)] for i in lines]),
     )

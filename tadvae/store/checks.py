@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tadvae.base.errors import require
+from tadvae.store.covariates import AMOUNTS
 from tadvae.store.manifest import GROUP_KEYS, Manifest, ShardEntry, StoredDataset
 from tadvae.store.tokens import ENCODINGS, encoding
 
@@ -54,6 +55,12 @@ def check_perturbations(table: pd.DataFrame, n_genes: int) -> None:
     require(bool(((genes >= -1) & (genes < n_genes)).all()), "a target is a gene beyond the vocabulary")
     require(bool((np.abs(signs) <= 1).all()), "a sign is neither -1, 0 nor 1")
     require((table["targets"].str.len() == 0).sum() <= 1, "there are two controls")
+    for name in AMOUNTS:
+        if name in table:
+            amounts = table[name].to_numpy(np.float64)
+            require(
+                bool((np.isnan(amounts) | (np.isfinite(amounts) & (amounts > 0))).all()), f"a {name} below 0"
+            )
 
 
 def check_labels(table: pd.DataFrame, n_datasets: int) -> None:
@@ -65,6 +72,18 @@ def check_labels(table: pd.DataFrame, n_datasets: int) -> None:
         isinstance(item, np.ndarray) and all(isinstance(t, str) for t in item) for item in table["targets"]
     )
     require(lists, "the targets of a label are no list of names")
+
+
+def check_guides(table: pd.DataFrame, groups: pd.DataFrame) -> None:
+    """Cells by guide belong to groups of the store, and are no more than these have."""
+    for name in (*GROUP_KEYS, "n_cells"):
+        _whole(table, name)
+    whole = "n_guides" in table and table["n_guides"].dtype.kind in "iu"  # -1: not known
+    require(whole, "n_guides does not hold whole numbers")
+    require("guide" in table and all(isinstance(each, str) for each in table["guide"]), "a guide is no text")
+    counted = table.groupby(GROUP_KEYS)["n_cells"].sum()
+    known = groups.set_index(GROUP_KEYS)["n_cells"].reindex(counted.index)
+    require(bool((counted <= known).all()), "its cells are not those of the groups")
 
 
 def check_bags(bags: pd.DataFrame, manifest: Manifest, n_perturbations: int) -> None:

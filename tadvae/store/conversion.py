@@ -7,6 +7,7 @@ import hashlib
 import json
 import logging
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,9 +24,13 @@ from tadvae.cells.variable_genes import rank_effects, rank_variable_genes
 from tadvae.genes.features import listed
 from tadvae.genes.harmonise import harmonise
 from tadvae.genes.reference import GeneReference
+from tadvae.store.covariates import AMOUNTS, MOST_LABELS, Amounts, amounts_text, order_of
+from tadvae.store.guides import guide_table
 from tadvae.store.layout import plan_layout
+from tadvae.store.left_out_cells import leave_out
 from tadvae.store.manifest import (
     GROUP_KEYS,
+    GUIDES,
     LABELS,
     SCHEMA_VERSION,
     Manifest,
@@ -58,12 +63,16 @@ class StorePlan:
     """Sorted names of the contexts of all datasets."""
     perturbations: list[Perturbation]
     """Perturbations of all datasets, in the order of their indices; the control comes first."""
+    amounts: list[Amounts]
+    """Dose and time of each of them."""
     target_gene: dict[str, str | None]
     """Gene key of each target, None for a target that is not a gene."""
     datasets: list[DatasetPlan]
     """What the conversion tasks need, per dataset."""
     left_out: list[dict[str, int]]
     """Per dataset, the number of columns that are not genes, by kind."""
+    dropped: list[dict[str, int]]
+    """Per dataset, the number of cells that its quality control leaves out, by reason."""
 
     @property
     def n_bytes(self) -> int:
@@ -80,8 +89,14 @@ class StorePlan:
         return hashlib.sha256(text.encode()).hexdigest()
 
 
-def plan_store(spec: StoreSpec) -> StorePlan:
+def plan_store(spec: StoreSpec, perturbed: Mapping[int, np.ndarray] | None = None) -> StorePlan:
     """Read labels and genes of every source, and decide vocabulary, codes and layout.
+
+    Parameters
+    ----------
+    perturbed
+        By index of the dataset, the probabilities that cells are perturbed; see
+        :func:`tadvae.store.left_out_cells.leave_out`. Without them, escaped cells are not left out.
 
     Raises
     ------
@@ -89,8 +104,8 @@ def plan_store(spec: StoreSpec) -> StorePlan:
         If the input is inconsistent or unreadable; nothing has been written then.
     """
     reference = GeneReference.load(spec.genes.reference)
-    panels, all_labels, n_rows, columns, left_out = [], [], [], [], []
-    for dataset in spec.datasets:
+    panels, all_labels, n_rows, columns, left_out, dropped = [], [], [], [], [], []
+    for i, dataset in enumerate(spec.datasets):
         with open_source(dataset) as source:
             left_out.append(source.leave_out_others(reference))
             columns.append(source.columns)
@@ -102,11 +117,17 @@ def plan_store(spec: StoreSpec) -> StorePlan:
             panel["length"] = np.nan if lengths is None else lengths
             panel["var_name"] = source.var_names()
             panels.append(panel)
-            all_labels.append(source.labels(reference.is_official))
+            labels, counts = leave_out(
+                source.labels(reference.is_official), dataset, (perturbed or {}).get(i)
+            )
+            all_labels.append(labels)
+            dropped.append(counts)
             n_rows.append(source.shape[0])
             _say(source.check_values())
             if left_out[-1]:
                 _say(f"{source.where}: columns that are not genes are left out ({listed(left_out[-1])}).")
+            if counts:
+                _say(f"{source.where}: cells are left out by its 'qc' ({listed(counts)}).")
 
     target_gene, specs, all_labels = harmonise_targets(spec.datasets, all_labels, reference, panels)
     genes = _vocabulary(panels, target_gene, reference)
@@ -116,9 +137,9 @@ def plan_store(spec: StoreSpec) -> StorePlan:
 
     contexts = sorted({context for labels in all_labels for context in labels.contexts})
     distinct = {
-        _with_modality(targets, dataset)
+        (_with_modality(targets, dataset), amounts)
         for labels, dataset in zip(all_labels, specs, strict=True)
-        for targets in labels.perturbations
+        for targets, amounts in zip(labels.perturbations, labels.amounts, strict=True)
     }
     datasets = []
     for i, (dataset, labels) in enumerate(zip(specs, all_labels, strict=True)):
@@ -133,12 +154,16 @@ def plan_store(spec: StoreSpec) -> StorePlan:
                 labels=labels,
                 layout=plan_layout(labels, spec.layout, bag_size=bag_size, key=(i,)),
                 n_source_rows=n_rows[i],
+                units=spec.units,
             )
         )
     for dataset, labels in zip(specs, all_labels, strict=True):
         _say(_few_controls(dataset, labels))
-    perturbations = sorted(distinct, key=lambda item: (len(item), item))
-    return StorePlan(spec, genes, panels, contexts, perturbations, target_gene, datasets, left_out)
+    keys = sorted(distinct, key=lambda key: (len(key[0]), key[0], order_of(key[1])))
+    perturbations, amounts = [item for item, _ in keys], [each for _, each in keys]
+    return StorePlan(
+        spec, genes, panels, contexts, perturbations, amounts, target_gene, datasets, left_out, dropped
+    )
 
 
 def finish_store(
@@ -163,10 +188,10 @@ def finish_store(
     sums = {"genes.parquet": _write(genes, folder / "genes.parquet")}
     (folder / "datasets").make_folder()
     entries, bags, groups = [], [], []
-    code_of = {item: code for code, item in enumerate(plan.perturbations)}
+    code_of = {key: code for code, key in enumerate(zip(plan.perturbations, plan.amounts, strict=True))}
     n_shards = 0
-    for dataset, panel, stats, parts, left_out in zip(
-        plan.datasets, plan.panels, moments, shards, plan.left_out, strict=True
+    for dataset, panel, stats, parts, left_out, dropped in zip(
+        plan.datasets, plan.panels, moments, shards, plan.left_out, plan.dropped, strict=True
     ):
         name = f"datasets/{dataset.spec.name}.parquet"
         sums[name] = _write(_panel_table(panel, stats, dataset.spec.values), folder / name)
@@ -182,6 +207,7 @@ def finish_store(
                 values=dataset.spec.values,
                 rounded=dataset.spec.counts.round,
                 left_out=left_out,
+                dropped=dropped,
                 n_cells=len(dataset.labels.source_row),
                 n_genes=len(panel),
                 n_unknown_genes=int((panel["how"] == "unknown").sum()),
@@ -189,12 +215,23 @@ def finish_store(
                 n_perturbations=sum(1 for item in dataset.labels.perturbations if item),
                 has_total_counts=dataset.spec.total_counts is not None,
                 source=Path(dataset.spec.path).name,
+                covariates=_covariates(dataset),
             )
         )
     sums["bags.parquet"] = _write(pd.concat(bags, ignore_index=True), folder / "bags.parquet")
     table = _perturbation_table(plan, pd.concat(groups))
     sums["perturbations.parquet"] = _write(table, folder / "perturbations.parquet")
     sums[LABELS] = _write(_label_table(plan), folder / LABELS)
+    codes = [
+        [
+            code_of[_with_modality(targets, each.spec), amounts]
+            for targets, amounts in zip(each.labels.perturbations, each.labels.amounts, strict=True)
+        ]
+        for each in plan.datasets
+    ]
+    guides = guide_table(plan.datasets, plan.contexts, codes)
+    if len(guides):
+        sums[GUIDES] = _write(guides, folder / GUIDES)
     # only file names: the folders of the converting machine are private
     named = [dataset.model_copy(update={"path": Path(dataset.path).name}) for dataset in plan.spec.datasets]
     text = plan.spec.model_copy(update={"datasets": named}).to_yaml()
@@ -297,13 +334,19 @@ def _panel_table(panel: pd.DataFrame, moments: Moments, said: str) -> pd.DataFra
 
 
 def _bag_table(
-    plan: StorePlan, dataset: DatasetPlan, code_of: dict[Perturbation, int], n_tokens: list[np.ndarray]
+    plan: StorePlan,
+    dataset: DatasetPlan,
+    code_of: dict[tuple[Perturbation, Amounts], int],
+    n_tokens: list[np.ndarray],
 ) -> pd.DataFrame:
     bags = dataset.layout.bags
     labels = dataset.labels
     context_code = np.array([plan.contexts.index(name) for name in labels.contexts])
     perturbation_code = np.array(
-        [code_of[_with_modality(targets, dataset.spec)] for targets in labels.perturbations]
+        [
+            code_of[_with_modality(targets, dataset.spec), amounts]
+            for targets, amounts in zip(labels.perturbations, labels.amounts, strict=True)
+        ]
     )
     edges = np.concatenate([[0], np.cumsum(bags["n_cells"])])
     tokens = np.concatenate([[0], np.cumsum(np.concatenate(n_tokens), dtype=np.int64)])
@@ -334,13 +377,14 @@ def _label_table(plan: StorePlan) -> pd.DataFrame:
 def _perturbation_table(plan: StorePlan, groups: pd.DataFrame) -> pd.DataFrame:
     index = {gene: i for i, gene in enumerate(plan.genes["gene"])}
     rows = []
-    for code, item in enumerate(plan.perturbations):
+    for code, (item, amounts) in enumerate(zip(plan.perturbations, plan.amounts, strict=True)):
         counts = groups[groups["perturbation"] == code]
         genes = [plan.target_gene[target] for target, _ in item]
         rows.append(
             {
                 "perturbation_index": code,
-                "name": perturbation_label(tuple(target for target, _ in item)),
+                "name": perturbation_label(tuple(target for target, _ in item))
+                + amounts_text(amounts, plan.spec.units),
                 "targets": [target for target, _ in item],
                 "target_genes": [-1 if gene is None else index[gene] for gene in genes],
                 "modalities": [modality for _, modality in item],
@@ -349,9 +393,27 @@ def _perturbation_table(plan: StorePlan, groups: pd.DataFrame) -> pd.DataFrame:
                     {"dataset": int(d), "context": int(c), "n_cells": int(n)}
                     for d, c, n in zip(counts["dataset"], counts["context"], counts["n_cells"], strict=True)
                 ],
+                **{
+                    name: np.nan if amount is None else amount
+                    for name, amount in zip(AMOUNTS, amounts, strict=True)
+                    if name in plan.spec.units
+                },
             }
         )
     return pd.DataFrame(rows)
+
+
+def _covariates(dataset: DatasetPlan) -> dict[str, list[str]]:
+    """Covariates for the manifest: amounts with their unit, and the first labels of the free ones."""
+    found = {}
+    for place, name in enumerate(AMOUNTS):
+        if name in dataset.spec.covariates:
+            values = {each[place] for each in dataset.labels.amounts} - {None}
+            found[name] = [
+                f"{value:g}{dataset.units[name]}" for value in sorted(map(float, filter(None, values)))
+            ]
+    free = {name: sorted(set(each.tolist()) - {""}) for name, each in dataset.labels.covariates.items()}
+    return found | {name: labels[:MOST_LABELS] for name, labels in free.items()}
 
 
 _PERTURBATION_SCHEMA = pa.schema(
@@ -378,7 +440,10 @@ _LABEL_SCHEMA = pa.schema(
 def _write(frame: pd.DataFrame, place: Location) -> str:
     """Write a table; returns its checksum."""
     schemas = (_PERTURBATION_SCHEMA, _LABEL_SCHEMA)
-    schema = next((each for each in schemas if each.names == frame.columns.tolist()), None)
+    columns = frame.columns.tolist()
+    schema = next((each for each in schemas if each.names == columns[: len(each.names)]), None)
+    if schema is not None:  # amounts of perturbations come after the columns that every store has
+        schema = pa.schema([*schema, *((name, pa.float64()) for name in columns[len(schema.names) :])])
     buffer = pa.BufferOutputStream()
     pq.write_table(
         pa.Table.from_pandas(frame, schema=schema, preserve_index=False), buffer, compression="zstd"

@@ -34,6 +34,8 @@ def checked(folder: Location) -> CheckedFolder:
 
 LABELS = "labels.parquet"
 """What the labels of every dataset mean; stores of earlier versions do not have it."""
+GUIDES = "guides.parquet"
+"""Cells by guide and number of guides; only of stores with datasets whose spec names such columns."""
 
 
 class StoredDataset(Config):
@@ -49,6 +51,8 @@ class StoredDataset(Config):
     """Whether fractional counts were rounded to whole numbers."""
     left_out: dict[str, int] = {}
     """Number of columns of the source that are not genes and were left out, by kind."""
+    dropped: dict[str, int] = {}
+    """Number of cells that the spec's quality control left out, by reason."""
     n_cells: int = Field(ge=0)
     """Number of stored cells; of signatures, one empty row per context, the control, is among them."""
     n_genes: int = Field(ge=0)
@@ -63,6 +67,8 @@ class StoredDataset(Config):
     """Whether library sizes come from a column of ``obs`` instead of sums over the measured genes."""
     source: str
     """File name of the source, without its folder."""
+    covariates: dict[str, list[str]] = {}
+    """Values of dose and time with their unit, and labels of free covariates (at most 50), by name."""
 
 
 class ShardEntry(Config):

@@ -15,9 +15,11 @@ from tadvae.base.filesystem import Location
 from tadvae.genes.names import GeneNames
 from tadvae.genes.reference import GeneReference
 from tadvae.store import checks
+from tadvae.store.covariates import AMOUNTS
 from tadvae.store.manifest import (
     DATASET_NAME,
     GROUP_KEYS,
+    GUIDES,
     LABELS,
     MANIFEST,
     REPAIR,
@@ -42,6 +44,9 @@ class Store:
         One row per bag: dataset, context, perturbation, n_cells, n_tokens, shard, row_group, first_row. The
         row number is the id of the bag.
     """
+
+    gene_of_file: np.ndarray | None = None
+    """Index of each gene of the files among :attr:`genes`; None: they are the same."""
 
     def __init__(self, folder: Location, manifest: Manifest) -> None:
         self.folder = folder
@@ -107,7 +112,7 @@ class Store:
         """Read all tables, and compare them with their checksums and with each other."""
         for dataset in range(len(self.manifest.datasets)):
             self.panel(dataset)
-        _ = self.reference, self.labels
+        _ = self.reference, self.labels, self.guides
         with self._damaged("perturbations.parquet"):
             checks.check_groups(self.perturbations, self.groups, self.manifest)
 
@@ -131,6 +136,19 @@ class Store:
         with self._damaged("perturbations.parquet"):
             checks.check_perturbations(table, self.manifest.n_genes)
         return table
+
+    @property
+    def has_amounts(self) -> bool:
+        """Whether some perturbations have a dose or a time."""
+        return any(name in self.perturbations and self.perturbations[name].notna().any() for name in AMOUNTS)
+
+    @cached_property
+    def log_amounts(self) -> np.ndarray:
+        """Logarithm of dose and time of each perturbation, (n_perturbations, 2); NaN: it has none."""
+        table = self.perturbations
+        none = np.full(len(table), np.nan)
+        found = [np.log(table[n].to_numpy(np.float64)) if n in table else none for n in AMOUNTS]
+        return np.stack(found, axis=1)
 
     @cached_property
     def bags(self) -> pd.DataFrame:
@@ -175,6 +193,16 @@ class Store:
             for row in table.itertuples():
                 result[row.dataset][row.label] = tuple(row.targets)
         return result
+
+    @cached_property
+    def guides(self) -> pd.DataFrame | None:
+        """Cells by guide and number of guides (-1: not known); None if no spec named such columns."""
+        if not self._files.has(GUIDES):
+            return None
+        table = self._table(GUIDES)
+        with self._damaged(GUIDES):
+            checks.check_guides(table, self.groups)
+        return table
 
     @cached_property
     def separators(self) -> list[str | None]:

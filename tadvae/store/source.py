@@ -21,6 +21,7 @@ from tadvae.base.errors import UserError, clause
 from tadvae.base.labels import is_blank
 from tadvae.genes.features import FEATURE_TYPES, listed, other_features
 from tadvae.genes.reference import GeneReference
+from tadvae.store.covariates import AMOUNTS, NO_AMOUNTS, Amounts, order_of, read_amounts
 from tadvae.store.h5ad import UNREADABLE, names_in, open_file, read_frame, require_own_data
 from tadvae.store.labels import ParsedLabels, parse_labels
 from tadvae.store.spec import DatasetSpec
@@ -44,8 +45,38 @@ class CellLabels:
     total_counts: np.ndarray | None  # (n,) float64
     spelt: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """Targets by label, and by part of a label, as they are spelt in the file."""
+    amounts: list[Amounts] = field(default_factory=list)
+    """Dose and time of each perturbation."""
+    covariates: dict[str, np.ndarray] = field(default_factory=dict)
+    """Free covariates by name, (n,) str each."""
     n_implied: int = 0
     """Number of cells at the end that are not in the file; see :meth:`with_zero_controls`."""
+    guide: np.ndarray | None = None  # (n,) str
+    n_guides: np.ndarray | None = None  # (n,) int64
+
+    def subset(self, keep: np.ndarray) -> Self:
+        """The cells for which ``keep``, bool (n,), is true; contexts and perturbations without any go."""
+        contexts, context = np.unique(self.context[keep], return_inverse=True)
+        codes, perturbation = np.unique(self.perturbation[keep], return_inverse=True)
+        chosen: dict[str, Any] = {
+            name: None if values is None else values[keep]
+            for name, values in vars(self).items()
+            if name in ("source_row", "cell_id", "batch", "total_counts", "guide", "n_guides")
+        }
+        return replace(
+            self,
+            **chosen,
+            context=context.astype(np.int64),
+            contexts=[self.contexts[i] for i in contexts],
+            perturbation=perturbation.astype(np.int64),
+            perturbations=[self.perturbations[i] for i in codes],
+            amounts=[self.amounts[i] for i in codes],
+            covariates={name: values[keep] for name, values in self.covariates.items()},
+        )
+
+    def __post_init__(self) -> None:
+        if not self.amounts:
+            object.__setattr__(self, "amounts", [NO_AMOUNTS] * len(self.perturbations))
 
     def with_zero_controls(self, n_rows: int) -> Self:
         """Add the control of every context, which a file of signatures with ``n_rows`` rows does not hold.
@@ -60,6 +91,10 @@ class CellLabels:
             context=np.append(self.context, np.arange(n)),
             perturbation=np.append(self.perturbation + 1, np.zeros(n, np.int64)),
             perturbations=[(), *self.perturbations],
+            amounts=[NO_AMOUNTS, *self.amounts],
+            covariates={
+                name: np.append(each, np.full(n, "")).astype(str) for name, each in self.covariates.items()
+            },
             batch=np.append(self.batch, np.full(n, "")).astype(str),
             n_implied=n,
         )
@@ -255,8 +290,9 @@ class Source:
         parsed = self._parsed(is_gene)
         rows = np.flatnonzero(parsed.keep)
         contexts, context_code = np.unique(context[rows].astype(str), return_inverse=True)
-        distinct = sorted(set(parsed.targets[rows]), key=lambda item: (len(item), item))
-        code_of = {item: code for code, item in enumerate(distinct)}
+        keys = list(zip(parsed.targets[rows], self._amounts(parsed, rows), strict=True))
+        distinct = sorted(set(keys), key=lambda key: (len(key[0]), key[0], order_of(key[1])))
+        code_of = {key: code for code, key in enumerate(distinct)}
         batch = self._text(spec.batch.column if spec.batch else None, "batch.column")
         total = None
         if spec.total_counts is not None:
@@ -267,18 +303,65 @@ class Source:
                     f"{self.where}: obs column '{spec.total_counts}' must hold a library size for "
                     "every cell; fix it or remove 'total_counts' from the spec."
                 )
+        guide, n_guides = self._guides(rows)
         labels = CellLabels(
             source_row=rows.astype(np.int64),
             cell_id=obs.index.to_numpy(dtype=object)[rows].astype(str),
             context=context_code.astype(np.int64),
             contexts=[str(name) for name in contexts],
-            perturbation=np.array([code_of[item] for item in parsed.targets[rows]], dtype=np.int64),
-            perturbations=distinct,
+            perturbation=np.array([code_of[key] for key in keys], dtype=np.int64),
+            perturbations=[targets for targets, _ in distinct],
+            amounts=[amounts for _, amounts in distinct],
+            covariates=self._free_covariates(rows),
             batch=(batch[rows] if batch is not None else np.full(len(rows), "")).astype(str),
             total_counts=total,
             spelt=parsed.spelt,
+            guide=guide,
+            n_guides=n_guides,
         )
         return labels.with_zero_controls(len(obs)) if spec.kind == "signatures" else labels
+
+    def _guides(self, rows: np.ndarray) -> tuple[np.ndarray | None, np.ndarray | None]:
+        """Guide, and number of guides, of some rows, where the spec names columns."""
+        guide = n_guides = None
+        qc = self.spec.qc
+        if qc is not None and qc.guide is not None:
+            column = self._column(self.obs, qc.guide, "obs", "qc.guide")
+            guide = column.astype(object).where(column.notna(), "").astype(str).to_numpy()[rows]
+        if qc is not None and qc.n_guides is not None:
+            column = self._column(self.obs, qc.n_guides, "obs", "qc.n_guides")
+            every = pd.to_numeric(column, errors="coerce").to_numpy(np.float64)[rows]
+            if not (np.isfinite(every) & (every >= 0) & (every == np.rint(every))).all():
+                raise UserError(
+                    f"{self.where}: obs column '{qc.n_guides}' must hold a whole number for every cell; fix "
+                    "it or remove 'qc.n_guides' from the spec."
+                )
+            n_guides = every.astype(np.int64)
+        return guide, n_guides
+
+    def _amounts(self, parsed: ParsedLabels, rows: np.ndarray) -> list[Amounts]:
+        """Dose and time of some cells."""
+        perturbed = np.array([len(item) > 0 for item in parsed.targets]) & parsed.keep
+        found: list[list[float | None]] = []
+        for name in AMOUNTS:
+            covariate = self.spec.covariates.get(name)
+            if covariate is None:
+                found.append([None] * len(rows))
+                continue
+            column = self._column(self.obs, covariate.column, "obs", f"covariates.{name}.column")
+            numbers = read_amounts(column, perturbed, name, self.where)[rows]
+            found.append([None if np.isnan(number) else number for number in numbers.tolist()])
+        return list(zip(*found, strict=True))
+
+    def _free_covariates(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        """Labels of the covariates that are neither dose nor time, of some cells."""
+        found = {}
+        for name, covariate in self.spec.covariates.items():
+            if name not in AMOUNTS:
+                values = self._text(covariate.column, f"covariates.{name}.column")
+                assert values is not None
+                found[name] = values[rows].astype(str)
+        return found
 
     def var_names(self) -> list[str]:
         """The names in the index of ``var``, made unique as anndata does it."""

@@ -7,8 +7,10 @@ from typing import Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from tadvae.base.config import Config, read_yaml
+from tadvae.base.documents import parse_yaml
 from tadvae.base.errors import UserError
 from tadvae.base.labels import as_text
+from tadvae.store.covariates import AMOUNTS, CovariateSpec
 
 MODALITY_SIGN = {
     "crispra": 1,
@@ -151,6 +153,33 @@ class DatasetGenesSpec(Config):
     """
 
 
+class QualitySpec(Config):
+    """Quality control of a screen: columns that it needs, and what it leaves out; without limits, nothing."""
+
+    guide: str | None = None
+    """Column of ``obs`` with the guide of each cell; None: guides are not counted."""
+    n_guides: str | None = None
+    """Column with the number of guides of each cell; None: doublets of guides are not counted."""
+    max_guides: int | None = Field(None, ge=1)
+    """Leave out cells with more guides; None: none. It needs ``n_guides``."""
+    min_perturbed: float | None = Field(None, gt=0, lt=1)
+    """Leave out perturbed cells whose probability of being perturbed is lower (escaped cells); None: none.
+    Cells of a target without a detectable response have no probability, and stay."""
+    min_cells: int | None = Field(None, ge=1)
+    """Leave out perturbations with fewer cells in a context, after the other limits; None: none."""
+
+    @model_validator(mode="after")
+    def _counted(self) -> Self:
+        if self.max_guides is not None and self.n_guides is None:
+            raise ValueError("'max_guides' needs 'n_guides', the column with the number of guides")
+        return self
+
+    @property
+    def leaves_out(self) -> bool:
+        """Whether any limit is set."""
+        return any(limit is not None for limit in (self.max_guides, self.min_perturbed, self.min_cells))
+
+
 class DatasetSpec(Config):
     """One ``.h5ad`` file or ``.zarr`` folder, and what its columns mean."""
 
@@ -191,6 +220,24 @@ class DatasetSpec(Config):
     """
     genes: DatasetGenesSpec = DatasetGenesSpec()
     """Columns of ``var`` that describe the genes."""
+    qc: QualitySpec | None = None
+    """Quality control: columns of guides, and limits for cells that are left out; None: no limits."""
+    covariates: dict[str, CovariateSpec] = {}
+    """Covariates of cells by name: ``dose`` and ``time`` are numbers of a perturbation, with a ``unit``, and
+    the model reads them as such; any other name is a label that is stored with the cells, for example
+    ``{dose: {column: dose, unit: uM}, donor: {column: donor}}``."""
+
+    @field_validator("covariates")
+    @classmethod
+    def _names_of_covariates(cls, covariates: dict[str, CovariateSpec]) -> dict[str, CovariateSpec]:
+        for name, each in covariates.items():
+            if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name):
+                raise ValueError(f"'{name}' is no name of a covariate: expected letters, digits and '_'")
+            if each.unit and name not in AMOUNTS:
+                raise ValueError(
+                    f"'{name}' is a label and has no unit; only {' and '.join(AMOUNTS)} have one"
+                )
+        return covariates
 
     @field_validator("name", "modality", mode="before")
     @classmethod
@@ -235,6 +282,8 @@ class DatasetSpec(Config):
             raise ValueError(
                 "'counts.round' is for counts, and 'values: log1p' says there are none; drop one"
             )
+        if self.qc is not None and (self.kind != "cells" or self.perturbation is None):
+            raise ValueError("'qc' is for cells of a screen with 'perturbation'; drop it")
         if isinstance(self.modality, dict) and "default" not in self.modality:
             raise ValueError("a modality by target needs a 'default'")
         return self
@@ -302,7 +351,24 @@ class StoreSpec(Config):
         repeated = sorted({name for name in names if names.count(name) > 1})
         if repeated:
             raise ValueError(f"dataset names must differ, but '{repeated[0]}' is repeated; rename one")
+        for name in AMOUNTS:
+            units = sorted({each.covariates[name].unit for each in self.datasets if name in each.covariates})
+            if len(units) > 1:
+                raise ValueError(
+                    f"datasets give '{name}' in {' and '.join(repr(unit) for unit in units)}; bring the "
+                    "columns to one unit"
+                )
         return self
+
+    @property
+    def units(self) -> dict[str, str]:
+        """Unit of each amount that a dataset has, by name."""
+        return {
+            name: each.covariates[name].unit
+            for name in AMOUNTS
+            for each in self.datasets
+            if name in each.covariates
+        }
 
 
 def is_zarr(path: Path) -> bool:
@@ -312,8 +378,16 @@ def is_zarr(path: Path) -> bool:
 
 def load_spec(path: str | Path) -> StoreSpec:
     """Read ``SPEC.yaml``; its paths are relative to the folder of the file."""
-    spec = StoreSpec.parse(read_yaml(path), str(path))
-    folder = Path(path).absolute().parent
+    return _located(StoreSpec.parse(read_yaml(path), str(path)), str(path), Path(path).absolute().parent)
+
+
+def load_spec_text(text: str, source: str, folder: Path) -> StoreSpec:
+    """Read the text of a spec; its paths are relative to ``folder``."""
+    return _located(StoreSpec.parse(parse_yaml(text, source), source), source, folder.absolute())
+
+
+def _located(spec: StoreSpec, path: str, folder: Path) -> StoreSpec:
+    """The spec with absolute paths of files that exist."""
     datasets = []
     for dataset in spec.datasets:
         source = folder / Path(dataset.path).expanduser()

@@ -9,6 +9,7 @@ import pandas as pd
 from tadvae.base.errors import UserError
 from tadvae.genes.harmonise import canonical_targets
 from tadvae.genes.reference import GeneReference
+from tadvae.store.covariates import order_of
 from tadvae.store.source import CellLabels
 from tadvae.store.spec import UNSPECIFIED, DatasetSpec, is_genetic
 from tadvae.store.writer import perturbation_label
@@ -102,10 +103,13 @@ def _renamed(labels: CellLabels, renamed: dict[str, str], where: str) -> CellLab
     UserError
         If two different perturbations would have the same name, so that their cells could not be told apart.
     """
-    items = [tuple(sorted({renamed[name] for name in item})) for item in labels.perturbations]
-    distinct = sorted(set(items), key=lambda item: (len(item), item))
+    items = [
+        (tuple(sorted({renamed[name] for name in item})), amounts)
+        for item, amounts in zip(labels.perturbations, labels.amounts, strict=True)
+    ]
+    distinct = sorted(set(items), key=lambda key: (len(key[0]), key[0], order_of(key[1])))
     called: dict[str, tuple[str, ...]] = {}
-    for item in distinct:
+    for item, _ in distinct:
         name = perturbation_label(item)
         if called.setdefault(name, item) != item:
             both = " and ".join(
@@ -122,4 +126,10 @@ def _renamed(labels: CellLabels, renamed: dict[str, str], where: str) -> CellLab
         label: tuple(sorted({renamed.get(name, name) for name in item}))
         for label, item in labels.spelt.items()
     }
-    return replace(labels, perturbations=distinct, perturbation=code[labels.perturbation], spelt=spelt)
+    return replace(
+        labels,
+        perturbations=[targets for targets, _ in distinct],
+        amounts=[amounts for _, amounts in distinct],
+        perturbation=code[labels.perturbation],
+        spelt=spelt,
+    )

@@ -10,7 +10,7 @@ machine, and an interrupted conversion runs only those that are missing.
 import hashlib
 import io
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from scipy import sparse
 
 from tadvae.base.filesystem import Location
 from tadvae.cells.moments import Moments
+from tadvae.store.covariates import amounts_text
 from tadvae.store.layout import DatasetLayout
 from tadvae.store.manifest import ShardEntry
 from tadvae.store.source import CellLabels, open_source
@@ -48,6 +49,8 @@ class DatasetPlan:
     labels: CellLabels
     layout: DatasetLayout
     n_source_rows: int
+    units: dict[str, str] = field(default_factory=dict)
+    """Units of dose and time."""
 
     def chunks(self, rows: int) -> list[tuple[int, int]]:
         """Ranges (start, stop) of source rows, ``rows`` in each; the last also has the implied controls."""
@@ -187,7 +190,8 @@ def _row_group(parts: list[pa.RecordBatch], start: int, stop: int) -> pa.Table:
 
 def store_schema(plan: DatasetPlan) -> pa.Schema:
     """Arrow schema of a shard."""
-    return pa.schema([*_LABELS, *token_fields(plan.spec.values)])
+    free = [(f"covariate_{name}", pa.string()) for name in plan.labels.covariates]
+    return pa.schema([*_LABELS, *free, *token_fields(plan.spec.values)])
 
 
 def _to_vocabulary(values: sparse.csr_matrix, plan: DatasetPlan) -> sparse.csr_matrix:
@@ -208,7 +212,13 @@ def _cells(
     labels, order = plan.labels, np.argsort(position)
     row = kept[order]
     packed = pack_tokens(values.indices, values.data, values.indptr, plan.spec.values == "counts")
-    written = np.array([perturbation_label(t) for t in labels.perturbations], object)
+    written = np.array(
+        [
+            perturbation_label(targets) + amounts_text(amounts, plan.units)
+            for targets, amounts in zip(labels.perturbations, labels.amounts, strict=True)
+        ],
+        object,
+    )
     columns = [
         pa.array(labels.cell_id[row], pa.string()),
         pa.array(np.array(labels.contexts, object)[labels.context[row]], pa.string()),
@@ -216,6 +226,7 @@ def _cells(
         pa.array(written[labels.perturbation[row]], pa.string()),
         pa.array(total[order]),
         pa.array(np.diff(values.indptr)[order].astype(np.int32)),
+        *(pa.array(each[row], pa.string()) for each in labels.covariates.values()),
         *(each.take(pa.array(order)) for each in packed),
     ]
     return pa.record_batch(

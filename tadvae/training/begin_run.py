@@ -1,5 +1,9 @@
 """The folder of a run as it is before its first step."""
 
+from dataclasses import asdict
+
+from safetensors.torch import save
+
 from tadvae.base.version import __version__
 from tadvae.data.plan import rank_bags, steps_per_epoch
 from tadvae.effects.file import save_effects
@@ -7,14 +11,12 @@ from tadvae.model.card import write_card
 from tadvae.model.run_folder import RunFolder
 from tadvae.model.weights import CONFIG, begin_model
 from tadvae.settings.experiment import ExperimentConfig
-from tadvae.store.reader import Store
 from tadvae.training.prepare import Preparation
 from tadvae.training.training_set import planned_bags
 
 
 def begin_run(
     run: RunFolder,
-    store: Store,
     store_path: str,
     config: ExperimentConfig,
     prepared: Preparation,
@@ -31,7 +33,7 @@ def begin_run(
         What the run was asked to train on; only written down.
     """
     vocabulary = prepared.vocabulary
-    bags = planned_bags(store, prepared.groups, config)
+    bags = planned_bags(prepared.store, prepared.groups, config)
     most = workers[1] if isinstance(workers, tuple) else workers
     _, repeated = rank_bags(bags, config.seed, 0, 0, most)
     run.model.make_folder()
@@ -56,5 +58,7 @@ def begin_run(
             "bags_repeated_per_epoch": repeated,
             "pathways": str(vocabulary.membership.coverage),
             "permuted_pathways": vocabulary.membership.permuted,
+            "origin": None if vocabulary.origin is None else asdict(vocabulary.origin),
         },
+        None if prepared.start is None else save(prepared.start),
     )

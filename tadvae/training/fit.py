@@ -48,8 +48,10 @@ def fit(
     The model, with control cells to predict from, and its split.
     """
     prepared = prepare_training(store, config)
-    data = TrainingSet(store, prepared.groups, prepared.vocabulary, config)
-    learner = Learner(config, build_module(config, prepared.vocabulary).to(device))
+    store, vocabulary = prepared.store, prepared.vocabulary
+    data = TrainingSet(store, prepared.groups, vocabulary, config)
+    module = build_module(config, vocabulary, prepared.start).to(device)
+    learner = Learner(config, module, vocabulary=vocabulary)
     kept: dict[tuple[int, int, bytes], tuple[np.ndarray, Cells]] = {}
 
     def read(windows: Iterable[Window]) -> Iterator[tuple[np.ndarray, Cells]]:
@@ -62,7 +64,7 @@ def fit(
 
     patience, validator = Patience(config.validation), None
     if config.validation.patience is not None:
-        validator = Validator(store, prepared.groups, prepared.vocabulary, config, prepared.effects)
+        validator = Validator(store, prepared.groups, vocabulary, config, prepared.effects)
     start, epochs = Position(), range(config.train.epochs)
     keeper = _KeepBest(learner, patience)
     train_epochs(
@@ -76,6 +78,5 @@ def fit(
         observer=keeper,
     )
     learner.module.load_state_dict(learner.final.state_dict() if keeper.best is None else keeper.best)
-    return TADVAE(
-        learner.module, prepared.vocabulary, config, prepared.controls, prepared.effects
-    ), prepared.groups
+    model = TADVAE(learner.module, vocabulary, config, prepared.controls, prepared.effects)
+    return model, prepared.groups

@@ -1,6 +1,6 @@
 """One step of learning: weights, optimizer and moving average."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from tadvae.nn.packed import ModelBatch
 from tadvae.settings.experiment import ExperimentConfig
 from tadvae.training.averaging import MovingAverage
 from tadvae.training.compiling import compile_parts, or_eager
+from tadvae.training.former_weights import FormerWeights
 
 
 class Learner:
@@ -24,10 +25,19 @@ class Learner:
         The network itself.
     model
         What is called for the loss: the module, or DDP around it.
+
+    Parameters
+    ----------
+    vocabulary
+        Of a fine-tuned model, to know its former weights, which the module has now.
     """
 
     def __init__(
-        self, config: ExperimentConfig, module: TADVAEModule, model: nn.Module | None = None
+        self,
+        config: ExperimentConfig,
+        module: TADVAEModule,
+        model: nn.Module | None = None,
+        vocabulary: Vocabulary | None = None,
     ) -> None:
         self.config = config
         self.module = module
@@ -37,6 +47,9 @@ class Learner:
         self.optimizer = torch.optim.Adam(
             module.parameters(), lr=config.train.learning_rate, fused=self.device.type == "cuda" or None
         )
+        self._former: FormerWeights | None = None
+        if vocabulary is not None and vocabulary.origin is not None and config.train.former != "free":
+            self._former = FormerWeights(module, vocabulary, config)
         decay = config.train.weight_average
         self.average = None if decay is None else MovingAverage(module, decay)
 
@@ -67,6 +80,8 @@ class Learner:
         loss, terms = or_eager(self.module, forward) if self.config.train.compile else forward()
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        if self._former is not None:
+            self._former.hold(self.module)
         if self.config.train.clip_norm is not None:
             nn.utils.clip_grad_norm_(self.module.parameters(), self.config.train.clip_norm)
         self.optimizer.step()
@@ -81,7 +96,12 @@ def noise_of(seed: Sequence[int], device: torch.device) -> torch.Generator:
     return torch.Generator(device).manual_seed(int(state >> np.uint64(1)))
 
 
-def build_module(config: ExperimentConfig, vocabulary: Vocabulary) -> TADVAEModule:
-    """The network with the weights that the seed gives it."""
+def build_module(
+    config: ExperimentConfig, vocabulary: Vocabulary, start: Mapping[str, Tensor] | None = None
+) -> TADVAEModule:
+    """The network with the weights that the seed gives it, or with those that fine-tuning starts with."""
     torch.manual_seed(config.seed)
-    return TADVAEModule(config.model, config.loss, vocabulary)
+    module = TADVAEModule(config.model, config.loss, vocabulary, files=start is None)
+    if start is not None:
+        module.load_state_dict(start)
+    return module

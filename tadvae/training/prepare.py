@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
+from torch import Tensor
 
 from tadvae.base.errors import UserError
 from tadvae.cells.ragged import Cells
@@ -18,12 +19,15 @@ from tadvae.data.vocabulary import Vocabulary
 from tadvae.effects.model import EffectModel
 from tadvae.effects.observe import fit_effects
 from tadvae.nn.network import TADVAEModule
+from tadvae.nn.strategies.base import STRATEGIES
 from tadvae.pathways.default import default_pathways
 from tadvae.pathways.membership import hidden_units, membership
 from tadvae.pathways.permuted import permuted_genes
 from tadvae.pathways.read import read_pathways
 from tadvae.settings.experiment import ExperimentConfig
 from tadvae.store.reader import Store
+from tadvae.training.agreement import control_samples, learn_agreement
+from tadvae.training.pretrained import Pretrained, grown_membership, in_terms_of
 
 
 @dataclass(frozen=True)
@@ -39,22 +43,32 @@ class Preparation:
         Control cells by row of ``vocabulary.contexts``.
     effects
         Mean effects; None where they have no weight.
+    store
+        The store, in the terms of the model that is fine-tuned.
+    start
+        Weights that fine-tuning starts with; None: those that the seed gives.
     """
 
     groups: pd.DataFrame
     vocabulary: Vocabulary
     controls: dict[int, Cells]
     effects: EffectModel | None
+    store: Store
+    start: dict[str, Tensor] | None = None
 
 
 def prepare_training(store: Store, config: ExperimentConfig, mapper: Mapper = loop) -> Preparation:
     """Split the store, choose genes, match pathways, average the controls.
+
+    Where the config names the model to fine-tune, all of this is added to what that model knows.
 
     Raises
     ------
     UserError
         For whatever in the config does not fit the store; nothing has been written then.
     """
+    if config.origin is not None:
+        return _prepare_fine_tuning(store, config, mapper)
     sets = read_pathways(Path(config.pathways.file)) if config.pathways.file is not None else None
     _require_counts(store, config)
     groups = split_groups(store, config.split, config.validation)
@@ -74,6 +88,8 @@ def prepare_training(store: Store, config: ExperimentConfig, mapper: Mapper = lo
         mask = membership(sets, genes, resolver(store), panels, least)
         if config.pathways.permuted is not None:
             mask = permuted_genes(mask, panels, config.pathways.permuted)
+    if STRATEGIES[config.model.pathway.masking].learns_agreement:
+        mask = learn_agreement(mask, control_samples(mask, panels, controls, config.seed), config.seed)
     vocabulary = build_vocabulary(store, groups, views, controls, mask, least)
     TADVAEModule(config.model, config.loss, vocabulary)  # a config that cannot be built fails here
     by_row = dict(enumerate(controls.values()))
@@ -81,7 +97,38 @@ def prepare_training(store: Store, config: ExperimentConfig, mapper: Mapper = lo
     if config.effects.weight:
         reader = CellReader(store, views, config.split)
         effects = fit_effects(reader, bags, vocabulary, by_row, config.effects, mapper)
-    return Preparation(groups, vocabulary, by_row, effects)
+    return Preparation(groups, vocabulary, by_row, effects, store)
+
+
+def _prepare_fine_tuning(store: Store, config: ExperimentConfig, mapper: Mapper) -> Preparation:
+    """The same for a store that is added to what a trained model knows."""
+    assert config.origin is not None
+    pretrained = Pretrained.load(config.origin)
+    pretrained.require_same_network(config)
+    store, origin = in_terms_of(store, pretrained), pretrained.origin
+    known = pretrained.known(store)
+    _require_counts(store, config)
+    groups = split_groups(store, config.split, config.validation)
+    bags = training_bags(store, groups, config.split)
+    if (reason := shifts_out_of_reach(bags, store.control, config)) is not None:
+        raise UserError(reason)
+    former = pretrained.views(known)
+    views = make_views(store, bags, config.split, config.preprocess, mapper, former)
+    controls = load_controls(CellReader(store, views, config.split), bags, config.stream.max_controls, mapper)
+    _require_controls(store, bags, set(controls))
+    panels = [view.genes for view in views[len(former) :]]
+    mask = grown_membership(known, store, panels, config, origin)
+    least = config.pathways.min_measured
+    vocabulary = build_vocabulary(store, groups, views, controls, mask, least, known, origin)
+    start = pretrained.start(config, known, vocabulary)
+    rows = dict(enumerate(controls.values(), start=len(known.contexts)))
+    effects = None
+    if config.effects.weight:
+        reader = CellReader(store, views, config.split)
+        observed = pretrained.observed(known)
+        effects = fit_effects(reader, bags, vocabulary, rows, config.effects, mapper, observed)
+    by_row = {**pretrained.controls(store), **rows}
+    return Preparation(groups, vocabulary, by_row, effects, store, start)
 
 
 def shifts_out_of_reach(bags: pd.DataFrame, control: int, config: ExperimentConfig) -> str | None:

@@ -97,6 +97,10 @@ class Validator:
     def score(self, module: TADVAEModule) -> dict[str, float]:
         """``val_pearson_delta`` and the like: means over the validation groups, where the module is."""
         predictor = Predictor(deepcopy(module).eval(), self.vocabulary, self.config, self.effects)
+        return {f"val_{name}": float(np.nanmean(found)) for name, found in self.scores(predictor).items()}
+
+    def scores(self, predictor: Predictor) -> dict[str, np.ndarray]:
+        """Metrics of every validation group, (n,) each."""
         values: dict[str, list[np.ndarray]] = {name: [] for name in METRICS}
         for (dataset, context), cells in self._controls.items():
             tested = [p for d, c, p in self._means if (d, c) == (dataset, context) and p != self._control]
@@ -111,4 +115,4 @@ class Validator:
             scores = score_profiles(control + change, observed, control, METRICS, effects=effects)
             for name, found in scores.items():
                 values[name].append(found)
-        return {f"val_{name}": float(np.nanmean(np.concatenate(found))) for name, found in values.items()}
+        return {name: np.concatenate(found) for name, found in values.items()}

@@ -22,7 +22,10 @@ from tadvae.nn.strategies.base import STRATEGIES
 from tune.cli import main
 
 ROOT = Path(__file__).parents[2]
-RUN = ["docs/tutorial.md", "docs/report.md", "docs/formats.md", "docs/extending.md", "README.md"]
+RUN = [
+    *("docs/tutorial.md", "docs/report.md", "docs/formats.md", "docs/extending.md"),
+    *("docs/quality-control.md", "docs/fine-tuning.md", "docs/doses.md", "README.md"),
+]
 SHORTER = {"train": ["--set", "train.epochs=1"]}
 BLOCK = re.compile(r'^```(sh|python|yaml)(?: title="([^"]+)")?\n(.*?)^```$', re.M | re.S)
 

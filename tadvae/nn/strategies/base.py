@@ -35,7 +35,9 @@ class PathwayConfig(Config):
       reproduce the paper.
     - ``soft_log``: attention whose weights are multiplied by learned gates; use it to learn which genes
       belong to a pathway.
-    - ``members``: attention over the members that the panel measures, expressed or not; the usual choice.
+    - ``agreement``: attention over the members that the panel measures, expressed or not, with weights
+      learned before training so that two halves of a panel agree; the usual choice.
+    - ``members``: the same with weights from embeddings, learned in training; use it with an encoder.
     - ``linear``: one signed weight per member gene, as NetActivity and SENA; use it for speed, or to
       reproduce them.
     - ``none``: attention over all genes of the cell; use it as the control without pathways.
@@ -133,6 +135,8 @@ class PathwayConfig(Config):
             if changed and setting not in strategy.own_settings:
                 owners = [f"'{name}'" for name, other in STRATEGIES.items() if setting in other.own_settings]
                 raise ValueError(f"'{setting}' belongs to masking {' and '.join(owners)}")
+        if strategy.learns_agreement and self.value_mode != "scale":
+            raise ValueError(f"masking '{self.masking}' needs value_mode 'scale'; use masking 'members'")
         if self.leak and self.value_mode != "scale":
             raise ValueError("'leak' belongs to value_mode 'scale'")
         if (self.pathway_init == "text") != (self.pathway_vectors is not None):
@@ -188,6 +192,8 @@ class PathwayLayer(nn.Module, ABC):
     """Settings of :class:`PathwayConfig` that only some strategies use, this one included."""
     has_tokens: ClassVar[bool] = True
     """Whether the strategy has embedded tokens, which an encoder needs."""
+    learns_agreement: ClassVar[bool] = False
+    """Whether the logits of the members are learned before training (:mod:`tadvae.training.agreement`)."""
 
     def __init_subclass__(cls, name: str | None = None, **options: Any) -> None:
         super().__init_subclass__(**options)

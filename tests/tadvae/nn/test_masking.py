@@ -8,8 +8,8 @@ import torch
 from hypothesis import HealthCheck, example, given, settings
 from pydantic import ValidationError
 from ragged import CORNERS, Problem, problems
+from reference_attention import WITHOUT_TOKENS, attention
 from reference_attention import activity as reference
-from reference_attention import attention, linear
 
 from tadvae.nn.encoder import EncoderConfig
 from tadvae.nn.strategies.base import STRATEGIES, PathwayConfig
@@ -35,6 +35,7 @@ FURTHER = {
     "four heads": {"d_embed": 8, "n_heads": 4},
     "learned queries": {"pathway_init": "learned"},
     "soft_log, all": {"masking": "soft_log", "candidates": "all"},
+    "agreement": {"masking": "agreement"},
     "linear, leaking": {"masking": "linear", "leak": 0.3},
     "linear, dense, all tokens": {"masking": "linear", "leak": 1.0, "tokens": "all"},
 }
@@ -116,16 +117,17 @@ def test_equation_without_tokens_or_members(strategy):
 
 
 @pytest.mark.parametrize("encoder", [None, FULL], ids=["no encoder", "encoder"])
-@pytest.mark.parametrize("strategy", [*STRATEGY, "linear, leaking"])
+@pytest.mark.parametrize("strategy", [*STRATEGY, "linear, leaking", "agreement"])
 @SEEDED
 @example(CORNERS)
 @given(problems())
 def test_contributions_are_exact(strategy, encoder, problem):
     options = STRATEGY.get(strategy) or FURTHER.get(strategy) or {}
-    if options.get("masking") == "linear" and encoder is not None:
+    masking = options.get("masking")
+    if masking in WITHOUT_TOKENS and encoder is not None:
         return
     layer, cells = problem.layer(config_of(tokens="all", **options), encoder).double(), problem.packed()
-    dense = (linear if options.get("masking") == "linear" else attention)(layer, problem.mask, cells)[1]
+    dense = WITHOUT_TOKENS.get(masking, attention)(layer, problem.mask, cells)[1]
     found = torch.zeros_like(dense)
     parts = layer.contributions(cells)
     at = parts.cell, parts.pathway, parts.gene
@@ -331,7 +333,7 @@ def test_half_precision_by_autocast(strategy):
 
 
 def test_strategies_of_today():
-    assert set(STRATEGIES) == {"hard", "members", "soft", "soft_log", "linear", "none"}
+    assert set(STRATEGIES) == {"hard", "agreement", "members", "soft", "soft_log", "linear", "none"}
     small, wide = PathwayConfig(), PathwayConfig(d_embed=256, n_heads=16)
     assert small.d_embed // small.n_heads == wide.d_embed // wide.n_heads == 16  # the paper's
 

@@ -78,6 +78,21 @@ def test_more_cells_leave_the_truth_alone(small):
         np.testing.assert_array_equal(one.mean_u, two.mean_u)
 
 
+def test_escaped_cells_have_no_shift(small):
+    screens = tuple(screen.model_copy(update={"escaped": 0.4}) for screen in SMALL["screens"])
+    other = simulate(SimulationConfig(**{**SMALL, "screens": screens}))
+    for before, after in zip(pieces(small), pieces(other), strict=True):
+        escaped = after[1].escaped
+        labels = after[0].obs["condition"].to_numpy()
+        np.testing.assert_array_equal(labels, before[0].obs["condition"].to_numpy())
+        assert not before[1].escaped.any()
+        assert not escaped[labels == "control"].any()
+        assert 0.2 < escaped[labels != "control"].mean() < 0.6
+        np.testing.assert_allclose(after[1].u[escaped], latent(after[1].z[escaped], other.truth.graph))
+        np.testing.assert_array_equal(after[1].u[~escaped], before[1].u[~escaped])
+        np.testing.assert_array_equal(after[1].profile, before[1].profile)
+
+
 def test_default_sizes(default):
     a, b = default.screens
     assert a.shape == (300 + 28 * 75, 600)

@@ -1,0 +1,1 @@
+"""A first spec for ``tadvae convert``, written by looking into the files."""

@@ -1,0 +1,1 @@
+"""Quality control of screens: targets, escaped cells, guides, contexts and batches."""
