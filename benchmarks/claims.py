@@ -32,6 +32,7 @@ class Claims:
         self.found: dict[str, Any] = {"name": name, "about": about, "aims": [], "tables": [], "notes": []}
         self.found["figures"] = {}
         self._begun = time.perf_counter()
+        self._load = os.getloadavg()[0]
 
     def aim(
         self, what: str, value: float, *, at_least: float | None = None, at_most: float | None = None
@@ -68,11 +69,17 @@ class Claims:
         self.found["notes"].append(text)
         print(text, flush=True)
 
-    def finish(self, options: argparse.Namespace) -> None:
-        """Write the JSON, if asked for."""
+    def finish(self, options: argparse.Namespace, *, timed: bool = True) -> None:
+        """Write the JSON, if asked for; ``timed`` is False for figures that do not depend on other work."""
         self.found["machine"] = (
             f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}"
         )
+        load = max(self._load, os.getloadavg()[0])
+        if timed and load > 1.5 * (os.cpu_count() or 1):
+            self.note(
+                f"The machine was busy with other work (load average {load:.1f} on {os.cpu_count()} cores): "
+                "CPU seconds, memory and ratios compare with other runs, seconds do not."
+            )
         self.found["quick"] = bool(options.quick)
         self.found["seconds"] = time.perf_counter() - self._begun
         if options.json:

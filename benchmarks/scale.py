@@ -154,6 +154,15 @@ def main() -> None:
         ("steps per epoch", f"{n_epoch:,}", f"{GPUS} GPUs × {BAGS} bags × {BAG} cells"),
     ]
 
+    use = []
+    for name, what, per in (
+        ("embedding", "embed all cells (`tadvae embed`)", "cells per CPU second"),
+        ("prediction", "as many mean profiles (`tadvae predict`)", "rows per CPU second"),
+    ):
+        if (options.results / f"{name}.json").exists():
+            core_hours = CELLS / read(options.results, name)[per] / 3600
+            use.append((what, f"{core_hours:,.0f} core hours", f"{per}, 2,000 genes"))
+
     plans = []
     for speed in (1_000, 5_000, 20_000):
         pipeline = Pipeline(decode, 1, BAG * BAGS / speed, BAG * BAGS, read_bytes=group_bytes)
@@ -190,8 +199,8 @@ def main() -> None:
     claims.table("The simulation against what was measured", check)
     worst = max(abs(row["simulated"] / row["measured"] - 1) for row in check[1:])
     claims.aim("simulated over measured cells/s, largest departure", worst, at_most=0.15)
-    claims.finish(options)
-    options.page.write_text(page(store, plans, check, assumed, claims.found["machine"]))
+    claims.finish(options, timed=False)
+    options.page.write_text(page(store, use, plans, check, assumed, claims.found["machine"]))
 
 
 def rows(found: list[dict]) -> list[str]:
@@ -224,6 +233,12 @@ per stream; read and decoding times that vary by {jitter:.0%} and steps by {step
 per GPU hour, ${core_hour:g} per core hour, ${month:g} per gigabyte and month. Averaging gradients between
 GPUs is included in a GPU's assumed speed.
 
+## Use
+
+Both run in bounded memory; what a tenfold size takes was measured ([Benchmarks](benchmarks.md#embedding)).
+
+{use}
+
 ## The simulation
 
 Every rank has its threads, a shuffle window of row groups, a queue of batches, and a barrier at each step.
@@ -234,11 +249,23 @@ the other figures that were measured in that worker's run:
 """
 
 
-def page(store: list[tuple], plans: list[dict], check: list[dict], assumed: Assumed, machine: str) -> str:
+def page(
+    store: list[tuple],
+    use: list[tuple],
+    plans: list[dict],
+    check: list[dict],
+    assumed: Assumed,
+    machine: str,
+) -> str:
     """The page: the plan as text and tables."""
+
+    def figures(found: list[tuple]) -> str:
+        return "\n".join(rows([dict(zip(("what", "figure", "from"), row, strict=True)) for row in found]))
+
     return PAGE.format(
         machine=machine,
-        store="\n".join(rows([dict(zip(("what", "figure", "from"), row, strict=True)) for row in store])),
+        store=figures(store),
+        use=figures(use) if use else "Not measured.",
         plans="\n".join(rows(plans)),
         check="\n".join(rows(check)),
         latency=1e3 * assumed.latency,

@@ -21,6 +21,7 @@ def embed_to(
     layer: str | None = None,
     values: Literal["counts", "log1p"] = "counts",
     smooth: int | None = None,
+    workers: int = 1,
     gpu: bool = False,
 ) -> ad.AnnData:
     """Embed the cells of files with a run and write one ``.h5ad`` atomically; see :meth:`TADVAE.embed`."""
@@ -30,5 +31,15 @@ def embed_to(
     if folder.is_ensemble:
         first = next(iter(folder.members().values()))
         raise UserError(f"{run}: an ensemble, whose members have other factors each; embed with {first}.")
+    if workers > 1 and gpu:
+        raise UserError(f"--workers {workers}: several processes embed on CPUs only; leave out --gpu.")
     model = TADVAE.from_pretrained(run).to(chosen_device(gpu))
-    return model.embed(files, out, contributions=contributions, layer=layer, values=values, smooth=smooth)
+    return model.embed(
+        files,
+        out,
+        contributions=contributions,
+        layer=layer,
+        values=values,
+        smooth=smooth,
+        workers=workers,
+    )

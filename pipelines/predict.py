@@ -12,6 +12,8 @@ from tadvae.model.combinations import Combinations
 from tadvae.model.device import chosen_device
 from tadvae.model.ensemble import load_model
 from tadvae.model.mean_table import MeanTable, Written, write_many
+from tadvae.report.prediction import prediction_of
+from tadvae.report.prediction_page import prediction_page
 from tadvae.store.h5ad import read_adata, write_adata
 
 
@@ -25,12 +27,22 @@ def predict_to(
     dataset: str | None = None,
     values: Literal["counts", "log1p"] = "counts",
     units: Literal["log1p", "counts"] = "log1p",
+    page: str | None = None,
     dose: float | None = None,
     time: float | None = None,
     gpu: bool = False,
 ) -> ad.AnnData:
-    """Predict with a run or an ensemble, write one ``.h5ad`` atomically, and return it."""
+    """Predict with a run or an ensemble, write one ``.h5ad`` atomically, and return it.
+
+    Parameters
+    ----------
+    page
+        An HTML page of the prediction is written to this file; None: no page.
+    """
     place = _new_file(out, ".h5ad")
+    html = None if page is None else _new_file(page, ".html", option="--page")
+    if html is not None and units == "counts":
+        raise UserError("--page shows log1p values; leave out --as counts.")
     model = load_model(run, chosen_device(gpu))
     controls = None if controls_path is None else read_adata(controls_path, "--controls")
     adata = model.predict(
@@ -43,7 +55,10 @@ def predict_to(
         dose=dose,
         time=time,
     )
+    shown = None if html is None else prediction_page(prediction_of(model, adata))
     write_adata(adata, place)
+    if html is not None and shown is not None:
+        html.write_text(shown)
     return adata
 
 
@@ -70,11 +85,11 @@ def predict_many_to(
         return write_many(table, out, steps.advance)
 
 
-def _new_file(out: str, *ends: str) -> Location:
+def _new_file(out: str, *ends: str, option: str = "--out") -> Location:
     """A file that does not exist yet, with one of these ends of its name."""
     place = Location.of(out)
     if place.exists():
-        raise UserError(f"{place}: already exists; name another file with --out.")
+        raise UserError(f"{place}: already exists; name another file with {option}.")
     if not place.name.endswith(ends):
         raise UserError(f"{place}: expected a file name that ends in {' or '.join(ends)}.")
     return place

@@ -20,7 +20,7 @@ for (const section of document.querySelectorAll("section")) {
   const title = section.querySelector("h2").textContent;
   section.hidden = !title.startsWith("Predicted and observed") && !title.startsWith("Pathway activity");
 }
-for (const part of document.querySelectorAll("h1, .note")) part.hidden = true;
+for (const part of document.querySelectorAll("h1, .note, .answer, .csv")) part.hidden = true;
 for (const part of document.querySelectorAll("details")) part.hidden = true;
 [...document.querySelectorAll("figure")].forEach((figure, i) => { figure.hidden = i >= 3; });
 for (const heading of document.querySelectorAll("h2")) heading.style.marginTop = ".6rem";

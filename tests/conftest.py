@@ -8,6 +8,7 @@ os.environ.update(ENVIRONMENT)  # Ray reads it when it is first imported
 os.environ.setdefault("TRITON_INTERPRET", "1")  # Triton too; torch may import it
 
 import re
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -131,6 +132,55 @@ def ray_cluster() -> Iterator[Any]:
         patch.setattr(connection, "SMALL", 0)  # by tasks whatever is read
         yield ray
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Any]:
+    """The one browser of the test session, without a window."""
+    if shutil.which("chromium") is None or shutil.which("chromedriver") is None:
+        pytest.skip("apt install chromium chromium-driver to draw the page")
+    from selenium import webdriver
+    from selenium.webdriver.chrome.service import Service
+
+    options = webdriver.ChromeOptions()
+    for word in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
+        options.add_argument(word)
+    options.binary_location = shutil.which("chromium")
+    driver = webdriver.Chrome(options, Service(shutil.which("chromedriver")))
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture
+def browser(chromium: Any) -> Iterator[Any]:
+    """The browser, whose window and medium are again the usual ones after the test."""
+    yield chromium
+    chromium.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    chromium.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
+
+
+PHONE = {"width": 375, "height": 667, "deviceScaleFactor": 1, "mobile": True}
+BEYOND = """
+for (const part of document.querySelectorAll("details")) part.open = true;
+const wide = document.documentElement.scrollWidth > 375;
+return [...document.querySelectorAll("body *")].filter((e) => wide && !e.parentElement.closest(".wide, pre")
+  && e.getBoundingClientRect().right > 376).map((e) => e.outerHTML.slice(0, 90));
+"""
+
+
+@pytest.fixture
+def on_a_phone(browser: Any, tmp_path: Path) -> Callable[[str], list[str]]:
+    """Open a page in 375 pixels, everything unfolded; what makes the page itself wider than that."""
+
+    def on_a_phone(html: str) -> list[str]:
+        (tmp_path / "phone.html").write_text(html)
+        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", PHONE)
+        browser.get((tmp_path / "phone.html").as_uri())
+        found: list[str] = browser.execute_script(BEYOND)
+        errors = browser.get_log("browser")
+        return [*found, *(error["message"] for error in errors)]
+
+    return on_a_phone
 
 
 @pytest.fixture(scope="session")

@@ -160,6 +160,7 @@ def table(
     Example: tadvae tune table sweep --out sweep-report
     """
     from tadvae.base.filesystem import Location
+    from tune.answer import answer
     from tune.records import read_records, read_sweep
     from tune.table import for_terminal, rows_of, write_report
 
@@ -175,6 +176,7 @@ def table(
     rows = rows_of(records, config)
     for part in for_terminal(rows, config, sweep, out.width):
         out.print(part)
+    out.print(answer(records, config))
     if out_ is not None:
         for path in write_report(Location.of(out_), sweep, config, records, formats or FORMATS):
             out.print(f"written: {path}")

@@ -9,10 +9,11 @@ from typing import Any
 import pandas as pd
 
 from tadvae.report.rendering import Table, environment
+from tune.answer import answer
 from tune.config import SweepConfig
 from tune.figures import importance_bars, learning_curves, legend, parallel_coordinates
 from tune.importance import importances
-from tune.records import TrialRecord, best_of
+from tune.records import TrialRecord
 from tune.shown import short
 from tune.views import views_of
 
@@ -31,7 +32,6 @@ def page(
     best_yaml
         Settings of the best trial; empty where no trial has a value.
     """
-    best = best_of(list(records), config)
     by_status = ", ".join(f"{n} {name}" for name, n in rows["status"].value_counts().items())
     shares, views = importances(records, config), views_of(rows, config)
     return (
@@ -42,7 +42,7 @@ def page(
             counts={"total": len(records), "by_status": by_status},
             metric=config.metric,
             better="higher" if config.mode == "max" else "lower",
-            best=None if best is None else {"number": best.number, "value": best.value(config.metric)},
+            answer=answer(records, config),
             colours=legend(config),
             parallel_coordinates=parallel_coordinates(records, config),
             learning_curves=learning_curves(records, config),

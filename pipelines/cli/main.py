@@ -355,10 +355,12 @@ def report(
     Example: tadvae report run --out report.html
     """
     from pipelines.report import report_run
+    from tadvae.report.page import answer
 
     found = report_run(run, out_, store)
     for note in found.notes:
         out.print(note)
+    out.print(answer(found))
     out.print(
         f"{out_}: {len(found.comparisons)} of {found.asked} held-out groups drawn; open it in a browser."
     )

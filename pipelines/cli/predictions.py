@@ -63,6 +63,13 @@ def predict(
     values: Annotated[
         Literal["counts", "log1p"], typer.Option(help="Whether --controls holds counts or log1p values.")
     ] = "counts",
+    page: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE.html",
+            help="HTML page of one perturbation in one context: genes and pathways that change.",
+        ),
+    ] = None,
     dose: Annotated[
         float | None,
         typer.Option(
@@ -103,6 +110,7 @@ def predict(
             dataset=dataset[0] if dataset else None,
             values=values,
             units=as_,
+            page=page,
             dose=dose,
             time=time,
             gpu=gpu,
@@ -116,6 +124,11 @@ def predict(
             f"{about['context']}, from {about['started_from']}; up: {up}; down: {down}."
         )
         return
+    if page is not None:
+        raise UserError(
+            "--page shows one perturbation in one context: give one --target, one --context, and a file "
+            ".h5ad with --out."
+        )
     from pipelines.predict import predict_many_to
     from tadvae.model.combinations import Combinations, read_targets
 
@@ -164,6 +177,9 @@ def embed(
             "where the pathway layer is linear.",
         ),
     ] = None,
+    workers: Annotated[
+        int, typer.Option(min=1, help="Number of processes, each with one thread and a copy of the model.")
+    ] = 1,
     gpu: OnGpu = False,
 ) -> None:
     """Write pathway activities and latent means of the cells of files, in bounded memory.
@@ -180,6 +196,7 @@ def embed(
         layer=layer,
         values=values,
         smooth=smooth,
+        workers=workers,
         gpu=gpu,
     )
     available = found.uns["tadvae"]["available"]

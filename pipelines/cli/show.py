@@ -22,5 +22,5 @@ class _Console(Console):
 
 
 out = _Console()
-if not out.is_terminal:
+if not out.file.isatty():  # in a notebook colours are forced, but it has no width
     out = _Console(width=WIDTH_OF_A_LOG)

@@ -27,7 +27,8 @@ class Steps:
         self._task: TaskID | None = None
 
     def __enter__(self) -> Self:
-        if console.is_terminal and self.total:
+        # A notebook forces colours (FORCE_COLOR), but every new state of a bar would be a line there.
+        if console.is_terminal and console.file.isatty() and self.total:
             self._bar = Progress(
                 TextColumn("{task.description}", markup=False),
                 BarColumn(),

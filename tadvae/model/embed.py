@@ -1,36 +1,28 @@
 """Activities, latent means and contributions of the cells of files, read and written some cells at a time."""
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import anndata as ad
 import h5py
 import numpy as np
 import pandas as pd
 from anndata.utils import make_index_unique
+from scipy import sparse
 
 from tadvae.base.errors import UserError
 from tadvae.base.filesystem import Location
 from tadvae.cells.normalize import PreprocessConfig
 from tadvae.data.vocabulary import Vocabulary
-from tadvae.model.cell_file import CellFile, open_cells
+from tadvae.model.cell_file import open_cells
 from tadvae.model.device import to_numpy
-from tadvae.model.encode import (
-    CELLS_AT_ONCE,
-    Smoothed,
-    contributions,
-    encode,
-    principal_axes,
-    project_onto,
-    smoothed_activities,
-    smoothed_contributions,
-)
+from tadvae.model.embed_blocks import Block, BlockReader, EmbedSettings, OpenedFile, obsm_key
+from tadvae.model.embed_workers import Work, by_workers
+from tadvae.model.encode import CELLS_AT_ONCE, principal_axes
 from tadvae.model.new_cells import (
     NewCells,
-    Panel,
     log,
     match_panel,
     normalised,
@@ -48,35 +40,6 @@ SAMPLE = 10_000
 blocks that are spread evenly over it."""
 
 
-@dataclass(frozen=True)
-class EmbedSettings:
-    """What is computed.
-
-    Attributes
-    ----------
-    contributions
-        Ids of pathways whose genes' contributions are written.
-    layer, values
-        As for :meth:`tadvae.model.tadvae.TADVAE.activities`.
-    axes
-        Number of principal axes of each file onto which its cells are projected; 0: none.
-    """
-
-    contributions: Sequence[str] = ()
-    layer: str | None = None
-    values: Literal["counts", "log1p"] = "counts"
-    axes: int = 0
-
-
-@dataclass(frozen=True)
-class _Opened:
-    """An open file, its genes in the model's terms, and its axes."""
-
-    file: CellFile
-    panel: Panel
-    axes: tuple[np.ndarray, np.ndarray] | None
-
-
 def embed_files(
     module: TADVAEModule,
     vocabulary: Vocabulary,
@@ -85,6 +48,7 @@ def embed_files(
     out: str,
     settings: EmbedSettings,
     advance: Callable[[int], object] = lambda n: None,
+    workers: int = 1,
 ) -> ad.AnnData:
     """Write what a network reads in the cells of some files to one ``.h5ad`` file, in bounded memory.
 
@@ -118,7 +82,7 @@ def embed_files(
             for pathway in settings.contributions
         }
         about["contributions"] = {
-            _key(pathway): np.array(vocabulary.names(at), dtype=object) for pathway, at in genes.items()
+            obsm_key(pathway): np.array(vocabulary.names(at), dtype=object) for pathway, at in genes.items()
         }
         known = vocabulary.genes.iloc[trained][["gene", "symbol", "ensembl_id"]].fillna("")
         var = known.set_axis(pd.Index(unique_names(vocabulary.names(trained))))
@@ -127,76 +91,56 @@ def embed_files(
         with written_locally(place) as local:
             result.write_h5ad(local)
             with h5py.File(local, "r+") as file:
-                row = 0
-                for each in opened:
-                    for block in _blocks(each, preprocess, settings):
-                        values = _read(module, block, each.axes, ids, genes)
-                        n = len(block.cells)
-                        for key, value in values.items():
-                            _array(file["obsm"], key, (len(result), value.shape[1]))[row : row + n] = value
-                        row += n
-                        advance(n)
+                row, blocks = 0, _blocks(opened)
+                if workers > 1:
+                    axes = [each.axes for each in opened]
+                    work = Work(module, vocabulary, preprocess, settings, tuple(files), axes, genes)
+                    computed = by_workers(work, blocks, workers)
+                else:
+                    computed = map(BlockReader(module, preprocess, settings, opened, ids, genes), blocks)
+                for block, values in zip(blocks, computed, strict=True):
+                    n = block.stop - block.start
+                    for key, value in values.items():
+                        _array(file["obsm"], key, (len(result), value.shape[1]))[row : row + n] = value
+                    row += n
+                    advance(n)
     return result
 
 
 def _open(
     stack: ExitStack, path: str, vocabulary: Vocabulary, preprocess: PreprocessConfig, settings: EmbedSettings
-) -> _Opened:
+) -> OpenedFile:
     """Open a file, match its genes, check its values, and compute its axes."""
     file = stack.enter_context(open_cells(path, settings.layer))
     require_reads_cells(vocabulary, file.where)
     panel = match_panel(file.var, vocabulary, file.where)
     sample = file.spread(SAMPLE_ROWS, blocks=8)[:, panel.columns]
-    names = pd.Index([f"a cell of the sample, number {i}" for i in range(sample.shape[0])])
-    note = value_check(file.where, settings.values, lambda: sample).check_sample(
-        names, file.var.index[panel.columns]
-    )
+    check, genes = value_check(file.where, settings.values, lambda: sample), file.var.index[panel.columns]
+    note = check.check_sample(_sampled(sample), genes)
     if note is not None:
         log.warning("%s", note)
     say_matched(panel, file.where)
     axes = None
     if settings.axes:
-        cells = normalised(file.spread(SAMPLE)[:, panel.columns], panel, preprocess, settings.values)
+        larger = file.spread(SAMPLE)[:, panel.columns]
+        check.check(larger, _sampled(larger), genes)
+        cells = normalised(larger, panel, preprocess, settings.values)
         axes = principal_axes(NewCells.of(cells, panel), settings.axes)
-    return _Opened(file, panel, axes)
+    return OpenedFile(file, panel, axes)
 
 
-def _blocks(opened: _Opened, preprocess: PreprocessConfig, settings: EmbedSettings) -> Iterator[NewCells]:
-    """The cells of a file, checked, some at a time."""
-    file, panel = opened.file, opened.panel
-    check = value_check(file.where, settings.values, lambda: file.spread(SAMPLE_ROWS, 8)[:, panel.columns])
-    for start in range(0, len(file), CELLS_AT_ONCE):
-        stop = min(start + CELLS_AT_ONCE, len(file))
-        matrix = file.rows(start, stop)[:, panel.columns]
-        check.check(matrix, file.obs.index[start:stop], file.var.index[panel.columns])
-        yield NewCells.of(normalised(matrix, panel, preprocess, settings.values), panel)
+def _sampled(matrix: sparse.csr_matrix) -> pd.Index:
+    """What cells of a sample are called in messages."""
+    return pd.Index([f"a cell of the sample, number {i}" for i in range(matrix.shape[0])])
 
 
-def _read(
-    module: TADVAEModule,
-    cells: NewCells,
-    axes: tuple[np.ndarray, np.ndarray] | None,
-    ids: Sequence[str],
-    genes: dict[str, np.ndarray],
-) -> dict[str, np.ndarray]:
-    """What is written of some cells, by key of ``obsm``."""
-    activity, latent = encode(module, cells)
-    smoothed: Smoothed | None = None
-    if axes is not None:
-        smoothed = project_onto(cells, *axes)
-        activity = smoothed_activities(module, cells, smoothed)
-    activity[:, ~cells.available] = np.nan
-    found = {"X_tadvae_activity": activity, "X_tadvae": latent}
-    for pathway, at in genes.items():
-        p, measured = ids.index(pathway), np.intersect1d(at, cells.genes)
-        if smoothed is None:
-            parts = contributions(module, cells, p, measured)
-        else:
-            parts = smoothed_contributions(module, cells, smoothed, p, measured)
-        every = np.full((len(cells.cells), len(at)), np.nan, np.float32)
-        every[:, np.searchsorted(at, measured)] = parts
-        found[_key(pathway)] = every
-    return found
+def _blocks(opened: Sequence[OpenedFile]) -> list[Block]:
+    """All rows of the files in their order, some at a time."""
+    return [
+        Block(number, start, min(start + CELLS_AT_ONCE, len(each.file)))
+        for number, each in enumerate(opened)
+        for start in range(0, len(each.file), CELLS_AT_ONCE)
+    ]
 
 
 def _array(group: h5py.Group, key: str, shape: tuple[int, int]) -> h5py.Dataset:
@@ -209,12 +153,7 @@ def _array(group: h5py.Group, key: str, shape: tuple[int, int]) -> h5py.Dataset:
     return group[key]
 
 
-def _key(pathway: str) -> str:
-    """The key of a pathway's contributions; HDF5 takes a slash for a folder."""
-    return f"contributions_{pathway.replace('/', '_')}"
-
-
-def _about(opened: Sequence[_Opened], vocabulary: Vocabulary, settings: EmbedSettings) -> dict[str, Any]:
+def _about(opened: Sequence[OpenedFile], vocabulary: Vocabulary, settings: EmbedSettings) -> dict[str, Any]:
     membership = vocabulary.membership
     return {
         "files": np.array([each.file.where for each in opened], dtype=object),
@@ -228,7 +167,7 @@ def _about(opened: Sequence[_Opened], vocabulary: Vocabulary, settings: EmbedSet
     }
 
 
-def _obs(opened: Sequence[_Opened]) -> pd.DataFrame:
+def _obs(opened: Sequence[OpenedFile]) -> pd.DataFrame:
     """The columns that all files have, with the number of the file."""
     columns = [name for name in opened[0].file.obs if all(name in each.file.obs for each in opened)]
     parts = []

@@ -29,7 +29,8 @@ from tadvae.model.causal_graph import CausalGraph, pathway_effects, read_graph
 from tadvae.model.controls import check_controls
 from tadvae.model.counts import counts_of
 from tadvae.model.device import to_numpy
-from tadvae.model.embed import EmbedSettings, embed_files
+from tadvae.model.embed import embed_files
+from tadvae.model.embed_blocks import EmbedSettings
 from tadvae.model.encode import (
     AXES,
     contributions,
@@ -300,6 +301,7 @@ class TADVAE(PredictsMany):
         values: Literal["counts", "log1p"] = "counts",
         smooth: int | None = None,
         advance: Callable[[int], object] = lambda n: None,
+        workers: int = 1,
     ) -> ad.AnnData:
         """Activities, latent means and contributions of the cells of files, written in bounded memory.
 
@@ -316,6 +318,13 @@ class TADVAE(PredictsMany):
             cells spread evenly over a larger file.
         advance
             Called with the number of cells that are written.
+        workers
+            Number of processes.
+
+            - 1: this process, with the threads of torch; use it for small files and on a GPU.
+            - more: new processes with one thread and a copy of the network each; use them for large files.
+              The result is that of one process with one thread, bit for bit. A script calls this below
+              ``if __name__ == "__main__":``.
 
         Returns
         -------
@@ -332,8 +341,10 @@ class TADVAE(PredictsMany):
         """
         settings = EmbedSettings(tuple(contributions), layer, values, self._axes(smooth))
         given = [files] if isinstance(files, str) else list(files)
+        if workers > 1 and next(self.module.parameters()).device.type != "cpu":
+            raise UserError(f"workers={workers}: several processes embed on CPUs only; use one on a GPU.")
         return embed_files(
-            self.module, self.vocabulary, self.config.preprocess, given, out, settings, advance
+            self.module, self.vocabulary, self.config.preprocess, given, out, settings, advance, workers
         )
 
     def _axes(self, smooth: int | None) -> int:

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from tadvae.report.verdict import AgainstBaseline
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -43,12 +45,15 @@ class Graph:
     names
         Of K factors, causes first.
     edges
-        One row an edge: source, target (rows of ``names``), effect; ``share`` of seeds that have it, for an
-        ensemble.
+        One row an edge: source, target (rows of ``names``), effect; for an ensemble also ``share`` of seeds
+        that have it, and ``same_sign``, the share of those that agree on its sign.
+    seeds
+        Number of models that the edges are from.
     """
 
     names: list[str]
     edges: pd.DataFrame
+    seeds: int = 1
 
 
 @dataclass(frozen=True)
@@ -90,6 +95,8 @@ class Report:
         By run: one row an epoch, the mean of every term of the loss, and scores of validation.
     scores
         category, method, metric, n, mean, low, high; None: not evaluated.
+    against
+        The model and the best baseline, by metric and category; empty where not evaluated.
     groups
         One row per held-out group, with the model's scores where evaluated.
     comparisons, asked
@@ -118,6 +125,7 @@ class Report:
     shared_targets: np.ndarray
     curves: dict[str, pd.DataFrame]
     scores: pd.DataFrame | None
+    against: list[AgainstBaseline]
     groups: pd.DataFrame
     comparisons: list[Comparison]
     asked: int

@@ -1,6 +1,6 @@
 """The figures of the report page."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -23,13 +23,19 @@ from tadvae.report.charts import (
     text,
 )
 from tadvae.report.data import Comparison, Graph
+from tadvae.report.verdict import AgainstBaseline
 
 WIDTH = 960
+NARROW = 700
+"""Width of charts of few elements, in which the letters would be too large on a wide page."""
 PANELS = 3
 """Panels of the learning curves in a row."""
 SHOWN_PATHWAYS = 30
 SHOWN_FACTORS = 40
 SHOWN_EDGES = 80
+FURTHEST = 50.0
+"""Percent at which the axis of gains ends; what is beyond is drawn at its end."""
+VERDICTS = {"better": COLOURS[0], "level": "#767676", "worse": COLOURS[1]}
 
 
 def learning_curves(by_run: Mapping[str, pd.DataFrame]) -> Markup:
@@ -56,6 +62,41 @@ def _curves_of(term: str, by_run: Mapping[str, pd.DataFrame]) -> list[Curve]:
         attributes = {"class_": "curve", "data_term": term}
         found.append(Curve(points, words, COLOURS[i % len(COLOURS)], attributes))
     return found
+
+
+def gains(found: Sequence[AgainstBaseline]) -> Markup:
+    """Return the gain over the best baseline in percent of its score, one line per comparison."""
+    drawn = [(each, each.percent) for each in found]
+    several = len({each.category for each in found}) > 1
+    labels = [cut(f"{each.category}: {each.metric}" if several else each.metric, 40) for each in found]
+    left, high, top = 24.0 + 6.6 * max(map(len, labels)), 20, 26
+    right, bottom = NARROW - 24.0 - 6.6 * max(len(each.baseline) for each in found), top + high * len(drawn)
+    ends = [abs(value) for _, percent in drawn if percent is not None for value in percent]
+    reach = min(max([1.0, *ends]), FURTHEST)
+    x = Scale(-reach, reach, left, right)
+    parts = [
+        text(left, 14, "worse", "start"), text(right, 14, "better", "end"),
+        line(x(0.0), top - 6, x(0.0), bottom, "guide"), line(left, bottom, right, bottom, "axis"),
+    ]  # fmt: skip
+    parts += [text(x(value), bottom + 16, f"{value:.3g}%", "middle") for value in (-reach, 0.0, reach)]
+    parts.append(text(x(0.0), bottom + 34, "gain over the best baseline, in percent of its score", "middle"))
+    for i, (each, percent) in enumerate(drawn):
+        y = top + high * (i + 0.5)
+        words = f"{labels[i]}: {each.own:.4g}, {each.baseline} {each.best:.4g}; {each.verdict}"
+        marks = [text(left - 10, y + 4, labels[i], "end"), text(right + 12, y + 4, each.baseline)]
+        if percent is not None:
+            mean, low, high_end = (x(float(np.clip(value, -reach, reach))) for value in percent)
+            colour = VERDICTS[each.verdict]
+            marks += [
+                line(low, y, high_end, y, "range"),
+                element("circle", cx=mean, cy=y, r=4.5, fill=colour),
+            ]
+        parts.append(element("g", hover(words), *marks))
+    words = (
+        f"{len(found)} comparisons of the model with the best baseline, with 95% intervals; blue: better, "
+        "grey: level, orange: worse. The table below has the numbers."
+    )
+    return svg("gains", "Gain over the best baseline", words, parts, NARROW, bottom + 44)
 
 
 def scatter(comparison: Comparison, number: int) -> Markup:
@@ -154,18 +195,18 @@ def _shown_rows(activity: pd.DataFrame) -> np.ndarray:
 
 
 def arc_diagram(graph: Graph, name: str, title: str) -> Markup:
-    """Return factors in causal order, causes above, with an arc for each effect (dashed if negative)."""
+    """Return the factors that have effects, causes above, with an arc per effect (dashed if negative)."""
     edges = graph.edges.head(SHOWN_EDGES)
     linked = sorted({*edges["source"].tolist(), *edges["target"].tolist()})[:SHOWN_FACTORS]
-    single = [k for k in range(len(graph.names)) if k not in set(linked)]
-    shown = sorted([*linked, *single[: max(SHOWN_FACTORS - len(linked), 0)]])
-    edges = edges[edges["source"].isin(shown) & edges["target"].isin(shown)]
-    place = {k: 22 + 24 * i for i, k in enumerate(shown)}
-    x, largest = 300, float(edges["effect"].abs().max()) if len(edges) else 1.0
+    edges = edges[edges["source"].isin(linked) & edges["target"].isin(linked)]
+    place = {k: 22 + 24 * i for i, k in enumerate(linked)}
+    largest = float(edges["effect"].abs().max()) if len(edges) else 1.0
+    spans = [abs(place[a] - place[b]) for a, b in zip(edges["source"], edges["target"], strict=True)]
+    x = min(32 + round(0.45 * max(spans, default=0)), 300)
     parts = [_arrow_tip(f"{name}-tip")]
     for edge in edges.itertuples():
         top, end = place[edge.source], place[edge.target]
-        bend = x - min(12 + abs(end - top) * 0.55, x - 20)
+        bend = x - min(12 + abs(end - top) * 0.55, x - 10)
         share = f", in {edge.share:.0%} of the seeds" if "share" in graph.edges else ""
         words = f"{graph.names[edge.source]} → {graph.names[edge.target]}: {edge.effect:+.3f}{share}"
         parts.append(
@@ -184,10 +225,10 @@ def arc_diagram(graph: Graph, name: str, title: str) -> Markup:
         parts.append(element("circle", cx=x + 7, cy=y, r=5, fill=COLOURS[4]))
         parts.append(text(x + 20, y + 4, cut(graph.names[k], 100), title=graph.names[k]))
     words = (
-        f"{len(shown)} of {len(graph.names)} factors, {len(edges)} of {len(graph.edges)} effects; orange and "
-        "solid raises, blue and dashed lowers, thicker is stronger."
+        f"{len(linked)} of {len(graph.names)} factors, {len(edges)} of {len(graph.edges)} effects; orange "
+        "and solid raises, blue and dashed lowers, thicker is stronger."
     )
-    return svg(name, title, words, parts, WIDTH, 24 * len(shown) + 24)
+    return svg(name, title, words, parts, WIDTH, 24 * len(linked) + 24)
 
 
 def _arrow_tip(name: str) -> Markup:

@@ -19,6 +19,7 @@ from tadvae.model.ensemble import Ensemble, Model, description, load_model
 from tadvae.model.run_folder import RunFolder
 from tadvae.report.data import Comparison, Report
 from tadvae.report.learned import causal_graph, learned_graph, mask_change, profile_activity
+from tadvae.report.verdict import against_baselines
 from tadvae.store.manifest import GROUP_KEYS
 from tadvae.store.reader import Store
 
@@ -119,6 +120,7 @@ def gather(run: Run, store: Store | None, mapper: Mapper = loop) -> Report:
         shared_targets=_shared([set(d.target_modality) for d in vocabulary.datasets]),
         curves={name: curve for name, curve in curves.items() if len(curve)},
         scores=None if scores is None else Scores(scores, {}).summary(),
+        against=[] if scores is None else against_baselines(scores),
         groups=_groups(held, scores),
         comparisons=comparisons,
         asked=len(held),

@@ -16,6 +16,10 @@ SMALLEST_EFFECT = 0.05
 """Between factors, for an edge of the learned graph."""
 NAMED_BY = 2
 """Pathways in a factor's name."""
+STABLE = 0.8
+"""Share of the seeds that have an effect, with one sign, from which on it is stable."""
+FIRST_EDGES = 15
+"""Effects of a graph that are shown first, of the stable ones, or of one model, the largest."""
 
 
 def first_of(model: Model) -> TADVAE:
@@ -31,7 +35,8 @@ def learned_graph(model: Model) -> Graph:
     names = [f"{k}: {factors.get(k, 'no pathway')}" for k in range(len(graph))]
     if isinstance(model, Ensemble):
         edges = model.graph(SMALLEST_EFFECT)
-        return Graph(names, edges[["source", "target", "effect", "share"]])
+        edges = edges[["source", "target", "effect", "share", "same_sign"]]
+        return Graph(names, edges, len(model.members))
     return Graph(names, _edges(graph))
 
 
@@ -53,6 +58,27 @@ def causal_graph(model: Model) -> Graph | str:
         more = f" +{len(targets) - 3}" if len(targets) > 3 else ""
         names.append(f"{k}: {words} ({', '.join(targets[:3])}{more})")
     return Graph(names, _edges(found.graph))
+
+
+def first_edges(graph: Graph) -> tuple[Graph, str]:
+    """The part of a graph that is shown first, and the rule in words.
+
+    Of an ensemble these are the stable effects: at least :data:`STABLE` of its seeds have them with the same
+    sign. One model cannot say which are stable. Of either, the :data:`FIRST_EDGES` largest are shown.
+    """
+    edges, n = graph.edges, len(graph.edges)
+    if graph.seeds > 1:
+        edges = edges[edges["share"] * edges["same_sign"] >= STABLE]
+        found = (
+            f"{len(edges)} of {n} effects are stable: at least {STABLE:.0%} of the {graph.seeds} seeds have "
+        )
+        found += "them with the same sign."
+    else:
+        found = f"{n} effects of one model, so that it is not known which are stable."
+    edges = edges.sort_values("effect", key=lambda values: -values.abs(), kind="stable", ignore_index=True)
+    if len(edges) > FIRST_EDGES:
+        found += f" The {FIRST_EDGES} largest are drawn."
+    return Graph(graph.names, edges.head(FIRST_EDGES), graph.seeds), found
 
 
 def _edges(graph: np.ndarray) -> pd.DataFrame:

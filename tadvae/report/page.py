@@ -13,8 +13,10 @@ import pandas as pd
 from tadvae.evaluation.evaluate import CEILING, COVERAGE, METHOD, NULL
 from tadvae.evaluation.metrics import HIGHER_IS_BETTER
 from tadvae.report.data import Graph, Report
-from tadvae.report.figures import arc_diagram, heat_map, learning_curves, scatter, shown_pathways
-from tadvae.report.rendering import Table, environment
+from tadvae.report.figures import arc_diagram, gains, heat_map, learning_curves, scatter, shown_pathways
+from tadvae.report.learned import first_edges
+from tadvae.report.rendering import Table, csv_link, environment
+from tadvae.report.verdict import table, verdict
 
 SHOWN_EDGES = 200
 OF_PROFILES = ("pearson_delta", "pearson_delta_de", "l2", "rmse", "cosine_logfc", "de_overlap")
@@ -48,7 +50,30 @@ def page(report: Report) -> str:
         if values is not None:
             shown.append((section, values))
     template = environment().get_template("report.html.j2")
-    return template.render(title=f"Run {report.name}", notes=report.notes, sections=shown)
+    return template.render(
+        title=f"Run {report.name}", answer=answer(report), notes=report.notes, sections=shown
+    )
+
+
+def answer(report: Report) -> str:
+    """Return what the page says first: whether the model is better than the baselines."""
+    if report.against:
+        return verdict(report.against)
+    if not report.asked:
+        return "Nothing was held out in this run, so it cannot be compared with baselines."
+    return "This run was not compared with baselines yet."
+
+
+def _against(report: Report) -> Values | None:
+    if not report.against:
+        return None
+    shown = Table.of(table(report.against), "The model and the best baseline of each metric", "against")
+    return {
+        "chart": gains(report.against),
+        "shown": shown,
+        "groups": max(each.n for each in report.against),
+        "several": len({each.category for each in report.against}) > 1,
+    }
 
 
 def _data(report: Report) -> Values:
@@ -88,11 +113,14 @@ class ScoreTable:
         Names, with an arrow for the direction that is better.
     rows
         A method and its scores, None where it has none.
+    csv
+        The same as CSV, see :func:`tadvae.report.rendering.csv_link`.
     """
 
     caption: str
     metrics: list[str]
     rows: list[tuple[str, list[Score | None]]]
+    csv: str
 
 
 def _scores(report: Report) -> Values | None:
@@ -136,7 +164,8 @@ def _score_table(title: str, scores: pd.DataFrame, metrics: list[str]) -> ScoreT
     arrows = {m: (" ↑" if HIGHER_IS_BETTER[m] else " ↓") if m in HIGHER_IS_BETTER else "" for m in metrics}
     n = int(scores["n"].max())
     caption = f"{title}: {n} held-out group{'' if n == 1 else 's'}"
-    return ScoreTable(caption, [metric + arrows[metric] for metric in metrics], rows)
+    csv = csv_link(scores[scores["metric"].isin(metrics)])
+    return ScoreTable(caption, [metric + arrows[metric] for metric in metrics], rows, csv)
 
 
 def _intervals(report: Report) -> Values | None:
@@ -182,17 +211,24 @@ def _activity(report: Report) -> Values | None:
 
 
 def _factors(report: Report) -> Values:
-    chart = arc_diagram(report.factors, "factors", "Latent factors")
-    table = _edges(report.factors, "Effects of factors on each other", "factor-edges")
-    return {"chart": chart, "shown": table}
+    return _graph(report.factors, "factors", "Latent factors", "Effects of factors on each other")
 
 
 def _causal(report: Report) -> Values:
     if isinstance(report.causal, str):
         return {"missing": report.causal}
-    chart = arc_diagram(report.causal, "causal", "Causal graph")
-    table = _edges(report.causal, "Direct effects, in units of a factor's own", "causal-edges")
-    return {"chart": chart, "shown": table}
+    return _graph(report.causal, "causal", "Causal graph", "Direct effects, in units of a factor's own")
+
+
+def _graph(graph: Graph, name: str, title: str, caption: str) -> Values:
+    """Return the part of a graph that is shown first, and the whole of it to unfold."""
+    first, rule = first_edges(graph)
+    return {
+        "rule": rule,
+        "chart": arc_diagram(first, name, title) if len(first.edges) else None,
+        "whole": arc_diagram(graph, f"{name}-all", title) if len(first.edges) < len(graph.edges) else None,
+        "shown": _edges(graph, caption, f"{name}-edges"),
+    }
 
 
 def _edges(graph: Graph, caption: str, name: str) -> Table | None:
@@ -235,6 +271,7 @@ def _key(dataset: str, context: str, perturbation: str) -> str:
 
 
 SECTIONS = (
+    Section("Is it better than the baselines?", "against", _against),
     Section("What it was trained on", "data", _data),
     Section("Learning curves", "curves", _curves),
     Section("Comparison with baselines", "scores", _scores),

@@ -5,10 +5,12 @@ macros of ``_tables.html.j2``. Texts are escaped by the environment; only values
 chart module makes, are written as they are.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import pandas as pd
@@ -33,6 +35,7 @@ def environment(package: str = FRAME) -> Environment:
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     # Style sheets and scripts are written unchanged: their braces are no template.
+    found.globals["file_name"] = lambda words: re.sub(r"\W+", "-", words).strip("-").lower()[:60] + ".csv"
     found.globals["packaged"] = lambda name: Markup(loader.get_source(found, name)[0])
     return found
 
@@ -80,12 +83,15 @@ class Table:
     rows
     name
         The id of a long table, which can be sorted; None for a short one.
+    csv
+        The same as CSV, see :func:`csv_link`.
     """
 
     caption: str
     columns: list[Column]
     rows: list[Row]
     name: str | None
+    csv: str
 
     @classmethod
     def of(
@@ -114,7 +120,12 @@ class Table:
             pairs = list(zip(columns, known, strict=True))
             cells = [_cell(value, column, number or _number) for column, value in pairs]
             rows.append(Row(cells, attributes({column.name: value for column, value in pairs})))
-        return cls(caption, columns, rows, name)
+        return cls(caption, columns, rows, name, csv_link(frame))
+
+
+def csv_link(frame: pd.DataFrame) -> str:
+    """Return a table as CSV inside an address (``data:``), which needs neither a network nor a script."""
+    return "data:text/csv;charset=utf-8," + quote(frame.to_csv(index=False), errors="replace")
 
 
 def _is_number(column: pd.Series) -> bool:

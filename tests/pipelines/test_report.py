@@ -1,5 +1,6 @@
 """The page of a run: its figures against the run itself, and a browser that sorts and filters it."""
 
+import io
 import json
 import re
 import shutil
@@ -13,8 +14,6 @@ import pandas as pd
 import pytest
 import scanpy as sc
 from local_conversion import convert_locally
-from selenium import webdriver
-from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from small_screens import SCREENS, small_config
@@ -33,6 +32,8 @@ from tadvae.report import page as page_module
 from tadvae.report.charts import COLOURS, Scale, diverging
 from tadvae.report.gather import Run, gather
 from tadvae.report.page import page
+from tadvae.report.prediction import prediction_of
+from tadvae.report.prediction_page import prediction_page
 from tadvae.simulation.files import write_simulation
 from tadvae.simulation.simulate import simulate
 from tadvae.store.reader import Store
@@ -184,7 +185,8 @@ def test_the_page_is_whole_and_loads_nothing(report):
     found.feed(html)
     found.close()
     assert found.open == []
-    assert found.loads == []
+    assert found.loads
+    assert all(each.startswith("data:text/csv;charset=utf-8,") for each in found.loads)
     assert "http" not in html
     assert len(found.ids) == len(set(found.ids))
     assert set(found.labelled) <= set(found.ids)
@@ -265,19 +267,6 @@ def test_unfinished_runs_and_other_stores_are_refused(run, tmp_path):
     assert not (tmp_path / "r.html").exists()
 
 
-@pytest.fixture
-def browser():
-    if shutil.which("chromium") is None or shutil.which("chromedriver") is None:
-        pytest.skip("apt install chromium chromium-driver to draw the page")
-    options = webdriver.ChromeOptions()
-    for word in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
-        options.add_argument(word)
-    options.binary_location = shutil.which("chromium")
-    driver = webdriver.Chrome(options, Service(shutil.which("chromedriver")))
-    yield driver
-    driver.quit()
-
-
 A4 = {"width": 718, "height": 1047, "deviceScaleFactor": 1, "mobile": False}  # at 96 dpi, within the margins
 TOO_WIDE = """
 return [...document.querySelectorAll("table, svg, pre, figure, p")].filter((e) =>
@@ -293,7 +282,7 @@ def test_in_print_nothing_is_cut_off_or_folded(report, browser, tmp_path):
     browser.execute_script("window.dispatchEvent(new Event('beforeprint'))")
     assert browser.execute_script(TOO_WIDE) == []
     printed = browser.find_elements(By.CSS_SELECTOR, "details:not(.screen)")
-    assert len(printed) == 3
+    assert len(printed) == 4
     assert all(part.get_attribute("open") for part in printed)
     assert not browser.find_element(By.CLASS_NAME, "controls").is_displayed()
     assert browser.get_log("browser") == []
@@ -326,9 +315,33 @@ def test_a_keyboard_is_enough(report, browser, tmp_path):
     assert browser.find_elements(By.TAG_NAME, "details")[-1].get_attribute("open")
 
 
+DOWNLOADS = """
+return [...document.querySelectorAll("table")].map((table) => [table.id,
+  table.querySelectorAll("tbody tr").length,
+  decodeURIComponent(table.parentElement.nextElementSibling.querySelector("a[download]").href.split(",")[1]),
+]);
+"""
+
+
+def test_pages_fit_a_phone_and_their_tables_are_csv(report, run, on_a_phone, browser):
+    """375 pixels: nothing but the boxes of wide tables and charts scrolls sideways."""
+    model = TADVAE.from_pretrained(run)
+    row = report.comparisons[0]
+    adata = model.predict(row.perturbation, context=row.context, dataset=row.dataset)
+    for html in (prediction_page(prediction_of(model, adata)), page(report)):
+        assert on_a_phone(html) == []
+    tables = browser.execute_script(DOWNLOADS)
+    assert len(tables) > 5
+    for _, n, text in tables:
+        frame = pd.read_csv(io.StringIO(text))
+        assert len(frame) >= n > 0  # of scores, the file has one row per method and metric
+    (text,) = (text for name, _, text in tables if name == "groups")
+    pd.testing.assert_frame_equal(pd.read_csv(io.StringIO(text)), report.groups, check_dtype=False)
+
+
 def test_graphs_are_tables_too(report):
     html = page(report)
-    for name, graph in (("factor-edges", report.factors), ("causal-edges", report.causal)):
+    for name, graph in (("factors-edges", report.factors), ("causal-edges", report.causal)):
         rows = html.split(f'<table id="{name}"')[1].split("</table>")[0].split("<tbody>")[1].count("<tr")
         assert rows == min(len(graph.edges), 200) > 0
     table = html.split('<table id="activity-table"')[1].split("</table>")[0]

@@ -3,6 +3,9 @@
 import re
 from html.parser import HTMLParser
 
+import pytest
+
+from tune.answer import answer, settings_of, spread_of_seeds
 from tune.config import SweepConfig
 from tune.page import page
 from tune.records import TrialRecord
@@ -101,4 +104,50 @@ def test_a_sweep_without_a_value_says_so():
     html = page("sweep", config, records, rows_of(records, config), "")
     assert "No trial has a value yet." in html
     assert "Too few trials" in html
-    assert "Best: trial" not in html
+    assert "Best: " not in html
+
+
+def seeded(values, metric="val_l2"):
+    """A sweep whose trials have a masking, a seed and a score each; the lowest is best."""
+    choice = list(dict.fromkeys(masking for masking, *_ in values))
+    config = SweepConfig.parse(
+        {
+            "experiment": {"validation": {"every": 1}},
+            "metric": metric,
+            "parameters": {"model.pathway.masking": {"choice": choice}, "seed": {"choice": [0, 1, 2]}},
+        },
+        "test",
+    )
+    records = []
+    for number, (masking, seed, value) in enumerate(values):
+        settings = {"model.pathway.masking": masking, "seed": seed}
+        curve = [{"epoch": 0, "cells_seen": 1.0, "loss": 1.0, metric: value}]
+        records.append(
+            TrialRecord(number=number, values=settings, settings=settings, status="finished", curve=curve)
+        )
+    return records, config
+
+
+def test_the_answer_compares_the_difference_with_the_spread_of_seeds():
+    values = [("hard", 0, 2.0), ("hard", 1, 2.2), ("linear", 0, 1.9), ("linear", 1, 2.5), ("none", 0, 9.0)]
+    records, config = seeded(values)
+    squares = 2 * 0.1**2 + 2 * 0.3**2  # of the two settings that have seeds, around their means
+    spread = (squares / 2) ** 0.5
+    assert spread_of_seeds(settings_of(records, config)) == pytest.approx(spread)
+    assert answer(records, config) == (
+        "Best: masking hard, with val_l2 2.1000 (mean of 2 seeds); the second, masking linear, has 2.2000 "
+        "(mean of 2 seeds), and the difference of 0.1 is not larger than the spread between seeds (standard "
+        f"deviation {spread:.2g}); best.yaml has the settings of the best single trial, 0002."
+    )
+    records, config = seeded([("hard", 0, 2.0), ("hard", 1, 2.2), ("linear", 0, 3.0)])
+    assert "the difference of 0.9 is larger than the spread" in answer(records, config)
+    records, config = seeded([("hard", 0, 0.0), ("linear", 0, 3.0)])
+    assert "val_l2 0.0000 (trial 0000)" in answer(records, config)
+    assert "may be chance" in answer(records, config)
+    records, config = seeded([("hard", 0, 2.0), ("hard", 1, float("nan"))])
+    assert answer(records, config).endswith("(trial 0000); nothing else has a value to compare it with.")
+
+
+@pytest.mark.slow
+def test_a_phone_shows_it_without_scrolling_sideways(on_a_phone):
+    assert on_a_phone(rendered("a-name-without-any-space" * 4)) == []

@@ -230,7 +230,7 @@ def test_the_command_and_its_page(model, spelt_folder, tmp_path, capsys):
     page = (tmp_path / "a.html").read_text()
     assert "<b>" not in page
     assert "state=&lt;b&gt;wanted" in page
-    assert re.search(rf"<strong>(Of {len(table)} perturbations|No perturbation certainly)", page)
+    assert re.search(rf'<p class="answer">(Of {len(table)} perturbations|No perturbation certainly)', page)
     assert page.count("<tr") == len(table) + 1
     assert "http" not in page.replace("http://www.w3.org", "")
     code, said = run("--towards", state, "--context", "OLD", "--out", str(tmp_path / "b.parquet"))

@@ -83,6 +83,17 @@ def test_the_size_of_blocks_changes_nothing(request, which, files, tmp_path, mon
             np.testing.assert_allclose(other.obsm[key], expected, rtol=1e-5, atol=2e-6, err_msg=key)
 
 
+@pytest.mark.slow
+def test_several_processes_write_the_same_bits(model, files, tmp_path, monkeypatch):
+    monkeypatch.setattr(embed_module, "CELLS_AT_ONCE", 5)
+    for workers in (1, 2):
+        model.embed(files, str(tmp_path / f"{workers}.h5ad"), contributions=["SET"], workers=workers)
+    one, two = (ad.read_h5ad(tmp_path / f"{workers}.h5ad") for workers in (1, 2))
+    assert set(one.obsm) == set(two.obsm) == {"X_tadvae_activity", "X_tadvae", "contributions_SET"}
+    for key, expected in one.obsm.items():
+        assert expected.tobytes() == two.obsm[key].tobytes(), key
+
+
 def test_axes_of_a_large_file_come_from_cells_spread_over_it(model, files, tmp_path, monkeypatch):
     """All cells are projected onto axes of the sample, and the size of blocks changes nothing then either."""
     own = ad.read_h5ad(files[0])
@@ -157,14 +168,18 @@ def test_what_cannot_be_embedded(model, attentive, files, tmp_path, refused):
     assert not list(tmp_path.glob("*.tmp"))
 
 
-def test_a_fault_in_the_middle_leaves_nothing(model, files, tmp_path, monkeypatch):
-    """What the sample does not show, the blocks do."""
+@pytest.mark.parametrize(
+    ("value", "sample", "said"), [(0.5, 640, "not a whole number"), (-1.5, 10_000, "is negative")]
+)
+def test_a_fault_in_the_middle_leaves_nothing(model, files, tmp_path, monkeypatch, value, sample, said):
+    """What the sample does not show, the blocks do; and axes are computed from checked values alone."""
     own = ad.read_h5ad(files[0])
     many = ad.concat([own] * 20, index_unique="-")
-    many.X[517, 3] = 0.5  # between the rows of the sample
+    many.X[508, 3] = value  # between the rows of the sample of 640 cells
     many.write_h5ad(tmp_path / "many.h5ad")
     monkeypatch.setattr(embed_module, "SAMPLE_ROWS", 16)
-    with pytest.raises(UserError, match="not a whole number"):
+    monkeypatch.setattr(embed_module, "SAMPLE", sample)
+    with pytest.raises(UserError, match=said):
         model.embed(str(tmp_path / "many.h5ad"), str(tmp_path / "out.h5ad"))
     assert [each.name for each in tmp_path.iterdir()] == ["many.h5ad"]
 

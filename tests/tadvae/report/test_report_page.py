@@ -10,11 +10,15 @@ import pandas as pd
 import pytest
 from markupsafe import Markup
 
+from tadvae.evaluation.bootstrap import Interval
 from tadvae.model.card import escape_markdown, model_card
 from tadvae.report.charts import Box, Curve, Scale, curves, element
 from tadvae.report.data import Comparison, Graph, MaskChange, Report
+from tadvae.report.figures import arc_diagram
+from tadvae.report.learned import first_edges
 from tadvae.report.page import SECTIONS, page
 from tadvae.report.rendering import Table
+from tadvae.report.verdict import AgainstBaseline
 from tadvae.settings.experiment import ExperimentConfig
 
 HOSTILE = [
@@ -62,7 +66,8 @@ def report_of(name):
         np.array([0.1, 0.2]), 0.9,
     )  # fmt: skip
     edges = pd.DataFrame({"source": [0, 0], "target": [1, 2], "effect": [0.5, -0.25], "share": [1.0, 0.5]})
-    graph = Graph([f"{k}: {name}" for k in range(3)], edges)
+    edges["same_sign"] = 1.0
+    graph = Graph([f"{k}: {name}" for k in range(3)], edges, seeds=2)
     rows = [("all", method, metric, 3, 0.5, 0.4, 0.6) for method in ("tadvae", name) for metric in
             ("rmse", "coverage", name)]  # fmt: skip
     groups = {"dataset": [name] * 2, "context": [name] * 2, "perturbation": [name, "b"]}
@@ -77,6 +82,7 @@ def report_of(name):
         shared_targets=np.array([[2, 1], [1, 4]]),
         curves={name: pd.DataFrame({"epoch": [0, 1, 2], name: [3.0, np.nan, 1.0]})},
         scores=pd.DataFrame(rows, columns=["category", "method", "metric", "n", "mean", "low", "high"]),
+        against=[AgainstBaseline(name, "rmse", name, 0.5, 1.0, 3, Interval(0.5, 0.4, 0.6))],
         groups=pd.DataFrame({**groups, "category": [name, "x"], "cells": [5, 6], "rmse": [0.25, np.nan]}),
         comparisons=[comparison],
         asked=2,
@@ -111,14 +117,36 @@ def test_every_section_is_shown_or_left_out():
     titles = [section.title for section in SECTIONS]
     assert re.findall(r"<h2>(.*?)</h2>", page(full)) == titles
     bare = replace(
-        full, curves={}, scores=None, groups=full.groups.head(0), comparisons=[], activity=None,
+        full, curves={}, scores=None, against=[], groups=full.groups.head(0), comparisons=[], activity=None,
         causal="no <single> targets", mask=None, calibration=None, notes=[],
         factors=Graph(["a"], full.factors.edges.head(0)),
     )  # fmt: skip
     html = page(bare)
-    assert re.findall(r"<h2>(.*?)</h2>", html) == [titles[i] for i in (0, 7, 8, 10)]
+    assert re.findall(r"<h2>(.*?)</h2>", html) == [titles[i] for i in (1, 8, 9, 11)]
     assert "None: no &lt;single&gt; targets" in html
     assert "The same as a table" not in html
+
+
+def test_stable_effects_are_shown_first():
+    n = 40
+    edges = pd.DataFrame({"source": 0, "target": np.arange(1, n + 1), "effect": np.linspace(-1.0, 1.0, n)})
+    names = [str(k) for k in range(n + 1)]
+    first, rule = first_edges(Graph(names, edges))
+    assert first.edges["effect"].abs().min() >= edges["effect"].abs().nlargest(15).min()
+    assert len(first.edges) == 15
+    assert "not known which are stable" in rule
+    share = np.where(np.arange(n) % 8 == 0, 1.0, 0.6)
+    same = np.where(np.arange(n) == 8, 0.75, 1.0)  # one that all seeds have, but not with one sign
+    stable, rule = first_edges(Graph(names, edges.assign(share=share, same_sign=same), seeds=4))
+    assert sorted(stable.edges["target"]) == [1, 17, 25, 33]
+    assert rule.startswith("4 of 40 effects are stable: at least 80% of the 4 seeds")
+    assert "drawn" not in rule
+    assert arc_diagram(stable, "a", "b").count("<circle") == 5  # no factor without an effect
+    none, rule = first_edges(Graph(names, edges.assign(share=0.5, same_sign=1.0), seeds=2))
+    assert none.edges.empty
+    html = page(replace(report_of("name"), factors=Graph(names, edges.assign(share=0.5, same_sign=1.0), 2)))
+    assert "0 of 40 effects are stable" in html
+    assert html.count('aria-labelledby="factors') == 1  # the whole graph, to unfold
 
 
 def test_cells_keep_all_digits_for_sorting():
