@@ -19,16 +19,19 @@ from typing import Any
 import torch
 from peers import pathway_tests, prediction_tests
 from peers.arithmetic import arithmetic_scores
-from peers.environment import Peer, PeerError, peers, python_of, run, run_script, versions
-from peers.page import write_page
+from peers.environment import Peer, PeerError, peers, python_of, run, run_checks, run_script, versions
+from peers.interchange import write_files
+from peers.interchange_checks import PACKAGES
+from peers.page import decision, write_page
 from peers.pathways_of_tadvae import target_scores
+from peers.summary import write_readme
 from synthetic import screen
 
 HERE = Path(__file__).parent
 OWN = HERE / "peers"
 LONGEST = {"pathways": 3600.0, "prediction": 3600.0, "loading": 900.0}
 """Seconds of wall time after which a program's run on one case is stopped, by job."""
-CELLS, ROUNDS = 4_000, 2
+CELLS, ROUNDS = 16_000, 3
 """Cells that loaders read, and how often."""
 
 
@@ -115,6 +118,21 @@ def ours_of_prediction(work: Path) -> dict[str, Any]:
     return {"scores": scores, "training": training}
 
 
+def interchange(work: Path, environments: Path) -> dict[str, Any]:
+    """Whether what we write is read by programs of others, each in its environment, by program."""
+    folder = write_files(work / "interchange")
+    known = {peer.name: peer for job in JOBS for peer in peers(job)}
+    found: dict[str, Any] = {}
+    for name in PACKAGES:
+        try:
+            python = python_of(known[name], environments)
+            found[name] = json.loads(run_checks(python, OWN / "interchange_checks.py", name, folder))
+        except PeerError as error:
+            found[name] = {"error": str(error)}
+        print(name, found[name], flush=True)
+    return {"programs": found}
+
+
 def ours(work: Path) -> dict[str, Any]:
     """Scores of our own on the cases of ``targets``; those of the other tests are stored already."""
     pathway_tests.write_cases(work / "pathways")
@@ -144,12 +162,13 @@ def main(given: list[str] | None = None) -> None:
     parser.add_argument(
         "--peer",
         action="append",
-        help="only this program (or tadvae, tadvae-prediction, arithmetic); may be repeated",
+        help="only this program (or tadvae, tadvae-prediction, interchange, arithmetic); may be repeated",
     )
     parser.add_argument("--out", type=Path, default=HERE / "results" / "peers")
     parser.add_argument("--work", type=Path, default=HERE / "work" / "peers")
     parser.add_argument("--environments", type=Path, default=HERE.parent / "build" / "peers")
     parser.add_argument("--page", type=Path, default=HERE.parent / "docs" / "peers.md")
+    parser.add_argument("--readme", type=Path, default=HERE.parent / "README.md")
     parser.add_argument("--only-write", action="store_true", help="write the page from what is stored")
     arguments = parser.parse_args(given)
     torch.set_num_threads(1)
@@ -170,6 +189,10 @@ def main(given: list[str] | None = None) -> None:
     if not arguments.only_write and (not arguments.peer or "tadvae-prediction" in arguments.peer):
         place = arguments.out / "prediction-tadvae.json"
         store(place, {"peer": "tadvae"}, lambda: ours_of_prediction(arguments.work))
+    if not arguments.only_write and (not arguments.peer or "interchange" in arguments.peer):
+        place = arguments.out / "interchange.json"
+        about = {"packages": {name: list(each) for name, each in PACKAGES.items()}}
+        store(place, about, lambda: interchange(arguments.work, arguments.environments))
     if not arguments.only_write and (not arguments.peer or "arithmetic" in arguments.peer):
         store(
             arguments.out / "pathways-arithmetic.json",
@@ -179,6 +202,7 @@ def main(given: list[str] | None = None) -> None:
             },
         )
     write_page(arguments.out, arguments.page)
+    write_readme(arguments.readme, decision(arguments.out))
     print(f"{arguments.page}: written")
 
 

@@ -120,14 +120,22 @@ def run_script(python: Path, script: Path, case: Path, out: Path, limit: float) 
     _run([str(python), str(script), str(case), str(out)], limit)
 
 
-def _run(command: list[str], limit: float | None) -> None:
+def run_checks(python: Path, script: Path, program: str, folder: Path) -> str:
+    """The last line that the checks of one program print."""
+    return _run([str(python), str(script), program, str(folder)], 900.0).splitlines()[-1]
+
+
+def _run(command: list[str], limit: float | None) -> str:
     threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"), "1")
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | threads
     try:
-        subprocess.run(command, check=True, capture_output=True, text=True, timeout=limit, env=environment)
+        done = subprocess.run(
+            command, check=True, capture_output=True, text=True, timeout=limit, env=environment
+        )
     except subprocess.CalledProcessError as error:
         lines = [line for line in (error.stderr or "").strip().splitlines() if line.strip()]
         said = [line for line in lines if "Error" in line or "ERROR" in line] or lines or ["no message"]
         raise PeerError(said[-1].strip()[:_LONGEST]) from error
     except subprocess.TimeoutExpired as error:
         raise PeerError(f"stopped after {limit:.0f} s") from error
+    return done.stdout

@@ -49,10 +49,18 @@ def main(case: Path, out: Path) -> None:
 
     first, cells, tokens = 0.0, 0, 0
     for batch in data._assembler.batches(windows, read(), 0):
+        arrays([bag.cells for bag in batch.bags])
         first = first or time.process_time() - cpu
         cells, tokens = cells + batch.n_cells, tokens + batch.n_tokens
     shards = place / "cells"
     finish(out, cells, tokens, first, time.process_time() - cpu, time.perf_counter() - wall, shards)
+
+
+def arrays(sets: list[Cells]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Gene numbers, values and offsets of the cells of a batch, as ``loading_case.normalised`` gives them."""
+    ids = np.concatenate([cells.gene_ids for cells in sets], dtype=np.int64)
+    values = np.concatenate([cells.values for cells in sets], dtype=np.float32)
+    return ids, values, np.cumsum([0, *np.concatenate([np.diff(cells.offsets) for cells in sets])])
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from results_opening import panel_scores
 
-from peers import loading_page, prediction_page
+from peers import loading_page, prediction_page, summary
 from peers.environment import peers
 from peers.pathway_tests import VARIANTS
 from tadvae.evaluation.bootstrap import bootstrap_mean
@@ -39,22 +39,54 @@ each cell's mean over its genes; our scores on panels were made before it did.
 """
 
 
+DECISION = """Ours is one model of today's defaults; bold is the better of the two. The best program is the one with
+the best figure, of as many as the last column says; groups are those that it predicts.
+"""
+
+INTERCHANGE = """## Interchange
+
+What we write, read by other programs in their own environments (`benchmarks/peers/interchange_checks.py`).
+"""
+
 OWN = ("tadvae", "arithmetic")
 """What is stored beside the programs."""
 
 
+def decision(results: Path) -> list[str]:
+    """The table that decides, from all that is stored."""
+    stored, found = _stored(results), _of_job(_stored(results), "pathways")
+    rows = [_truth_rows(_our_truth(results.parent), found), _panel_rows(_our_panels(results.parent), found)]
+    return summary.table(stored, *rows)
+
+
+def _stored(results: Path) -> dict[str, Any]:
+    return {place.stem: json.loads(place.read_text()) for place in sorted(results.glob("*.json"))}
+
+
 def write_page(results: Path, page: Path) -> None:
     """Write the page from all that is stored."""
-    stored = {place.stem: json.loads(place.read_text()) for place in sorted(results.glob("*.json"))}
+    stored = _stored(results)
     predicted, loaded = (_of_job(stored, job) for job in ("prediction", "loading"))
-    lines = [INTRODUCTION]
+    lines = [INTRODUCTION, *decision(results), "", DECISION]
     if predicted:
         lines += [*prediction_page.tables(predicted), *_notes(predicted), ""]
         lines += prediction_page.training(predicted)
     if loaded:
         lines += [*loading_page.table(loaded), *_notes(loaded), ""]
-    lines += [*_pathways(results, stored), *_missing(stored)]
+    lines += [*_pathways(results, stored), *_missing(stored), *_interchange(stored)]
     page.write_text("\n".join(lines).rstrip() + "\n")
+
+
+def _interchange(stored: dict[str, Any]) -> list[str]:
+    """What worked, by program and version."""
+    if "interchange" not in stored:
+        return []
+    lines = ["", INTERCHANGE, "| program | check | result |", "|---|---|---|"]
+    for name, each in stored["interchange"]["programs"].items():
+        about = ", ".join(f"{key} {value}" for key, value in each.get("versions", {}).items()) or name
+        checks = each.get("checks", {"environment": each.get("error", "")})
+        lines += [f"| {about} | {check} | {result} |" for check, result in checks.items()]
+    return lines
 
 
 def _missing(stored: dict[str, Any]) -> list[str]:
@@ -111,17 +143,32 @@ def _methods(found: dict[str, Any]) -> dict[str, dict[str, dict[str, float]]]:
 
 
 def _truth(ours: dict[str, list[float]], found: dict[str, Any]) -> list[str]:
-    lines = ["| method | cells | smoothed cells |", "|---|---|---|"]
+    lines, rows = ["| method | cells | smoothed cells |", "|---|---|---|"], _truth_rows(ours, found)
+    return [*lines, *_lines(rows, list(VARIANTS)), "", _against(rows, list(VARIANTS), list(found))]
+
+
+def _truth_rows(ours: dict[str, list[float]], found: dict[str, Any]) -> summary.Rows:
     rows = {(name, variant): values for name, by in ours.items() for variant, values in by.items()}
     for name, cases in _methods(found).items():
         for variant in VARIANTS:
             values = [scores[variant] for case, scores in cases.items() if case.startswith("truth-")]
             rows[name, variant] = values
-    return [*lines, *_lines(rows, list(VARIANTS)), "", _against(rows, list(VARIANTS), list(found))]
+    return rows
 
 
 def _panels(ours: dict[str, Any], found: dict[str, Any]) -> list[str]:
     columns = [f"{variant}, {kind}" for variant in VARIANTS for kind in ("true", "permuted")]
+    rows, shown = _panel_rows(ours, found), [column for column in columns if column.endswith("true")]
+    return [
+        "| method | " + " | ".join(columns) + " |",
+        "|---" * 5 + "|",
+        *_lines(rows, columns),
+        "",
+        _against(rows, shown, list(found)),
+    ]
+
+
+def _panel_rows(ours: dict[str, Any], found: dict[str, Any]) -> summary.Rows:
     rows = {(name, column): values for name, by in ours.items() for column, values in by.items()}
     for name, cases in _methods(found).items():
         for variant in VARIANTS:
@@ -131,14 +178,7 @@ def _panels(ours: dict[str, Any], found: dict[str, Any]) -> list[str]:
                     for case, scores in cases.items()
                     if case.startswith("panels-") and case.endswith(f"-{kind}")
                 ]
-    shown = [column for column in columns if column.endswith("true")]
-    return [
-        "| method | " + " | ".join(columns) + " |",
-        "|---" * 5 + "|",
-        *_lines(rows, columns),
-        "",
-        _against(rows, shown, list(found)),
-    ]
+    return rows
 
 
 def _against(rows: dict[tuple[str, str], list[float]], columns: list[str], programs: list[str]) -> str:

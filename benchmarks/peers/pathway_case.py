@@ -3,14 +3,18 @@
 Needs numpy and pandas only; see :mod:`peers.exchange` for the files.
 """
 
+from __future__ import annotations
+
 import json
-from collections.abc import Callable
 from pathlib import Path
+from typing import Callable  # noqa: UP035 - Python 3.8 runs this file too
 
 import numpy as np
 import pandas as pd
 
 MIN_GENES = 5
+BUDGET = 10.0
+"""Seconds of CPU after which a training on one file of cells stops, at the end of the epoch."""
 
 
 def read_gmt(place: Path) -> dict[str, list[str]]:

@@ -27,10 +27,10 @@ import numpy as np
 import pandas as pd
 import scarches
 import torch
-from pathway_case import MIN_GENES, each_file
+from pathway_case import BUDGET, MIN_GENES, each_file
 from scarches.trainers.trvae.trainer import Trainer
 
-EPOCHS, BUDGET = 400, 15.0
+EPOCHS = 400
 
 
 def activity(place: Path, sets: dict[str, list[str]]) -> pd.DataFrame:
