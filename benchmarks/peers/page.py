@@ -39,8 +39,8 @@ each cell's mean over its genes; our scores on panels were made before it did.
 """
 
 
-DECISION = """Ours is one model of today's defaults; bold is the better of the two. The best program is the one with
-the best figure, of as many as the last column says; groups are those that it predicts.
+DECISION = """Ours is one model of today's defaults; bold is the better of the two. The best program is that
+with the best figure, of as many as the last column says; groups are those that it predicts.
 """
 
 INTERCHANGE = """## Interchange

@@ -14,7 +14,7 @@ from sklearn.metrics import roc_auc_score
 
 ROOT = Path(__file__).resolve().parents[2]
 BENCHMARKS = ROOT / "benchmarks"
-OURS = ("peers", "make_peers", "studies", "panel_transfer", "results_opening")
+OURS = ("peers", "make_peers", "studies", "panel_transfer", "results_opening", "synthetic")
 
 
 @pytest.fixture(scope="module")
@@ -22,12 +22,10 @@ def peers():
     """Modules of the comparison by name."""
     sys.path.insert(0, str(BENCHMARKS))
     names = ("environment", "exchange", "loading_case", "page", "pathway_tests", "prediction_page", "summary")
-    sys.path.insert(0, str(BENCHMARKS / "peers"))  # where programs' files find what they share
     yield {name: importlib.import_module(f"peers.{name}") for name in names} | {
         "make_peers": importlib.import_module("make_peers")
     }
     sys.path.remove(str(BENCHMARKS))
-    sys.path.remove(str(BENCHMARKS / "peers"))
     for name in [each for each in sys.modules if each.split(".")[0] in OURS]:
         sys.modules.pop(name)
 
