@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from scipy import sparse
 
-BATCH, LONGEST, TARGET_SUM = 64, 6.0, 1e4
+BATCH, LONGEST, TARGET_SUM = 64, 25.0, 1e4
 
 
 def normalised(X: sparse.csr_matrix) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

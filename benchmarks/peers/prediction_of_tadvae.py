@@ -10,12 +10,16 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import json
 
 import anndata as ad
 import torch
 import yaml
 from prediction_case import SEED, Case, Clock, read, save
 
+from peers.prediction_tests import cells_of
 from pipelines.convert import convert
 from tadvae.base.errors import UserError
 from tadvae.settings.experiment import ExperimentConfig
@@ -23,7 +27,7 @@ from tadvae.store.reader import Store
 from tadvae.training.fit import fit
 
 EPOCHS = 30
-SETTINGS = ["split.kind=none", f"train.epochs={EPOCHS}", "model.pathway={d_embed: 32, n_heads: 2}"]
+SETTINGS = [f"train.epochs={EPOCHS}", "model.pathway={d_embed: 32, n_heads: 2}"]
 MODALITIES: dict[str, str | dict[str, str]] = {
     "norman_alone": "CRISPRa",
     "datlinger": {"default": "CRISPRko", "TCR": "stimulation"},
@@ -39,6 +43,8 @@ def main(folder: Path, out: Path) -> None:
     asked = {name for _, condition in case.test for name in condition.split("+")}
     more = ["model.causal.targets=gene"] if folder.name.endswith("single-fold-0") else []
     clock = Clock()
+    held = json.dumps(sorted({condition for _, condition in case.test}))
+    more.append("split.kind=none" if new_context(folder) else f"split={{kind: explicit, test: {held}}}")
     model, _ = fit(store, ExperimentConfig.load(None, [*SETTINGS, *more, f"seed={SEED}"]))
     seconds, means = clock.seconds, {}
     for context, condition in case.test:
@@ -52,11 +58,17 @@ def main(folder: Path, out: Path) -> None:
     save(out, means, case.adata.var_names.tolist(), seconds, shown, EPOCHS)
 
 
+def new_context(folder: Path) -> bool:
+    """Whether a context is held out; else conditions are, which the store knows by name as in the studies."""
+    return folder.name.startswith("kang_types")
+
+
 def converted(case: Case, out: Path) -> Store:
-    """Store of the case's cells, made once."""
+    """Store of the case's cells, with held-out conditions that the split keeps from training; made once."""
     out.mkdir(parents=True, exist_ok=True)
     if not (out / "store").exists():
-        counts = ad.AnnData(case.adata.layers["counts"], obs=case.adata.obs, var=case.adata.var)
+        cells = case.adata if new_context(case.folder) else cells_of(case.folder.name)
+        counts = ad.AnnData(cells.layers["counts"], obs=cells.obs, var=cells.var)
         counts.write_h5ad(out / "counts.h5ad")
         study = case.folder.name.split("-")[0]
         perturbation = {"column": "condition", "control": "control", "separator": "+"}

@@ -94,8 +94,13 @@ def write_cases(folder: Path, wanted: tuple[str, ...] = ("",)) -> list[Path]:
     return cases
 
 
+def cells_of(case: str) -> ad.AnnData:
+    """All cells of a case's screen, held-out ones too: values, ``layers["counts"]``, condition and context."""
+    return _cells(next(test for test in TESTS if case in test.cases))
+
+
 def score(case: Path, place: Path) -> Scores:
-    """Scores by condition (by context, where that is held out) and metric; absent without an answer."""
+    """Scores by condition (or context, where that is held out) and metric; absent without an answer."""
     test = next(test for test in TESTS if case.name in test.cases)
     adata = _cells(test)
     asked = _asked(test, case.name, adata)

@@ -18,6 +18,7 @@ control cells.
 # [tool.tadvae-peer]
 # python = "3.11"
 # job = "prediction"
+# cases = ["norman_alone", "kang_types"]
 # ///
 
 import sys

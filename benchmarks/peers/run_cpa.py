@@ -21,20 +21,9 @@ import cpa
 import numpy as np
 import torch
 from prediction_case import SEED, Clock, read, save
-from pytorch_lightning import Callback
+from stop_on_budget import StopOnBudget
 
 EPOCHS, BATCH = 2000, 512
-
-
-class StopOnBudget(Callback):
-    """As for the programs with a newer Lightning."""
-
-    def __init__(self, clock: Clock) -> None:
-        self.clock = clock
-
-    def on_train_epoch_end(self, trainer, _) -> None:
-        if self.clock.over:
-            trainer.should_stop = True
 
 
 def main(case: Path, out: Path) -> None:

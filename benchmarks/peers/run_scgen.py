@@ -6,12 +6,14 @@ It predicts the response in a context of which it has seen control cells only.
 """
 
 # /// script
-# requires-python = ">=3.11"
+# requires-python = ">=3.10,<3.11"
 # dependencies = [
-#   "scgen==2.1.0", "scvi-tools==1.4.2", "torch==2.13.0", "anndata==0.12.19", "numpy==2.4.6", "pandas==2.3.3",
+#   "scgen==2.1.0", "scvi-tools==0.20.3", "torch==2.0.0", "anndata==0.9.2", "numpy==1.23.5", "scipy==1.12.0",
+#   "pandas==1.5.3", "lightning==2.0.9", "pytorch-lightning==1.9.5", "jax==0.4.30", "flax==0.10.2",
+#   "setuptools==70.0.0",
 # ]
 # [tool.tadvae-peer]
-# python = "3.11"
+# python = "3.10"
 # job = "prediction"
 # cases = ["kang_types"]
 # ///
