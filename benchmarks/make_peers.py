@@ -146,7 +146,7 @@ def _short(scores: dict[str, float]) -> dict[str, float]:
 def _named(found: dict[str, str], peer: Peer) -> dict[str, str]:
     """Versions of what a program asks for."""
     known = {name.lower().replace("_", "-"): version for name, version in found.items()}
-    names = [each.split("==")[0].lower().replace("_", "-") for each in peer.requirements]
+    names = [each.split("==")[0].split("[")[0].lower().replace("_", "-") for each in peer.requirements]
     return {name: known[name] for name in names if name in known}
 
 
@@ -179,6 +179,7 @@ def main(given: list[str] | None = None) -> None:
         if arguments.peer and peer.name not in arguments.peer:
             continue
         about = {"peer": peer.name, "requirements": list(peer.requirements), "python": peer.python}
+        about |= {} if peer.cases == ("",) else {"cases": list(peer.cases)}
         store(
             arguments.out / f"{peer.job}-{peer.name}.json",
             about,

@@ -125,7 +125,9 @@ def _notes(found: dict[str, Any]) -> list[str]:
                 f"- {name} ({', '.join(each['about']['requirements'])}): **not run**: {each['error']}"
             )
         elif each.get("versions"):
-            about = ", ".join(f"{package} {version}" for package, version in each["versions"].items())
+            known = each["versions"]
+            missing = [one for one in each["about"]["requirements"] if one.split("==")[0] not in known]
+            about = ", ".join([*missing, *(f"{package} {version}" for package, version in known.items())])
             lines.append(f"- {name}: Python {each['about']['python']}, {about}.")
         for method, errors in each.get("errors", {}).items():
             case, error = next(iter(errors.items()))

@@ -95,7 +95,7 @@ def write_cases(folder: Path, wanted: tuple[str, ...] = ("",)) -> list[Path]:
 
 
 def cells_of(case: str) -> ad.AnnData:
-    """All cells of a case's screen, held-out ones too: values, ``layers["counts"]``, condition and context."""
+    """All cells of a case, held-out ones too: values, ``layers["counts"]``, condition and context."""
     return _cells(next(test for test in TESTS if case in test.cases))
 
 

@@ -1,5 +1,7 @@
 """biolord with its default module, and the likelihood for log-normalised values (``normal``).
 
+The learning rate of attributes, which has no default that works, is that of its tutorials.
+
 Up to 500 epochs of batches of 512 with early stopping (patience 20 checks of every tenth epoch), as in its
 tutorials, or until the budget of CPU seconds is spent. A perturbation is an ordered attribute, as in its
 study of Norman 2019: which targets it has, and the sum of what is known of them (leading axes of GO terms in
@@ -18,7 +20,7 @@ control cells.
 # [tool.tadvae-peer]
 # python = "3.11"
 # job = "prediction"
-# cases = ["norman_alone", "kang_types"]
+# cases = ["norman_alone"]
 # ///
 
 import sys
@@ -32,6 +34,7 @@ from prediction_case import SEED, Clock, read, save, term_vectors
 from stop_on_budget import StopOnBudget
 
 EPOCHS, BATCH = 500, 512
+RATES = {"attribute_nn_lr": 1e-2, "attribute_nn_wd": 4e-8}
 
 
 def main(case: Path, out: Path) -> None:
@@ -52,16 +55,15 @@ def main(case: Path, out: Path) -> None:
 
     table = {condition: attribute(condition) for condition in {*asked, *adata.obs["condition"]}}
     adata.obsm["perturbation"] = np.stack([table[each] for each in adata.obs["condition"]])
-    contexts = ["context"] if adata.obs["context"].nunique() > 1 else None
     biolord.Biolord.setup_anndata(
-        adata, ordered_attributes_keys=["perturbation"], categorical_attributes_keys=contexts
+        adata, ordered_attributes_keys=["perturbation"], categorical_attributes_keys=["context"]
     )
     model = biolord.Biolord(
         adata, module_params={"gene_likelihood": "normal", "seed": SEED}, model_name=str(out / "model")
     )
     clock = Clock()
     model.train(
-        max_epochs=EPOCHS, batch_size=BATCH, early_stopping=True, early_stopping_patience=20,
+        max_epochs=EPOCHS, batch_size=BATCH, plan_kwargs=RATES, early_stopping=True, early_stopping_patience=20,
         check_val_every_n_epoch=10, callbacks=[StopOnBudget(clock)], enable_checkpointing=False,
         enable_progress_bar=False, accelerator="cpu",
     )  # fmt: skip

@@ -9,8 +9,8 @@ It predicts the response in a context of which it has seen control cells only.
 # requires-python = ">=3.10,<3.11"
 # dependencies = [
 #   "scgen==2.1.0", "scvi-tools==0.20.3", "torch==2.0.0", "anndata==0.9.2", "numpy==1.23.5", "scipy==1.12.0",
-#   "pandas==1.5.3", "lightning==2.0.9", "pytorch-lightning==1.9.5", "jax==0.4.30", "flax==0.10.2",
-#   "setuptools==70.0.0",
+#   "pandas==1.5.3", "lightning==2.0.9", "pytorch-lightning==1.9.5", "jax==0.4.23", "jaxlib==0.4.23",
+#   "flax==0.8.4", "numpyro==0.15.0", "optax==0.2.1", "setuptools==70.0.0",
 # ]
 # [tool.tadvae-peer]
 # python = "3.10"
@@ -19,14 +19,20 @@ It predicts the response in a context of which it has seen control cells only.
 # ///
 
 import sys
+import types
+import typing
 from pathlib import Path
 
 import numpy as np
-import scgen
 import scvi
 import torch
 from prediction_case import SEED, Clock, read, save
 from stop_on_budget import StopOnBudget
+
+# scGen 2.1.0 imports this from a module that scvi-tools has dropped
+sys.modules["scvi._compat"] = types.ModuleType("scvi._compat")
+sys.modules["scvi._compat"].Literal = typing.Literal
+import scgen
 
 EPOCHS, BATCH = 100, 32
 
