@@ -43,6 +43,12 @@ DECISION = """Ours is one model of today's defaults; bold is the better of the t
 with the best figure, of as many as the last column says; groups are those that it predicts.
 """
 
+WHY = """
+Ours is behind `mlm` on simulated truth: `mlm` fits all pathways of a cell at once, and so separates those
+that share genes; ours, like `ulm`, gives each pathway what its own members show. On the real panels there
+are more pathways than `mlm` can tell apart, and it fails (above). What was tried is in `experiments.md`.
+"""
+
 INTERCHANGE = """## Interchange
 
 What we write, read by other programs in their own environments (`benchmarks/peers/interchange_checks.py`).
@@ -113,7 +119,7 @@ def _pathways(results: Path, stored: dict[str, Any]) -> list[str]:
         lines += [f"### {test.capitalize()}\n", *table(rows.get(test, {}), found), ""]
     if "tadvae" not in found:
         lines.append('- tadvae: not run on *targets* yet (`make peers PEERS="--peer tadvae"`: 16 trainings).')
-    return [*lines, *_notes(found)]
+    return [*lines, *_notes(found), WHY]
 
 
 def _notes(found: dict[str, Any]) -> list[str]:

@@ -12,7 +12,7 @@ from pathlib import Path
 import anndata as ad
 import numpy as np
 
-BUDGET = 20.0
+BUDGET = 60.0
 """Seconds of CPU after which a training without a natural end stops, at the end of the epoch."""
 SEED = 1
 

@@ -2,10 +2,10 @@
 
 The learning rate of attributes, which has no default that works, is that of its tutorials.
 
-Up to 500 epochs of batches of 512 with early stopping (patience 20 checks of every tenth epoch), as in its
-tutorials, or until the budget of CPU seconds is spent. A perturbation is an ordered attribute, as in its
-study of Norman 2019: which targets it has, and the sum of what is known of them (leading axes of GO terms in
-place of its neighbours in a graph of GO terms). A context is a categorical attribute. Predicted from the
+Up to 500 epochs of batches of 128 (the default) with early stopping (patience 20 checks of every tenth epoch),
+as in its tutorials, or until the budget of CPU seconds is spent. A perturbation is an ordered attribute, as in
+its study of Norman 2019: which targets it has, and the sum of what is known of them (leading axes of GO terms
+in place of its neighbours in a graph of GO terms). A context is a categorical attribute. Predicted from the
 control cells.
 
     python run_biolord.py CASE OUT
@@ -20,7 +20,7 @@ control cells.
 # [tool.tadvae-peer]
 # python = "3.11"
 # job = "prediction"
-# cases = ["norman_alone"]
+# cases = ["norman_alone-single"]
 # ///
 
 import sys
@@ -33,7 +33,7 @@ import torch
 from prediction_case import SEED, Clock, read, save, term_vectors
 from stop_on_budget import StopOnBudget
 
-EPOCHS, BATCH = 500, 512
+EPOCHS, BATCH = 500, 128
 RATES = {"attribute_nn_lr": 1e-2, "attribute_nn_wd": 4e-8}
 
 
@@ -63,7 +63,8 @@ def main(case: Path, out: Path) -> None:
     )
     clock = Clock()
     model.train(
-        max_epochs=EPOCHS, batch_size=BATCH, plan_kwargs=RATES, early_stopping=True, early_stopping_patience=20,
+        max_epochs=EPOCHS, batch_size=BATCH, plan_kwargs=RATES,
+        early_stopping=True, early_stopping_patience=20,
         check_val_every_n_epoch=10, callbacks=[StopOnBudget(clock)], enable_checkpointing=False,
         enable_progress_bar=False, accelerator="cpu",
     )  # fmt: skip

@@ -17,7 +17,7 @@ cells. A predicted mean is the mean of control cells that are carried along the 
 # [tool.tadvae-peer]
 # python = "3.11"
 # job = "prediction"
-# cases = ["norman_alone"]
+# cases = ["norman_alone-single"]
 # ///
 
 import os

@@ -1,7 +1,7 @@
 """GEARS with its default settings, but for 3 epochs of its 20, graphs of similar genes built offline.
 
-An epoch takes 24 CPU seconds here, and its learning rate halves after each: the first 3 epochs have 7/8 of the
-sum of the rates of all. Its best epoch by validation counts.
+An epoch takes 24 CPU seconds here, and its learning rate halves after each: the first 3 epochs have 7/8 of
+the sum of the rates of all. Its best epoch by validation counts.
 
 Its graph of gene ontology is made by its own code from the annotations of the case (GO, biological process)
 in place of the file that it would download; the genes of the graph are those measured or perturbed. A

@@ -19,20 +19,14 @@ It predicts the response in a context of which it has seen control cells only.
 # ///
 
 import sys
-import types
-import typing
 from pathlib import Path
 
 import numpy as np
+import scgen
 import scvi
 import torch
 from prediction_case import SEED, Clock, read, save
 from stop_on_budget import StopOnBudget
-
-# scGen 2.1.0 imports this from a module that scvi-tools has dropped
-sys.modules["scvi._compat"] = types.ModuleType("scvi._compat")
-sys.modules["scvi._compat"].Literal = typing.Literal
-import scgen
 
 EPOCHS, BATCH = 100, 32
 
