@@ -2,11 +2,11 @@
 
 The learning rate of attributes, which has no default that works, is that of its tutorials.
 
-Up to 500 epochs of batches of 128 (the default) with early stopping (patience 20 checks of every tenth epoch),
-as in its tutorials, or until the budget of CPU seconds is spent. A perturbation is an ordered attribute, as in
-its study of Norman 2019: which targets it has, and the sum of what is known of them (leading axes of GO terms
-in place of its neighbours in a graph of GO terms). A context is a categorical attribute. Predicted from the
-control cells.
+Up to 500 epochs of batches of 128 (the default) with early stopping (patience 20 checks of every tenth
+epoch), as in its tutorials, or until the budget of CPU seconds is spent. A perturbation is an ordered
+attribute, as in its study of Norman 2019: which targets it has, and the sum of what is known of them (leading
+axes of GO terms in place of its neighbours in a graph of GO terms).
+A context is a categorical attribute. Predicted from the control cells.
 
     python run_biolord.py CASE OUT
 """

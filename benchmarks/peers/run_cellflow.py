@@ -12,7 +12,7 @@ cells. A predicted mean is the mean of control cells that are carried along the 
 # requires-python = ">=3.11"
 # dependencies = [
 #   "cellflow-tools==0.0.9", "jax==0.10.2", "flax==0.12.8", "anndata==0.12.19", "numpy==2.4.6",
-#   "scipy==1.15.3", "pandas==2.3.3", "torch==2.13.0",
+#   "scipy==1.15.3", "pandas==2.3.3", "torch==2.13.0", "requests==2.32.5",
 # ]
 # [tool.tadvae-peer]
 # python = "3.11"
