@@ -64,7 +64,7 @@ def tables(stored: dict[str, Any]) -> list[str]:
                 _row(name, [scores[group] for group in sorted(groups, key=sorted)])
                 for name, scores in rows.items()
             ]
-        lines += ["", _against(found, known), ""]
+        lines += ["", _against(found), ""]
     return lines
 
 
@@ -76,11 +76,11 @@ def _row(name: str, scores: list[dict[str, float]]) -> str:
     return f"| {bold(name)} | {len(scores)} | {' | '.join(cells)} |"
 
 
-def _against(found: dict[str, Scores], known: dict[str, Scores]) -> str:
+def _against(found: dict[str, Scores]) -> str:
     """Ours minus each program, over the groups that both predict."""
     words = []
     for name, scores in found.items():
-        mine = found.get(OURS) or known.get("tadvae", {})
+        mine = found.get(OURS, {})
         groups = sorted(set(scores) & set(mine), key=sorted)
         if name == OURS or not groups:
             continue
