@@ -16,6 +16,9 @@ from pathlib import Path
 HERE = Path(__file__).parent
 _HEAD = re.compile(r"^# /// script\n((?:#.*\n)+?)# ///$", re.MULTILINE)
 _LONGEST = 300  # characters of an error that are kept
+_LIST = """import json
+from importlib.metadata import distributions
+print(json.dumps({each.metadata["Name"]: each.version for each in distributions()}))"""
 
 
 @dataclass(frozen=True)
@@ -32,12 +35,15 @@ class Peer:
         Minor version of the Python it needs, such as ``3.11``.
     job
         What it is compared in, such as ``pathways``.
+    cases
+        Beginnings of the names of the cases that it can do.
     """
 
     name: str
     requirements: tuple[str, ...]
     python: str
     job: str
+    cases: tuple[str, ...] = ("",)
 
     @classmethod
     def of(cls, script: Path) -> "Peer":
@@ -47,7 +53,8 @@ class Peer:
             raise ValueError(f"{script}: expected inline script metadata (PEP 723), found none.")
         head = tomllib.loads("".join(line[2:] + "\n" for line in found.group(1).splitlines()))
         tool = head["tool"]["tadvae-peer"]
-        return cls(script.stem.removeprefix("run_"), tuple(head["dependencies"]), tool["python"], tool["job"])
+        name, cases = script.stem.removeprefix("run_"), tuple(tool.get("cases", [""]))
+        return cls(name, tuple(head["dependencies"]), tool["python"], tool["job"], cases)
 
     @property
     def script(self) -> Path:
@@ -80,17 +87,20 @@ def python_of(peer: Peer, folder: Path) -> Path:
     python = shutil.which(f"python{peer.python}")
     if python is None:
         raise PeerError(f"no Python {peer.python} here")
-    _run([python, "-m", "venv", "--clear", str(place)], None)
-    _run([str(inside), "-m", "pip", "install", "--quiet", *asked], None)
+    if uv := shutil.which("uv"):  # the same packages, and one copy on the disk of what environments share
+        _run([uv, "venv", "--quiet", "--clear", "--python", python, str(place)], None)
+        _run([uv, "pip", "install", "--quiet", "--python", str(inside), *asked], None)
+    else:
+        _run([python, "-m", "venv", "--clear", str(place)], None)
+        _run([str(inside), "-m", "pip", "install", "--quiet", *asked], None)
     mark.write_text(json.dumps(asked))
     return inside
 
 
 def versions(python: Path) -> dict[str, str]:
     """Version of every package of an environment."""
-    command = [str(python), "-m", "pip", "list", "--format", "json", "--disable-pip-version-check"]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
-    return {each["name"]: each["version"] for each in json.loads(done.stdout)}
+    done = subprocess.run([str(python), "-c", _LIST], check=True, capture_output=True, text=True)
+    return json.loads(done.stdout)
 
 
 def run(peer: Peer, python: Path, case: Path, out: Path, limit: float) -> None:
@@ -101,18 +111,31 @@ def run(peer: Peer, python: Path, case: Path, out: Path, limit: float) -> None:
     PeerError
         If it fails or takes longer.
     """
+    run_script(python, peer.script, case, out, limit)
+
+
+def run_script(python: Path, script: Path, case: Path, out: Path, limit: float) -> None:
+    """Run a file of this folder on one case, one thread."""
     out.mkdir(parents=True, exist_ok=True)
-    _run([str(python), str(peer.script), str(case), str(out)], limit)
+    _run([str(python), str(script), str(case), str(out)], limit)
 
 
-def _run(command: list[str], limit: float | None) -> None:
+def run_checks(python: Path, script: Path, program: str, folder: Path) -> str:
+    """The last line that the checks of one program print."""
+    return _run([str(python), str(script), program, str(folder)], 900.0).splitlines()[-1]
+
+
+def _run(command: list[str], limit: float | None) -> str:
     threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"), "1")
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | threads
     try:
-        subprocess.run(command, check=True, capture_output=True, text=True, timeout=limit, env=environment)
+        done = subprocess.run(
+            command, check=True, capture_output=True, text=True, timeout=limit, env=environment
+        )
     except subprocess.CalledProcessError as error:
         lines = [line for line in (error.stderr or "").strip().splitlines() if line.strip()]
         said = [line for line in lines if "Error" in line or "ERROR" in line] or lines or ["no message"]
         raise PeerError(said[-1].strip()[:_LONGEST]) from error
     except subprocess.TimeoutExpired as error:
         raise PeerError(f"stopped after {limit:.0f} s") from error
+    return done.stdout

@@ -39,12 +39,15 @@ def write_cells(
     genes: list[str],
     cells: list[str],
     obs: pd.DataFrame | None = None,
+    counts: sparse.csr_matrix | None = None,
 ) -> None:
-    """Write values (n, G) once."""
+    """Write values (n, G) once, with counts as a layer if they are given."""
     if not place.exists():
         place.parent.mkdir(parents=True, exist_ok=True)
         obs = pd.DataFrame(index=cells) if obs is None else obs
-        ad.AnnData(X, obs=obs, var=pd.DataFrame(index=genes)).write_h5ad(place, compression="gzip")
+        layers = {} if counts is None else {"counts": counts}
+        adata = ad.AnnData(X, obs=obs, var=pd.DataFrame(index=genes), layers=layers)
+        adata.write_h5ad(place, compression="gzip")
 
 
 def write_case(folder: Path, about: dict) -> Path:

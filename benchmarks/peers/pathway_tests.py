@@ -51,13 +51,18 @@ def _simulated(seed: int) -> Simulation:
     return simulate(SimulationConfig(seed=seed))
 
 
-def write_cases(folder: Path) -> list[Path]:
-    """Write what is missing of all cases; returns their folders."""
-    cases = [_write_truth(folder / f"truth-{seed}", seed) for seed in range(SEEDS)]
+def write_cases(folder: Path, wanted: tuple[str, ...] = ("",)) -> list[Path]:
+    """Write what is missing of the cases whose names begin so; returns their folders."""
+    cases = []
+    for seed in range(SEEDS):
+        if f"truth-{seed}".startswith(wanted):
+            cases.append(_write_truth(folder / f"truth-{seed}", seed))
     for halving in range(HALVINGS):
-        cases += _write_panels(folder, halving)
+        if f"panels-{halving}-".startswith(wanted):
+            cases += _write_panels(folder, halving)
     for study in PERTURBED:
-        cases += _write_targets(folder, study)
+        if f"targets-{study}-".startswith(wanted):
+            cases += _write_targets(folder, study)
     return cases
 
 

@@ -1,13 +1,21 @@
-"""Prediction of held-out perturbations: what a program reads, and how its mean profiles are scored.
+"""Prediction of cells that were not seen: what a program reads, and how its mean profiles are scored.
 
-The held-out groups are those of folds that ``make results`` has stored; the scores there, of our own model
-and of the baselines, are for the same groups, cells and genes. A program reads ``cells`` (``.h5ad``: log1p of
-counts per ten thousand, ``obs.condition``), the names of the held-out conditions in ``test``, and ``terms``
-(gene to GO terms with a direct annotation). It may use every other condition as it likes, and writes
-``prediction.npz``: ``mean`` (M, G), ``conditions``, ``genes`` and ``seconds`` of CPU of its training.
+- ``norman_alone``, ``datlinger``: held-out combinations or targets, the groups of folds that ``make results``
+  has stored; the scores there, of our own ensembles and of the baselines, are for the same groups, cells and
+  genes.
+- ``kang_types``: IFN-β in one of five blood cell types, of which only control cells are given; baselines are
+  those that ``contexts.py`` has stored.
+
+A program reads ``cells`` (``.h5ad``: log1p of counts per ten thousand, ``layers["counts"]``, and of ``obs``
+``condition`` and ``context``), what is asked in ``test`` (pairs of context and condition), and ``terms``
+(gene to GO terms with a direct annotation). It may use all the cells as it likes. It writes
+``prediction.npz``: ``mean`` (M, G), ``contexts``, ``conditions``, ``genes``; and of its training ``seconds``
+of CPU, ``cells`` presented (each as often as it was), ``epochs``, and ``peak``, the largest resident set of
+the process in bytes.
 """
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import anndata as ad
@@ -20,51 +28,126 @@ from peers.exchange import normalised, write_case, write_cells
 from tadvae.evaluation.metrics import l2, pearson_delta
 
 RESULTS = Path(__file__).parents[1] / "results"
-FOLDS = {"norman_alone": ("combo-fold-0", "single-fold-0")}
-FILES = {"norman_alone": "screens/norman19_k562_crispra.h5ad"}
 METRICS = {"pearson_delta": pearson_delta, "l2": l2}
+TRAINING = ("seconds", "cells", "epochs", "peak")
 _SAME = 1e-3  # relative difference of the stored and the repeated error of no change
 
+Scores = dict[str, dict[str, float]]
 
-def write_cases(folder: Path) -> list[Path]:
-    """Write what is missing of all cases; returns their folders. A case has no held-out cell in ``cells``."""
+
+@dataclass(frozen=True)
+class Test:
+    """Cases that are shown as one table; a case is called ``STUDY-PART``."""
+
+    about: str
+    study: str
+    file: str
+    parts: tuple[str, ...]
+    context: str | None = None
+    """Column of ``obs`` of which the parts are held-out values; None: parts are stored folds."""
+
+    @property
+    def cases(self) -> list[str]:
+        return [f"{self.study}-{part.replace(' ', '_')}" for part in self.parts]
+
+
+_NORMAN = ("norman_alone", "screens/norman19_k562_crispra.h5ad")
+_TYPES = ("B cells", "CD14+ Monocytes", "CD4 T cells", "CD8 T cells", "FCGR3A+ Monocytes")
+TESTS = [
+    Test("Norman 2019: combinations", *_NORMAN, ("combo-fold-0",)),
+    Test("Norman 2019: targets not seen, and combinations with one", *_NORMAN, ("single-fold-0",)),
+    Test(
+        "Datlinger 2021: knock-outs together with stimulation", "datlinger",
+        "screens/datlinger21_jurkat_crispr_tcr.h5ad", ("combo-fold-0", "combo-fold-1"),
+    ),
+    Test(
+        "Kang 2018: IFN-β in a cell type not seen perturbed", "kang_types",
+        "screens/kang18_pbmc_ifnb_5celltypes.h5ad", _TYPES, "cell_type",
+    ),
+]  # fmt: skip
+
+
+def write_cases(folder: Path, wanted: tuple[str, ...] = ("",)) -> list[Path]:
+    """Write what is missing of the cases whose names begin so. No case has a held-out cell in ``cells``."""
     cases = []
-    for study, folds in FOLDS.items():
-        for fold in folds:
-            case = folder / f"{study}-{fold}"
+    for test in TESTS:
+        for name in test.cases:
+            if not name.startswith(wanted):
+                continue
+            case = folder / name
             cases.append(case)
             if (case / "case.json").exists():
                 continue
-            adata = _cells(study)
-            condition = adata.obs["condition"].astype(str)
-            test = list(_held_out(study, fold, condition))
-            kept = ~condition.isin(test).to_numpy()
-            genes, names = adata.var_names.tolist(), adata.obs_names[kept].tolist()
-            write_cells(case / "cells.h5ad", adata.X[kept], genes, names, adata.obs.loc[kept, ["condition"]])
-            involved = {gene for name in set(condition) for gene in name.split("+")} | set(genes)
-            (case / "terms.json").write_text(json.dumps(_terms(involved)))
-            write_case(case, {"test": test, "cells": "cells.h5ad", "terms": "terms.json"})
+            adata = _cells(test)
+            asked = _asked(test, name, adata)
+            pairs = list(zip(adata.obs["context"], adata.obs["condition"], strict=True))
+            kept = adata[~np.array([pair in set(asked) for pair in pairs])]
+            counts = sparse.csr_matrix(kept.layers["counts"])
+            write_cells(
+                case / "cells.h5ad", kept.X, kept.var_names.tolist(), kept.obs_names.tolist(), kept.obs,
+                counts,
+            )  # fmt: skip
+            involved = {gene for _, condition in pairs for gene in condition.split("+")}
+            terms = _terms(involved | set(kept.var_names))
+            (case / "terms.json").write_text(json.dumps(terms))
+            write_case(case, {"test": asked, "cells": "cells.h5ad", "terms": "terms.json"})
     return cases
 
 
-def score(case: Path, place: Path) -> dict[str, dict[str, float]]:
-    """Scores by condition and metric of a program's mean profiles; absent where it predicts nothing."""
-    study, fold = case.name.split("-", 1)
-    adata = _cells(study)
-    condition = adata.obs["condition"].astype(str).to_numpy()
+def cells_of(case: str) -> ad.AnnData:
+    """All cells of a case, held-out ones too: values, ``layers["counts"]``, condition and context."""
+    return _cells(next(test for test in TESTS if case in test.cases))
+
+
+def score(case: Path, place: Path) -> Scores:
+    """Scores by condition (or context, where that is held out) and metric; absent without an answer."""
+    test = next(test for test in TESTS if case.name in test.cases)
+    adata = _cells(test)
+    asked = _asked(test, case.name, adata)
     with np.load(place) as found:
         column = {gene: i for i, gene in enumerate(found["genes"].astype(str))}
+        pairs = zip(found["contexts"].astype(str), found["conditions"].astype(str), strict=True)
         order = [column[gene] for gene in adata.var_names]
-        predicted = dict(zip(found["conditions"].astype(str), found["mean"][:, order], strict=True))
-    control = _mean(adata, condition == "control")
-    _require_the_same_truth(study, fold, adata, condition, control)
-    return {
-        name: {
-            metric: float(f"{of(mean, _mean(adata, condition == name), control):.6g}")
-            for metric, of in METRICS.items()
+        predicted = dict(zip(pairs, found["mean"][:, order].astype(np.float64), strict=True))
+    result = {}
+    for context, condition in asked:
+        control, true = (_mean(adata, context, name) for name in ("control", condition))
+        if test.context is None:
+            _require_the_same_truth(case.name, condition, true, control)
+        if (context, condition) in predicted:
+            result[condition if test.context is None else context] = {
+                metric: float(f"{of(predicted[context, condition], true, control):.6g}")
+                for metric, of in METRICS.items()
+            }
+    return result
+
+
+def training_of(place: Path) -> dict[str, float]:
+    """What a program says of its training."""
+    with np.load(place) as found:
+        return {key: float(f"{float(found[key]):.6g}") for key in TRAINING}
+
+
+def references(test: Test) -> dict[str, Scores]:
+    """Stored scores of baselines and of our own by method, then by condition (or context) and metric."""
+    if test.context is not None:
+        rows = json.loads((RESULTS / "contexts" / "unseen_types.json").read_text())["types"]
+        return {
+            method: {
+                name: {metric: row[metric]["values"][i] for metric in METRICS}
+                for i, name in enumerate(test.parts)
+            }
+            for method, row in rows.items()
+            if not method.startswith("regression")
         }
-        for name, mean in predicted.items()
-    }
+    result: dict[str, Scores] = {}
+    for part in test.parts:
+        found = stored(test.study, part)
+        for method in found["values"]["l2"]:
+            for i, group in enumerate(found["groups"]):
+                values = {metric: found["values"][metric][method][i] for metric in METRICS}
+                result.setdefault(method, {})[group[2]] = values
+    return result
 
 
 def stored(study: str, fold: str) -> dict:
@@ -72,31 +155,40 @@ def stored(study: str, fold: str) -> dict:
     return json.loads((RESULTS / study / f"{fold}.json").read_text())["scores"]
 
 
-def _held_out(study: str, fold: str, condition: pd.Series) -> dict[str, int]:
-    """Held-out conditions by their name in the file, with their row in the stored scores."""
-    row = {frozenset(group[2].split("+")): i for i, group in enumerate(stored(study, fold)["groups"])}
-    names = {frozenset(name.split("+")): name for name in sorted(set(condition))}
-    return {names[key]: i for key, i in row.items()}
+def _asked(test: Test, name: str, adata: ad.AnnData) -> list[tuple[str, str]]:
+    """Pairs of context and condition that are held out."""
+    part = test.parts[test.cases.index(name)]
+    if test.context is not None:
+        conditions = sorted(set(adata.obs["condition"]) - {"control"})
+        return [(part, condition) for condition in conditions]
+    names = {frozenset(each.split("+")): each for each in sorted(set(adata.obs["condition"]))}
+    context = adata.obs["context"].iloc[0]
+    return [(context, names[frozenset(group[2].split("+"))]) for group in stored(test.study, part)["groups"]]
 
 
-def _require_the_same_truth(
-    study: str, fold: str, adata: ad.AnnData, condition: np.ndarray, control: np.ndarray
-) -> None:
+def _require_the_same_truth(case: str, condition: str, true: np.ndarray, control: np.ndarray) -> None:
     """The error of no change, repeated from the file, has to be what is stored."""
-    values = stored(study, fold)["values"]["l2"]["no_change"]
-    for name, i in _held_out(study, fold, pd.Series(condition)).items():
-        again = l2(control, _mean(adata, condition == name), control)
-        if abs(again - values[i]) > _SAME * values[i]:
-            raise ValueError(f"{study}, {fold}, {name}: L2 of no change {again:.4f}, stored {values[i]:.4f}.")
+    found = stored(*case.split("-", 1))
+    groups = [frozenset(group[2].split("+")) for group in found["groups"]]
+    value = found["values"]["l2"]["no_change"][groups.index(frozenset(condition.split("+")))]
+    again = l2(control, true, control)
+    if abs(again - value) > _SAME * value:
+        raise ValueError(f"{case}, {condition}: L2 of no change {again:.4f}, stored {value:.4f}.")
 
 
-def _cells(study: str) -> ad.AnnData:
-    adata = ad.read_h5ad(DATA / FILES[study])
-    X = normalised(sparse.csr_matrix(adata.X))
-    return ad.AnnData(X, obs=adata.obs[["condition"]], var=pd.DataFrame(index=adata.var_names))
+def _cells(test: Test) -> ad.AnnData:
+    adata = ad.read_h5ad(DATA / test.file)
+    counts = sparse.csr_matrix(adata.X)
+    context = "one" if test.context is None else adata.obs[test.context].astype(str).to_numpy()
+    obs = pd.DataFrame(
+        {"condition": adata.obs["condition"].astype(str), "context": context}, index=adata.obs_names
+    )
+    var = pd.DataFrame(index=adata.var_names)
+    return ad.AnnData(normalised(counts), obs=obs, var=var, layers={"counts": counts})
 
 
-def _mean(adata: ad.AnnData, rows: np.ndarray) -> np.ndarray:
+def _mean(adata: ad.AnnData, context: str, condition: str) -> np.ndarray:
+    rows = (adata.obs["context"] == context) & (adata.obs["condition"] == condition)
     return np.asarray(adata.X[np.flatnonzero(rows)].mean(axis=0), dtype=np.float64).ravel()
 
 

@@ -14,14 +14,14 @@ from sklearn.metrics import roc_auc_score
 
 ROOT = Path(__file__).resolve().parents[2]
 BENCHMARKS = ROOT / "benchmarks"
-OURS = ("peers", "make_peers", "studies", "panel_transfer", "results_opening")
+OURS = ("peers", "make_peers", "studies", "panel_transfer", "results_opening", "synthetic")
 
 
 @pytest.fixture(scope="module")
 def peers():
     """Modules of the comparison by name."""
     sys.path.insert(0, str(BENCHMARKS))
-    names = ("environment", "exchange", "page", "pathway_tests")
+    names = ("environment", "exchange", "loading_case", "page", "pathway_tests", "prediction_page", "summary")
     yield {name: importlib.import_module(f"peers.{name}") for name in names} | {
         "make_peers": importlib.import_module("make_peers")
     }
@@ -33,14 +33,15 @@ def peers():
 def test_every_program_names_pinned_requirements_a_python_and_a_job(peers):
     environment = peers["environment"]
     scripts = sorted((BENCHMARKS / "peers").glob("run_*.py"))
-    assert len(scripts) >= 3
+    assert len(scripts) >= 8
     for script in scripts:
         peer = environment.Peer.of(script)
         assert peer.script == script
-        assert peer.python in ("3.11", "3.12")
+        assert peer.python in ("3.8", "3.10", "3.11", "3.12")
         assert peer.job in {*peers["make_peers"].JOBS, "fixture"}
         assert all("==" in each for each in peer.requirements)
-    assert [peer.name for peer in environment.peers("pathways")] == ["decoupler"]
+    for job in peers["make_peers"].JOBS:
+        assert len(environment.peers(job)) >= 3, job
 
 
 def test_a_file_without_a_head_is_refused(peers, tmp_path):
@@ -146,3 +147,46 @@ def test_the_page_comes_from_what_is_stored(peers, tmp_path):
 def test_the_stored_page_is_the_one_in_the_documentation(peers, tmp_path):
     peers["page"].write_page(BENCHMARKS / "results" / "peers", tmp_path / "peers.md")
     assert (tmp_path / "peers.md").read_text() == (ROOT / "docs" / "peers.md").read_text()
+
+
+def test_the_table_of_readme_is_the_one_of_the_stored_scores(peers, tmp_path):
+    """It cannot drift: ``make peers PEERS=--only-write`` writes it."""
+    place = tmp_path / "README.md"
+    place.write_text((ROOT / "README.md").read_text())
+    lines = peers["page"].decision(BENCHMARKS / "results" / "peers")
+    assert 3 <= len(lines) - 2 <= 8
+    peers["summary"].write_readme(place, lines)
+    assert place.read_text() == (ROOT / "README.md").read_text()
+
+
+def test_every_loader_gives_log1p_of_counts_per_ten_thousand(peers):
+    counts = sparse.csr_matrix(np.array([[1.0, 0, 3], [0, 0, 0], [0, 2, 0]]))
+    ids, values, offsets = peers["loading_case"].normalised(counts)
+    assert (ids.dtype, values.dtype, offsets.dtype) == (np.int64, np.float32, np.int64)
+    np.testing.assert_allclose(values, np.log1p([2500.0, 7500.0, 10000.0]), rtol=1e-6)
+    assert (ids.tolist(), offsets.tolist()) == ([0, 2, 1], [0, 2, 2, 3])
+
+
+def test_the_better_figure_is_bold_and_comes_from_groups_that_both_predict(peers):
+    test = peers["prediction_page"].prediction_tests.TESTS[0]
+    (case,) = test.cases
+    ours = {case: {"A+B": {"pearson_delta": 0.5, "l2": 1.0}, "B+C": {"pearson_delta": 0.9, "l2": 1.0}}}
+    theirs = {case: {"B+A": {"pearson_delta": 0.6, "l2": 1.0}}}
+    stored = {"prediction-tadvae": {"scores": ours}, "prediction-x": {"scores": theirs}}
+    lines = peers["summary"].table(stored, {}, {})
+    assert lines[2:] == [f"| {test.about}, 1 groups (Pearson-Δ) | 0.500 | **0.600 (x)** | 1 |"]
+    rows = {("tadvae, a", "c"): [0.2, 0.4], ("x, m", "c"): [0.2, 0.2], ("x, n", "c"): [0.9]}
+    assert peers["summary"]._best("job", rows, "c") == ["job", "**0.300**", "0.200 (x, m)", "1"]
+
+
+def test_loaders_are_compared_with_the_pass_of_ours_beside_them(peers):
+    def one(cpu):
+        return {"cells": 10, "cpu": cpu, "tokens": 100, "first": 0.1, "bytes": 50, "peak": 2**30}
+
+    stored = {
+        "loading-slow": {"passes": {"slow": one(8.0), "tadvae": one(1.0)}, "rounds": 2},
+        "loading-near": {"passes": {"near": one(6.0), "tadvae": one(4.0)}, "rounds": 2},
+    }
+    assert peers["summary"].table(stored, {}, {})[2:] == [
+        "| Loading: CPU µs per cell ↓ | **400000** | 600000 (near) | 2 |"
+    ]

@@ -1,0 +1,45 @@
+"""Files of ours for the checks of :mod:`peers.interchange_checks`: a small model's cells and pathways."""
+
+from pathlib import Path
+
+import anndata as ad
+import numpy as np
+
+from pipelines.convert import convert
+from tadvae.pathways.gmt import write_gmt
+from tadvae.pathways.read import read_pathways
+from tadvae.settings.experiment import ExperimentConfig
+from tadvae.simulation.files import simulate_to
+from tadvae.simulation.simulate import SimulationConfig
+from tadvae.store.reader import Store
+from tadvae.training.fit import fit
+
+SETTINGS = ["split.kind=none", "train.epochs=1", "model.pathway={d_embed: 8, n_heads: 2}"]
+
+
+def write_files(folder: Path) -> Path:
+    """Observed cells with activities and latent values, predicted cells (log1p, counts), and a GMT file."""
+    if (folder / "counts.h5ad").exists():
+        return folder
+    screens = folder / "screens"
+    if not screens.exists():
+        simulate_to(screens, SimulationConfig())
+    if not (folder / "store").exists():
+        convert(str(screens / "spec.yaml"), str(folder / "store"))
+    gmt = screens / "pathways.gmt"
+    write_gmt(read_pathways(gmt), folder / "pathways.gmt")
+    store = Store.open(str(folder / "store"))
+    model, _ = fit(store, ExperimentConfig.load(None, [f"pathways.file={gmt}", *SETTINGS]))
+    dataset = store.manifest.datasets[0].name
+    adata = ad.read_h5ad(screens / f"{dataset}.h5ad")[:300].copy()
+    model.activities(adata)
+    model.latent(adata)
+    values = np.asarray(adata.X.todense() if not isinstance(adata.X, np.ndarray) else adata.X, np.float32)
+    adata.X = np.log1p(values / values.sum(axis=1, keepdims=True) * 1e4)
+    adata.write_h5ad(folder / "observed.h5ad")
+    target = next(each.name for each in model.vocabulary.targets if each.seen)
+    context = model.vocabulary.contexts[0].name
+    for units, name in (("log1p", "predicted"), ("counts", "counts")):
+        predicted = model.predict(target, context=context, dataset=dataset, units=units)
+        predicted.write_h5ad(folder / f"{name}.h5ad")
+    return folder
