@@ -44,10 +44,12 @@ from tadvae.training.checkpoint import Position, load_checkpoint, save_checkpoin
 from tadvae.training.learner import Learner, build_module
 from tadvae.training.ranks import data_parallel
 
-VARIANTS = [(masking, "none") for masking in ("linear", "hard", "soft", "soft_log", "members", "none")]
+MASKINGS = ("linear", "agreement", "hard", "soft", "soft_log", "members", "none")
+VARIANTS = [(masking, "none") for masking in MASKINGS]
 VARIANTS += [("hard", "inducing"), ("hard", "full"), ("none", "inducing")]
-SPEED = [("linear", "none"), ("hard", "none"), ("members", "none"), ("none", "none"), ("hard", "inducing")]
-NEVER_WAIT = {("linear", "none"), ("hard", "none"), ("soft", "none"), ("soft_log", "none")}
+SPEED = [(masking, "none") for masking in ("linear", "agreement", "hard", "members", "none")]
+SPEED += [("hard", "inducing")]
+NEVER_WAIT = {(masking, "none") for masking in MASKINGS[:5]}
 TOLERANCE = {"fp32": 1e-5, "bf16": 2e-2}
 """Largest relative error of loss and gradients against float64."""
 

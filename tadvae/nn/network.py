@@ -58,7 +58,8 @@ class ModelConfig(Config):
     def _encoder_has_tokens(self) -> "ModelConfig":
         if self.encoder.kind != "none" and not STRATEGIES[self.pathway.masking].has_tokens:
             raise ValueError(
-                f"encoder '{self.encoder.kind}' needs tokens, and masking '{self.pathway.masking}' has none"
+                f"encoder '{self.encoder.kind}' needs tokens, and masking '{self.pathway.masking}' has none; "
+                "use 'members'"
             )
         return self
 

@@ -17,6 +17,9 @@ from tadvae.pathways.sets import PathwaySets
 MIN_MEASURED = 5
 """Measured genes that a pathway needs to be available: "at least five genes" (T-AD-VAE, "Pathways")."""
 
+MOST_LOGIT = 40
+"""Largest logit: its exponential, and sums of many, are numbers in single precision."""
+
 
 @dataclass(frozen=True)
 class Coverage:
@@ -115,9 +118,9 @@ class Membership:
         if self.logit is not None and (
             self.logit.shape != self.gene.shape
             or self.logit.dtype != np.float32
-            or not np.isfinite(self.logit).all()
+            or not (np.abs(self.logit) <= MOST_LOGIT).all()
         ):
-            raise ValueError("logits: expected one finite float32 for each edge")
+            raise ValueError(f"logits: expected a float32 from {-MOST_LOGIT} to {MOST_LOGIT} for each edge")
         if self.late is not None and (self.late.dtype != np.bool_ or self.late.shape != self.gene.shape):
             raise ValueError("late: expected one bool per edge")
 

@@ -38,7 +38,12 @@ def spoiled(**changes):
 def test_the_default_space_holds_what_it_promises():
     config = SweepConfig.load(DEFAULT_SPACE)
     config.check(config.experiment)
-    assert config.parameters["model.pathway.masking"].choice == ["hard", "soft", "soft_log", "linear", "none"]
+    assert config.parameters["model.pathway.masking"].choice == [
+        "agreement",
+        *ATTENTION[:3],
+        "linear",
+        "none",
+    ]
     assert config.parameters["model.pathway.d_embed"].choice == [64, 128, 256]
     assert {"model.encoder.kind", "model.pathway.value_mode", "model.causal.n_factors"} <= set(
         config.parameters
@@ -58,7 +63,7 @@ def test_every_proposal_of_the_default_space_can_be_trained():
         experiment = config.trial_experiment(config.experiment, proposal["values"])
         pathway = experiment.model.pathway
         seen.add(pathway.masking)
-        if pathway.masking == "linear":
+        if pathway.masking not in ATTENTION:
             assert not {"model.pathway.value_mode", "model.pathway.d_embed"} & set(proposal["values"])
         else:
             assert pathway.d_embed == 16 * pathway.n_heads == proposal["values"]["model.pathway.d_embed"]
@@ -67,7 +72,7 @@ def test_every_proposal_of_the_default_space_can_be_trained():
         assert (
             yaml.safe_load(proposal["experiment"])["train"]["learning_rate"] == experiment.train.learning_rate
         )
-    assert seen == {"hard", "soft", "soft_log", "linear", "none"}
+    assert seen == {"agreement", *ATTENTION, "linear"}
 
 
 @pytest.mark.parametrize(
@@ -196,7 +201,7 @@ def test_the_default_space_begins_with_every_pair_of_the_three():
         for b in keys[i + 1 :]:
             pairs = {(p[a], p[b]) for p in points if a in p and b in p}
             assert pairs == {(p[a], p[b]) for p in config.grid(keys) if a in p and b in p}
-    assert {p["model.pathway.masking"] for p in points} == {*ATTENTION, "linear"}
+    assert {p["model.pathway.masking"] for p in points} == {"agreement", *ATTENTION, "linear"}
     for point in points:  # all else as it is without a sweep
         other = {key: value for key, value in point.items() if key not in keys}
         assert set(other) >= {"train.learning_rate", "loss.alpha.high", "model.causal.n_factors"}
@@ -238,7 +243,8 @@ parameters:
 """
     (tmp_path / "configs/space.yaml").write_text(text)
     monkeypatch.chdir(tmp_path)
-    config = SweepConfig.load("configs/space.yaml", ["experiment.model.pathway.gene_vectors=v.tsv"]).located()
+    settings = ["experiment.model.pathway." + each for each in ("masking=hard", "gene_vectors=v.tsv")]
+    config = SweepConfig.load("configs/space.yaml", settings).located()
     here = str(tmp_path / "configs")
     assert config.parameters["pathways.file"].choice == [f"{here}/a.gmt", "/b.gmt", None]
     assert config.parameters["preprocess.genes"].choice == ["all", f"{here}/genes.txt"]

@@ -6,12 +6,11 @@ import torch
 from torch import Tensor
 
 from tadvae.nn.attention import edge_sum, edge_values
-from tadvae.nn.edges import ActiveEdges, CellEdges, EdgeTable, softmax_by_slot
+from tadvae.nn.edges import EdgeTable
 from tadvae.nn.embedding import GivenVectors
 from tadvae.nn.encoder import EncoderConfig
 from tadvae.nn.packed import PackedCells
 from tadvae.nn.strategies.base import Contributions, PathwayLayer
-from tadvae.nn.strategies.members import by_panel
 
 if TYPE_CHECKING:
     from tadvae.nn.strategies.base import PathwayConfig
@@ -43,37 +42,43 @@ class AgreementMasking(PathwayLayer, name="agreement"):
         """Always: φ(x) = x."""
         return True
 
-    def weights(self, edges: ActiveEdges) -> Tensor:
-        """``√m_p α_pg`` of the edges of one panel, (E,)."""
-        every = torch.arange(edges.n_edges, device=edges.edge.device)
-        slots = CellEdges(every, every, edges.pathway, edges.n_pathways)
-        share = softmax_by_slot(self.edges.logit[edges.edge][:, None], slots)[:, 0]  # (E,)
-        n_measured = torch.zeros(edges.n_pathways, device=share.device, dtype=share.dtype)
-        n_measured = n_measured.index_add(0, edges.pathway, torch.ones_like(share))  # (P,)
-        result: Tensor = n_measured.sqrt()[edges.pathway] * share
-        return result
+    def odds(self) -> Tensor:
+        """``exp(l_pg)`` of all edges, (E,); a membership has no logits whose exponential is infinite."""
+        return torch.exp(self.edges.logit)
+
+    def scale(self, cells: PackedCells) -> Tensor:
+        """``√m_p / Σ_g exp(l_pg)`` over the members that each panel measures, (n_panels, P)."""
+        if cells.panel is None:
+            raise ValueError("masking 'agreement' needs the measured genes: pack the cells with their panels")
+        every, rows = self.edges, []
+        odds = self.odds()
+        for genes in cells.panels:
+            measured = odds.new_zeros(every.n_genes).index_fill(0, genes, 1.0)[every.gene]  # (E,)
+            zeros = odds.new_zeros(every.n_pathways)
+            size = zeros.index_add(0, every.pathway, measured)
+            total = zeros.index_add(0, every.pathway, measured * odds)
+            rows.append(size.sqrt() / total.clamp(min=torch.finfo(total.dtype).tiny))
+        return torch.stack(rows)
 
     def sums(self, cells: PackedCells) -> Tensor:
         """Weighted sums of the members, shape (B, P)."""
-        parts, rows = [], []
-        for part, panel, row in by_panel(cells):
-            edges = self.edges.active(part, genes=panel)
-            weight = self.weights(edges)[:, None]  # (E, 1)
-            parts.append(edge_sum(part, edges, self.expression.of(part.values), weight, self.numba))
-            rows.append(row)
-        if not parts:
-            return self.bias.new_zeros(0, len(self.bias))
-        return torch.cat(parts)[torch.argsort(torch.cat(rows))]
+        edges = self.edges.active(cells)
+        odds = self.odds()[edges.edge, None]  # (E, 1)
+        # the weights differ between panels by a factor for each pathway, so that no panel is read by itself
+        total = edge_sum(cells, edges, self.expression.of(cells.values), odds, self.numba)
+        return total * self.scale(cells)[cells.panel]
 
     def contributions(self, cells: PackedCells, pathway: int | None = None) -> Contributions:
         """Contributions ``√m_p α_pg x_g`` of the members."""
-        cell, gene, of, value = [], [], [], []
-        for part, panel, row in by_panel(self.tokens_of(cells)):
-            edges = self.edges.active(part, pathway, panel)
-            pairs = edges.expand(part)
-            basis = self.expression.of(part.values)
-            cell.append(row[part.cell[pairs.token]])
-            gene.append(part.gene_ids[pairs.token])
-            of.append(edges.pathway[pairs.edge])
-            value.append(edge_values(basis, self.weights(edges)[None, :, None], pairs)[:, 0])
-        return Contributions(*(torch.cat(parts) for parts in (cell, gene, of, value)))
+        cells = self.tokens_of(cells)
+        edges = self.edges.active(cells, pathway)
+        pairs = edges.expand(cells)
+        cell, of = cells.cell[pairs.token], edges.pathway[pairs.edge]
+        odds = self.odds()[edges.edge][None, :, None]  # (1, E, 1)
+        value = edge_values(self.expression.of(cells.values), odds, pairs)[:, 0]
+        return Contributions(
+            cell=cell,
+            gene=cells.gene_ids[pairs.token],
+            pathway=of,
+            value=value * self.scale(cells)[cells.panel][cell, of],
+        )

@@ -26,7 +26,7 @@ STRATEGIES: dict[str, type["PathwayLayer"]] = {}
 class PathwayConfig(Config):
     """The pathway layer: from the genes of a cell to pathway activities."""
 
-    masking: str = "members"
+    masking: str = "agreement"
     """How a pathway is restricted to its genes.
 
     - ``hard``: attention over the expressed member genes (the paper, approach 1); use it to reproduce the
@@ -142,7 +142,7 @@ class PathwayConfig(Config):
         if (self.pathway_init == "text") != (self.pathway_vectors is not None):
             raise ValueError("pathway_init 'text' and a file of 'pathway_vectors' belong together")
         if not strategy.has_tokens and (self.gene_vectors or self.pathway_vectors):
-            raise ValueError(f"masking '{self.masking}' has no embeddings to give vectors for")
+            raise ValueError(f"masking '{self.masking}' has no embeddings to give vectors for; use 'members'")
         return self
 
 

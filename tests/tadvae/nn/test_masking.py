@@ -342,7 +342,7 @@ def test_strategies_of_today():
     ("options", "about"),
     [
         ({"d_embed": 10, "n_heads": 4}, "multiple of n_heads"),
-        ({"masking": "sofd"}, "expected one of hard"),
+        ({"masking": "sofd"}, "expected one of agreement"),
         ({"leak": 0.1}, "'leak' belongs to masking 'linear'"),
         ({"masking": "linear", "leak": 0.1, "value_mode": "film"}, "'leak' belongs to value_mode 'scale'"),
         ({"candidates": 5}, "'candidates' belongs to masking 'soft' and 'soft_log'"),

@@ -98,7 +98,7 @@ def test_no_gene_outside_the_panel_enters(small_vocabulary, small_batch, pack_sm
                 parameter[rows] = 1e6
             checked += 1
     assert checked or name == "agreement"  # whose logits are no parameters
-    layer.edges.logit[outside[layer.edges.gene]] = 80.0
+    layer.edges.logit[outside[layer.edges.gene]] = 40.0
     assert torch.equal(layer(batch.cells), activity)
 
 
@@ -204,7 +204,8 @@ def test_given_gene_vectors(small_vocabulary, small_batch, pack_small, tmp_path,
     file = tmp_path / "genes.tsv"
     rows = vectors(file, ["G0", "G5", "G8"])
     vocabulary = replace(small_vocabulary, reference="own")
-    pathway = {"gene_vectors": str(file), "gene_vectors_use": use, "pathway_init": "members"}
+    pathway = {"masking": "members", "gene_vectors": str(file), "gene_vectors_use": use}
+    pathway["pathway_init"] = "members"
     model = door(vocabulary, pathway)
     module, given = model.module, [0, 5, 8]
     table = module.pathway.embedding().detach().clone()
@@ -230,7 +231,7 @@ def test_given_pathway_vectors(small_vocabulary, small_batch, pack_small, tmp_pa
     file = tmp_path / "text.tsv"
     rows = vectors(file, ["P:0", "pathway 3"], d=20)
     assert rows.shape == (2, 20)
-    pathway = {"pathway_init": "text", "pathway_vectors": str(file)}
+    pathway = {"masking": "members", "pathway_init": "text", "pathway_vectors": str(file)}
     model = door(small_vocabulary, pathway)
     layer = model.module.pathway
     assert layer.text.any(1).tolist() == [True, False, False, True, False, False]

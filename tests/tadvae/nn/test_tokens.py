@@ -23,7 +23,7 @@ MODES = ["scale", "film", "bins"]
 
 
 def functions_of(mode):
-    return expression(PathwayConfig(value_mode=mode, n_bins=5, bins_max=4.0))
+    return expression(PathwayConfig(masking="members", value_mode=mode, n_bins=5, bins_max=4.0))
 
 
 @pytest.mark.parametrize("mode", MODES)

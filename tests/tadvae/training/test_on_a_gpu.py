@@ -23,11 +23,11 @@ from tadvae.training.validation import Patience
 N_BAGS = 8
 SMALL = {"d_embed": 8, "n_heads": 2}
 OPERATIONS = {
-    "hard": 600, "soft": 600, "soft_log": 600, "linear": 510, "members": 790, "none": 610,
+    "hard": 600, "soft": 600, "soft_log": 600, "linear": 510, "agreement": 530, "members": 790, "none": 610,
     "inducing": 850, "full": 790, "all": 640,
 }  # fmt: skip
 """Most operations of a step, forward and backward, with eight bags of two datasets."""
-STATIC = ["hard", "soft", "soft_log", "linear"]
+STATIC = ["hard", "soft", "soft_log", "linear", "agreement"]
 """What never waits: its shapes are known in host memory."""
 WAITS = {"members": 12, "none": 14, "inducing": 22, "full": 17, "all": 16}
 """Most waits of a forward pass of the others, blocking copies included."""
