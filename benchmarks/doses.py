@@ -41,6 +41,10 @@ SETTINGS = [
     "stream.bags_per_batch=8",
 ]
 METRICS = ("pearson_delta", "l2")
+TITLES = {
+    "between": "A dose between those of training",
+    "at the ends": "The smallest or the largest dose",
+}
 METHODS = {
     "tadvae": "tadvae",
     "network": "its network alone",
@@ -156,7 +160,7 @@ def write_page(results: Path = RESULTS, page: Path = PAGE) -> None:
     ]
     for where, methods in stored["summary"].items():
         lines += [
-            f"### Doses {where} of those in training",
+            f"### {TITLES[where]}",
             "",
             "| method | Pearson-Δ | L2 |",
             "|---|---|---|",
