@@ -200,7 +200,7 @@ def main() -> None:
             print(seed, f"{last['dose']:.3g}", shown, flush=True)
     about = {"script": "doses.py", "seeds": options.seeds, "doses": DOSES, "settings": SETTINGS}
     options.out.write_text(json.dumps({"about": about, "summary": summary(runs)}, indent=1) + "\n")
-    if options.out == RESULTS:
+    if options.out.resolve() == RESULTS.resolve():
         write_page()
 
 
