@@ -41,6 +41,10 @@ SETTINGS = [
     "stream.bags_per_batch=8",
 ]
 METRICS = ("pearson_delta", "l2")
+TITLES = {
+    "between": "A dose between those of training",
+    "at the ends": "The smallest or the largest dose",
+}
 METHODS = {
     "tadvae": "tadvae",
     "network": "its network alone",
@@ -156,7 +160,7 @@ def write_page(results: Path = RESULTS, page: Path = PAGE) -> None:
     ]
     for where, methods in stored["summary"].items():
         lines += [
-            f"### Doses {where} of those in training",
+            f"### {TITLES[where]}",
             "",
             "| method | Pearson-Δ | L2 |",
             "|---|---|---|",
@@ -196,7 +200,7 @@ def main() -> None:
             print(seed, f"{last['dose']:.3g}", shown, flush=True)
     about = {"script": "doses.py", "seeds": options.seeds, "doses": DOSES, "settings": SETTINGS}
     options.out.write_text(json.dumps({"about": about, "summary": summary(runs)}, indent=1) + "\n")
-    if options.out == RESULTS:
+    if options.out.resolve() == RESULTS.resolve():
         write_page()
 
 

@@ -271,6 +271,10 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     for case in options.case or CASES:
+        place = options.out / f"{case.replace(' ', '_')}.json"
+        if place.exists():
+            print(f"{place}: already there", flush=True)
+            continue
         seeds = []
         for seed in range(options.seeds):
             with tempfile.TemporaryDirectory() as folder:
@@ -284,8 +288,8 @@ def main() -> None:
         about = {"script": "fine_tuning.py", "seeds": options.seeds, "share": SHARE}
         about |= {"settings": [*NETWORK, *CASES[case][2]]}
         text = json.dumps({"about": about, "case": case, **summary(seeds)}, indent=1) + "\n"
-        (options.out / f"{case.replace(' ', '_')}.json").write_text(text)
-    if options.out == RESULTS:
+        place.write_text(text)
+    if options.out.resolve() == RESULTS.resolve():
         write_page()
 
 

@@ -54,6 +54,8 @@ STRUCTURE = {
         *("panel_transfer.py", "--halvings", "4", "--seeds", "5", "--epochs", "3"),
         *("--masking", "agreement", "members", "linear", "--out"),
     ],
+    "fine_tuning": ["fine_tuning.py", "--out"],
+    "doses.json": ["doses.py", "--seeds", "2", "--out"],
 }
 """Scripts of the studies of structure with their options, by what they write; it is the last option."""
 

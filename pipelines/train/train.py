@@ -92,7 +92,8 @@ def _settings(
     """The settings to train with, and whether a run goes on; nothing is written."""
     if not resume:
         config = (config or ExperimentConfig()).located()
-        resume = run.is_begun_with(config, _of_run(run, store).manifest.vocabulary_hash)
+        seen = store if config.origin is None else _of_run(run, store)
+        resume = run.is_begun_with(config, seen.manifest.vocabulary_hash)
     if resume or config is None:
         return run.config_to_resume(_of_run(run, store).manifest.vocabulary_hash), True
     return config, False

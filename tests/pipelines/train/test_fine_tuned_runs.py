@@ -8,7 +8,9 @@ from safetensors.numpy import load_file
 from pipelines.evaluate import evaluate_run
 from pipelines.report import report_run
 from pipelines.train.alone import train_alone
+from pipelines.train.ensemble import train_ensemble
 from pipelines.train.train import train
+from tadvae.model.ensemble import Ensemble
 from tadvae.model.run_folder import RunFolder
 from tadvae.model.tadvae import TADVAE
 from tadvae.settings.experiment import ExperimentConfig
@@ -110,6 +112,20 @@ def test_two_workers_fine_tune(ray_cluster, screens_apart, tmp_path, monkeypatch
     graph = [each.module.causal.adjacency().detach().numpy() for each in (model, former)]
     assert (graph[0] == graph[1]).all()
     assert model.vocabulary.origin is not None
+
+
+@pytest.mark.slow
+def test_an_ensemble_begins_with_one_model(ray_cluster, screens_apart, tmp_path, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "that of the session")
+    base = Pretrained.load(str(screens_apart / "up-model")).settings()
+    config = ExperimentConfig.load(None, [*SETTINGS, "train.epochs=1", "split.kind=none"], base)
+    out = str(tmp_path / "ensemble")
+    train_ensemble(str(screens_apart / "down"), out, config, seeds=2, calibration_folds=2, seeds_per_fold=1)
+    ensemble = Ensemble.from_pretrained(out)
+    assert ensemble.calibration is not None
+    assert {member.vocabulary.origin.name for member in ensemble.members} == {"up-model"}
+    again = train_ensemble(str(screens_apart / "down"), out, None, resume=True)
+    assert again.is_calibrated
 
 
 @pytest.mark.parametrize(
