@@ -39,8 +39,9 @@ each cell's mean over its genes; our scores on panels were made before it did.
 """
 
 
-DECISION = """Ours is one model of today's defaults; bold is the better of the two. The best program is that
-with the best figure, of as many as the last column says; groups are those that it predicts.
+DECISION = """Ours is one model (of activities, that with the better masking); bold is the better of the two.
+The best program is that with the best figure, of as many as the last column says, at the budgets below;
+groups are those that both predict.
 """
 
 WHY = """

@@ -20,7 +20,7 @@ from tadvae.model.encode import AXES, axes_of
 from tadvae.pathways.membership import Membership
 
 STEPS = 50
-"""Steps of Adam. With more, weights fit the noise of the cells: docs/experiments.md, section 14."""
+"""Steps of Adam. With more, weights fit the noise of the cells: docs/experiments.md, section 18."""
 LEARNING_RATE = 0.02
 BATCH = 256
 TEMPERATURE = 0.1

@@ -115,7 +115,7 @@ def test_files_of_an_experiment_hold_in_other_folders(tmp_path, monkeypatch):
     settings = [
         "pathways.file=sets.gmt",
         "preprocess.genes=genes.txt",
-        "model.pathway={pathway_init: text, pathway_vectors: text.tsv, gene_vectors: s3://lab/genes.parquet}",
+        "model.pathway={masking: members, pathway_init: text, pathway_vectors: text.tsv, gene_vectors: s3://lab/genes.parquet}",
     ]
     config = ExperimentConfig.load(None, settings).located()
     assert config.pathways.file == str(tmp_path / "sets.gmt")
@@ -152,7 +152,7 @@ def test_paths_in_a_file_start_from_its_folder(tmp_path, monkeypatch):
     (tmp_path / "configs").mkdir()
     (tmp_path / "configs/a.yaml").write_text(
         "pathways: {file: ../sets.gmt}\npreprocess: {genes: all}\n"
-        "model: {pathway: {gene_vectors: s3://lab/genes.parquet}}\n"
+        "model: {pathway: {masking: members, gene_vectors: s3://lab/genes.parquet}}\n"
     )
     monkeypatch.chdir(tmp_path)
     config = ExperimentConfig.load("configs/a.yaml")

@@ -207,6 +207,7 @@ def test_weights_that_are_not_finite_are_refused(copy, refused, value):
 def test_sizes_are_compared_before_memory_is_taken(copy, refused, monkeypatch, section, setting):
     folder = without_sums(copy / "model")
     config = TADVAE.from_pretrained(folder).config.model_dump(mode="json")
+    config["model"]["pathway"]["masking"] = "members"  # which has embeddings
     config["model"][section][setting] = 10**6
     (folder / "config.yaml").write_text(json.dumps(config))
     on_meta = []

@@ -219,7 +219,7 @@ def test_every_strategy_grows_and_keeps_what_it_computed(place, former, fine, pa
 
 @pytest.mark.parametrize("mode", ["frozen", "anchored"])
 def test_gradients_of_former_weights_by_definition(place, fine, mode):
-    config = fine_config(place, f"train.former={mode}", "train.anchor=0.5")
+    config = fine_config(place, f"train.former={mode}", "train.anchor=0.5", "model.pathway.masking=members")
     words = fine.vocabulary
     module = build_module(config, words)
     held = FormerWeights(module, words, config)
