@@ -92,7 +92,7 @@ def test_what_only_the_store_can_refuse(space, store, refused, tmp_path, simulat
     assert "validation: there is no combo left" in sentence(space(experiment=experiment))
     vectors = tmp_path / "vectors.tsv"
     vectors.write_text("G1\t0.5\n")
-    config = space(**grid(model__pathway__gene_vectors=[str(vectors)]))
+    config = space(**grid(model__pathway__masking=["hard"], model__pathway__gene_vectors=[str(vectors)]))
     assert Path(vectors).name in sentence(config)
 
 

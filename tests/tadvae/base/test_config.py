@@ -134,13 +134,14 @@ def test_every_setting_that_names_a_file_is_marked():
             if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
                 yield from walk(field.annotation, f"{prefix}{name}.")
             elif field.annotation in (str, str | None) and re.search(
-                r"\b(files?|GMT)\b", field.description, re.I
+                r"\b(files?|GMT|folder)\b", field.description, re.I
             ):
                 yield prefix + name
 
     marked = {key for key, marker in ExperimentConfig.every_setting() if marker is not None}
     assert marked == set(walk(ExperimentConfig))
     assert marked == {
+        "origin",
         "pathways.file",
         "preprocess.genes",
         "model.pathway.gene_vectors",
