@@ -1,6 +1,6 @@
 """Small ragged problems for the attention core, with every corner that real screens have."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -40,11 +40,12 @@ class Problem:
     def layer(self, config, encoder=None, given=None):
         """A layer in which nothing is left at a special value."""
         torch.manual_seed(self.seed)
+        membership = self.membership
+        if config.masking == "agreement":
+            logit = np.random.default_rng(self.seed).normal(size=len(membership.gene))
+            membership = replace(membership, logit=logit.astype(np.float32))
         candidates = candidate_edges(self.membership, config.candidates)
-        layer = pathway_layer(
-            config, EdgeTable(self.membership, self.mask.shape[1], candidates), encoder, given
-        )
-        layer.edges.logit.copy_(torch.randn(layer.edges.n_edges))
+        layer = pathway_layer(config, EdgeTable(membership, self.mask.shape[1], candidates), encoder, given)
         for name, parameter in layer.named_parameters():
             if parameter.requires_grad and (parameter.dim() < 2 or "values." in name):
                 with torch.no_grad():

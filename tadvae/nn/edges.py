@@ -181,6 +181,7 @@ class EdgeTable(nn.Module):
             _check(pathway, gene, self.n_pathways, n_genes)
             other = np.setdiff1d(gene * self.n_pathways + pathway, key)
             key, member = np.concatenate([key, other]), np.concatenate([member, np.zeros(len(other), bool)])
+        self.has_logits = membership.logit is not None
         logit = np.zeros(len(key), np.float32)
         if membership.logit is not None:
             logit[: len(membership.logit)] = membership.logit

@@ -52,11 +52,13 @@ class Sample:
 
 
 def learn_agreement(mask: Membership, samples: Sequence[Sample], seed: int) -> Membership:
-    """The membership with a logit for every edge; all zero where no dataset has enough control cells."""
+    """The membership with a logit for every edge; as it was where no dataset has enough control cells."""
+    if not samples:
+        return mask
     logit = torch.zeros(len(mask.gene), dtype=torch.float64, requires_grad=True)
     rng = np.random.default_rng([seed, 14])
     optimizer = torch.optim.Adam([logit], lr=LEARNING_RATE)
-    for _ in range(STEPS if samples else 0):
+    for _ in range(STEPS):
         loss = logit.new_zeros(())
         for i in rng.choice(len(samples), min(AT_ONCE, len(samples)), replace=False).tolist():
             sample = samples[i]

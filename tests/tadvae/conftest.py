@@ -56,6 +56,7 @@ def small_vocabulary() -> Vocabulary:
         pathway=np.repeat(np.arange(len(PATHWAYS)), [len(genes) for genes in PATHWAYS]),
         gene=np.concatenate([np.array(genes, np.int64) for genes in PATHWAYS]),
         n_genes=N_GENES,
+        logit=np.random.default_rng(2).normal(size=sum(map(len, PATHWAYS))).astype(np.float32),
     )
     panels = [np.array(panel) for panel in PANELS]
     datasets = [

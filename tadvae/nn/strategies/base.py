@@ -36,7 +36,8 @@ class PathwayConfig(Config):
     - ``soft_log``: attention whose weights are multiplied by learned gates; use it to learn which genes
       belong to a pathway.
     - ``agreement``: attention over the members that the panel measures, expressed or not, with weights
-      learned before training so that two halves of a panel agree; the usual choice.
+      learned before training so that two halves of a panel agree; the usual choice. Where no dataset has 100
+      control cells to learn from, such as profiles, it is ``members``.
     - ``members``: the same with weights from embeddings, learned in training; use it with an encoder.
     - ``linear``: one signed weight per member gene, as NetActivity and SENA; use it for speed, or to
       reproduce them.
@@ -267,4 +268,7 @@ def pathway_layer(
     given
         Vectors from the files of the config; without them zeros are used, into which weights can be loaded.
     """
-    return STRATEGIES[config.masking](config, edges, encoder, given)
+    strategy = STRATEGIES[config.masking]
+    if strategy.learns_agreement and not edges.has_logits:
+        strategy = STRATEGIES["members"]
+    return strategy(config, edges, encoder, given)

@@ -1,10 +1,14 @@
 """Weights of members that are learned from two halves of a panel."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from tadvae.cells.ragged import Cells
+from tadvae.nn.edges import EdgeTable
+from tadvae.nn.strategies.base import PathwayConfig, pathway_layer
 from tadvae.pathways.membership import Membership
 from tadvae.training.agreement import MIN_CELLS, control_samples, disagreement, learn_agreement
 
@@ -100,7 +104,13 @@ def test_too_few_cells_teach_nothing(planted, mask):
     controls = {(0, 0): cells_of(planted[: MIN_CELLS - 1]), (2, 0): cells_of(planted[:0])}
     panels = [np.arange(GENES)] * 3
     assert control_samples(mask, panels, controls, 0) == []
-    np.testing.assert_array_equal(learn_agreement(mask, [], 0).logit, np.zeros(GENES, np.float32))
+    without = learn_agreement(mask, [], 0)
+    assert without.logit is None
+    layers = [
+        type(pathway_layer(PathwayConfig(), EdgeTable(each, GENES))).__name__
+        for each in (without, replace(mask, logit=np.zeros(GENES, np.float32)))
+    ]
+    assert layers == ["MemberMasking", "AgreementMasking"]
 
 
 def test_cells_without_differences_and_pathways_without_halves_are_harmless(planted):
