@@ -11,7 +11,7 @@ help:
 	@echo "make demo     install, then simulate, convert, train, predict, evaluate, report (folder demo/)"
 	@echo "make install  create .venv with everything in it"
 	@echo "make test     install, lint, all tests (50 minutes on two cores)"
-	@echo "make tests    install, all tests without lint; TESTS=\"--parts fast\" for one of its six parts"
+	@echo "make tests    install, all tests without lint; TESTS=\"--parts fast\" for one of cluster, fast, ray, slow"
 	@echo "make fast     install, the tests that use no Ray and take no more than seconds"
 	@echo "make docs     build the documentation as a site (build/site)"
 	@echo "make bench    measure speed and memory, write docs/benchmarks.md and docs/scale.md (a quarter of an hour)"
@@ -63,7 +63,7 @@ gpu-wheels:
 
 test: lint tests
 
-# In six parts, four at a time: see scripts/run_tests.py. One part: make tests TESTS="--parts ray"
+# In four parts, three at a time: see scripts/run_tests.py. One part: make tests TESTS="--parts ray"
 tests: install
 	$(BIN)/python scripts/run_tests.py $(TESTS)
 

@@ -1,16 +1,14 @@
-"""``make test``: all tests, in six parts that together hold each test once.
+"""``make test``: all tests, in four parts that together hold each test once.
 
-- ``jobs`` and ``survival``: a head and drivers as processes; commands as jobs, and what a run survives.
-- ``ray`` and ``sweeps``: one Ray in pytest's own process; sweeps, benchmarks and the pages of docs/ in the
-  second.
-- ``slow``: the slow tests without Ray.
-- ``fast``, or ``make fast``: the tests without Ray that take no more than seconds.
+``cluster`` has a head and drivers as processes, ``ray`` one Ray in pytest's own process, and ``slow`` the
+slow tests without Ray. ``fast`` is ``make fast``: the tests without Ray that take no more than seconds. Three
+parts run at the same time, because ``cluster`` mostly waits: for processes that start one after the other,
+and for Ray to notice what it has lost. More parts with a Ray at the same time are slower: four of them made
+the two cores switch between processes instead of working. Each part has a folder of its own for Ray's
+sockets, logs and the address of its cluster. Its output goes to ``build/tests/PART.log``, which is printed
+when the part ends.
 
-Four parts run at the same time, because those with a cluster mostly wait: for processes that start one after
-the other, and for Ray to notice what it has lost. Each part has a folder of its own for Ray's sockets, logs
-and the address of its cluster. Its output goes to ``build/tests/PART.log``, which is printed when it ends.
-
-    python scripts/run_tests.py [--parts jobs fast ...] [--at-once 4] [--jobs 1] [-- PYTEST OPTIONS]
+    python scripts/run_tests.py [--parts cluster fast ray slow] [--at-once 3] [--jobs 1] [-- PYTEST OPTIONS]
 
 The last line sums up all parts as pytest does. The exit code is 0 if every part passed; Ctrl-C ends all
 parts.
@@ -30,23 +28,11 @@ from pathlib import Path
 from types import FrameType
 
 ROOT = Path(__file__).resolve().parents[1]
-SURVIVAL = ["tests/cluster/test_survival.py", "tests/cluster/test_sweep.py"]
-SWEEPS = ["tests/tune", "tests/benchmarks", "tests/docs"]
-
-
-def but(paths: list[str]) -> list[str]:
-    """Options of pytest that leave paths out."""
-    return [f"--ignore={path}" for path in paths]
-
-
-WITH_RAY = "ray and not cluster"
 PARTS = {
-    "jobs": ["-m", "cluster", "tests/cluster", *but(SURVIVAL)],
-    "survival": ["-m", "cluster", *SURVIVAL],
-    "ray": ["-m", WITH_RAY, "tests", *but(SWEEPS)],
-    "sweeps": ["-m", WITH_RAY, *SWEEPS],
-    "slow": ["-m", "slow and not ray and not cluster"],
+    "cluster": ["-m", "cluster", "tests/cluster"],
+    "ray": ["-m", "ray and not cluster"],
     "fast": ["-m", "not ray and not slow and not cluster"],
+    "slow": ["-m", "slow and not ray and not cluster"],
 }
 """What pytest is told to select, in the order in which the parts start: the longest first."""
 NO_TESTS = 5
@@ -138,7 +124,7 @@ def main() -> int:
     """Read the options and run the parts."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
-    parser.add_argument("--at-once", type=int, default=4, help="parts that run at the same time")
+    parser.add_argument("--at-once", type=int, default=3, help="parts that run at the same time")
     parser.add_argument(
         "--jobs", type=int, help="processes of each of fast and slow (default: 2 where one part runs, else 1)"
     )
