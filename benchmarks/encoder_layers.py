@@ -24,7 +24,7 @@ from tadvae.simulation.simulate import Simulation, SimulationConfig, simulate
 from tadvae.store.reader import Store
 from tadvae.training.fit import fit
 
-SIZE = "model.pathway={{d_embed: 32, n_heads: 2, value_mode: {mode}}}"
+SIZE = "model.pathway={{masking: members, d_embed: 32, n_heads: 2, value_mode: {mode}}}"
 
 
 def scores(store: Store, simulation: Simulation, settings: list[str]) -> dict[str, float]:

@@ -25,6 +25,7 @@ from tadvae.settings.experiment import ExperimentConfig
 SETTINGS = [
     "split.kind=none",
     "effects.weight=0",
+    "model.pathway.masking=members",  # the default has no tokens
     "model.encoder.kind=inducing",
     "stream={bags_per_batch: 2, threads: 1}",
 ]
