@@ -88,7 +88,7 @@ def test_one_command_trains_stores_and_writes(results, ray_cluster, tmp_path, ca
     assert f"{bootstrap_mean(one_seed).mean:.3f} [" in page
     assert "### cells" in page
     for model in (
-        "tadvae: members masking; width 8, 2 heads",
+        "tadvae: agreement masking; ",
         "dvae: 128 hidden units",
         "sena: linear masking",
     ):
