@@ -43,7 +43,7 @@ def main() -> None:
         settings = [f"pathways.file={folder / 'pathways.gmt'}", *SETTINGS]
         settings.append("train={epochs: 1, checkpoint_every: 10, trackers: []}")
         if options.quick:
-            settings.append("model.pathway={d_embed: 16, n_heads: 2}")
+            settings.append("model.pathway={masking: members, d_embed: 16, n_heads: 2}")
         for workers in (1, 2):
             run = folder / f"run-{workers}"
             shutil.rmtree(run, ignore_errors=True)
