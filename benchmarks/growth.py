@@ -30,7 +30,7 @@ from tadvae.training.training_set import TrainingSet
 SMALL = [
     "split.kind=none",
     "effects.weight=0",
-    "model.pathway={d_embed: 32, n_heads: 2}",
+    "model.pathway={masking: members, d_embed: 32, n_heads: 2}",
     "model.causal={n_factors: 8, hidden: 16}",
     "model.decoder={d_gene: 16, hidden: 16}",
 ]
