@@ -479,7 +479,7 @@ def test_the_wheel_carries_the_space(tmp_path):
         "tadvae/model/tadvae.py",
     } <= names
     templates = {p.relative_to(ROOT).as_posix() for p in ROOT.glob("t*/**/*.j2")}
-    assert len(templates) == 7
+    assert len(templates) == 9
     assert templates | {"tadvae/report/templates/page.css", "tadvae/report/templates/table.js"} <= names
     assert "tadvae = tune.cli:main" in scripts
 
