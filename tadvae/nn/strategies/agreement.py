@@ -1,19 +1,11 @@
 """Attention over the measured members of a pathway, with weights learned before training."""
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
 from tadvae.nn.attention import edge_sum, edge_values
-from tadvae.nn.edges import EdgeTable
-from tadvae.nn.embedding import GivenVectors
-from tadvae.nn.encoder import EncoderConfig
 from tadvae.nn.packed import PackedCells
 from tadvae.nn.strategies.base import Contributions, PathwayLayer
-
-if TYPE_CHECKING:
-    from tadvae.nn.strategies.base import PathwayConfig
 
 
 class AgreementMasking(PathwayLayer, name="agreement"):
@@ -27,15 +19,6 @@ class AgreementMasking(PathwayLayer, name="agreement"):
 
     has_tokens = False
     learns_agreement = True
-
-    def __init__(
-        self,
-        config: "PathwayConfig",
-        edges: EdgeTable,
-        encoder: EncoderConfig | None = None,
-        given: GivenVectors | None = None,
-    ) -> None:
-        super().__init__(config, edges)
 
     @property
     def is_linear(self) -> bool:
