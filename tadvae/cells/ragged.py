@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import sparse
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,11 @@ class Cells:
             np.concatenate([[0], np.cumsum(n_tokens)]),
             np.concatenate([part.total_counts for part in parts]),
         )
+
+    def to_csr(self, genes: np.ndarray) -> sparse.csr_matrix:
+        """Values on a sorted gene list that holds all of the cells' genes, float32, shape (B, G)."""
+        column = np.searchsorted(genes, self.gene_ids)
+        return sparse.csr_matrix((self.values, column, self.offsets), (len(self), len(genes)))
 
     def dense(self, genes: np.ndarray) -> np.ndarray:
         """Values on a sorted gene list that holds all of the cells' genes, float32, shape (B, G)."""

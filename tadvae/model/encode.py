@@ -63,13 +63,13 @@ def project(cells: NewCells, n_axes: int) -> Smoothed:
 
 def project_onto(cells: NewCells, mean: np.ndarray, axes: np.ndarray) -> Smoothed:
     """Project cells onto given axes (n, G) through a mean (G,), each cell by itself."""
-    scores = _matrix(cells) @ axes.T - mean @ axes.T
+    scores = cells.cells.to_csr(cells.genes).astype(np.float64) @ axes.T - mean @ axes.T
     return Smoothed(mean - mean.mean(), axes - axes.mean(axis=1, keepdims=True), scores)
 
 
 def principal_axes(cells: NewCells, n_axes: int) -> tuple[np.ndarray, np.ndarray]:
     """Mean of cells (G,), and their n leading principal axes (n, G); all of them, if they have no more."""
-    return axes_of(_matrix(cells), n_axes)
+    return axes_of(cells.cells.to_csr(cells.genes).astype(np.float64), n_axes)
 
 
 def axes_of(X: sparse.csr_matrix, n_axes: int) -> tuple[np.ndarray, np.ndarray]:
@@ -91,13 +91,6 @@ def axes_of(X: sparse.csr_matrix, n_axes: int) -> tuple[np.ndarray, np.ndarray]:
     else:
         axes = np.linalg.svd(X.toarray() - mean, full_matrices=False)[2]
     return mean, axes
-
-
-def _matrix(cells: NewCells) -> sparse.csr_matrix:
-    """Cells as a sparse matrix, float64, shape (n_cells, G)."""
-    counts, shape = cells.cells, (len(cells.cells), len(cells.genes))
-    column = np.searchsorted(cells.genes, counts.gene_ids)
-    return sparse.csr_matrix((counts.values, column, counts.offsets), shape).astype(np.float64)
 
 
 def smoothed_activities(module: TADVAEModule, cells: NewCells, smoothed: Smoothed) -> np.ndarray:

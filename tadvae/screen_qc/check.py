@@ -109,7 +109,7 @@ class _Expression:
 
     @classmethod
     def of(cls, cells: Cells, genes: np.ndarray) -> "_Expression":
-        return cls(_by_gene(cells, genes), _moments(cells, genes))
+        return cls(cells.to_csr(genes).tocsc(), _moments(cells, genes))
 
     def dense(self, at: np.ndarray) -> np.ndarray:
         """Values of the genes at some positions of the panel, shape (n, len(at))."""
@@ -320,12 +320,6 @@ def _moments(cells: Cells, genes: np.ndarray) -> GeneMoments:
     square = np.bincount(at, values**2, len(genes)) / n
     detection = np.bincount(at, values != 0, len(genes)) / n
     return GeneMoments(n, mean, np.maximum(square - mean**2, 0.0), detection)
-
-
-def _by_gene(cells: Cells, genes: np.ndarray) -> sparse.csc_matrix:
-    """Values of some cells on a sorted list of genes that holds all of theirs, stored by gene."""
-    at = np.searchsorted(genes, cells.gene_ids)
-    return sparse.csr_matrix((cells.values, at, cells.offsets), shape=(len(cells), len(genes))).tocsc()
 
 
 def _with_guides(store: Store, table: pd.DataFrame) -> pd.DataFrame:

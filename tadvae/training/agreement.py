@@ -127,7 +127,9 @@ def control_samples(
     """
     samples = []
     for i, genes in enumerate(panels):
-        parts = [_matrix(cells, genes) for (dataset, _), cells in controls.items() if dataset == i]
+        parts = [
+            cells.to_csr(genes).astype(np.float64) for (dataset, _), cells in controls.items() if dataset == i
+        ]
         if sum(part.shape[0] for part in parts) < MIN_CELLS:
             continue
         X = sparse.vstack(parts, format="csr")
@@ -140,10 +142,3 @@ def control_samples(
         scores = X @ axes.T - mean @ axes.T
         samples.append(Sample(*(torch.from_numpy(np.ascontiguousarray(x)) for x in (edges, loads, scores))))
     return samples
-
-
-def _matrix(cells: Cells, genes: np.ndarray) -> sparse.csr_matrix:
-    column = np.searchsorted(genes, cells.gene_ids)
-    return sparse.csr_matrix(
-        (cells.values.astype(np.float64), column, cells.offsets), (len(cells), len(genes))
-    )

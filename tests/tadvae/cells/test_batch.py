@@ -87,10 +87,12 @@ def test_concat(parts):
 @given(many, st.sets(st.integers(0, N_GENES + 3)), st.booleans())
 def test_dense(rows, others, narrow):
     genes = sorted({gene for row in rows for gene in row} | others)
-    dense = cells_of(rows, narrow).dense(np.array(genes, np.int64))
+    cells, panel = cells_of(rows, narrow), np.array(genes, np.int64)
+    dense = cells.dense(panel)
     assert dense.dtype == np.float32
     assert dense.shape == (len(rows), len(genes))
     assert dense.tolist() == [[row.get(gene, 0.0) for gene in genes] for row in rows]
+    assert cells.to_csr(panel).toarray().tolist() == dense.tolist()
 
 
 @SEEDED
