@@ -1,14 +1,13 @@
 """``make test``: all tests, in four parts that together hold each test once.
 
 ``cluster`` has a head and drivers as processes, ``ray`` one Ray in pytest's own process, and ``slow`` the
-slow tests without Ray. ``fast`` is ``make fast``: the tests without Ray that take no more than seconds. Three
-parts run at the same time, because ``cluster`` mostly waits: for processes that start one after the other,
-and for Ray to notice what it has lost. More parts with a Ray at the same time are slower: four of them made
-the two cores switch between processes instead of working. Each part has a folder of its own for Ray's
-sockets, logs and the address of its cluster. Its output goes to ``build/tests/PART.log``, which is printed
-when the part ends.
+slow tests without Ray. ``fast`` is ``make fast``: the tests without Ray that take no more than seconds. Two
+parts run at the same time: ``cluster`` often waits, for processes that start one after the other, and for Ray
+to notice what it has lost. More at the same time are no faster on two cores, which then switch between
+processes instead of working. Each part has a folder of its own for Ray's sockets, logs and the address of its
+cluster. Its output goes to ``build/tests/PART.log``, which is printed when the part ends.
 
-    python scripts/run_tests.py [--parts cluster fast ray slow] [--at-once 3] [--jobs 1] [-- PYTEST OPTIONS]
+    python scripts/run_tests.py [--parts cluster ray slow fast] [--at-once 2] [--jobs 1] [-- PYTEST OPTIONS]
 
 The last line sums up all parts as pytest does. The exit code is 0 if every part passed; Ctrl-C ends all
 parts.
@@ -31,8 +30,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PARTS = {
     "cluster": ["-m", "cluster", "tests/cluster"],
     "ray": ["-m", "ray and not cluster"],
-    "fast": ["-m", "not ray and not slow and not cluster"],
     "slow": ["-m", "slow and not ray and not cluster"],
+    "fast": ["-m", "not ray and not slow and not cluster"],
 }
 """What pytest is told to select, in the order in which the parts start: the longest first."""
 NO_TESTS = 5
@@ -124,7 +123,7 @@ def main() -> int:
     """Read the options and run the parts."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
-    parser.add_argument("--at-once", type=int, default=3, help="parts that run at the same time")
+    parser.add_argument("--at-once", type=int, default=2, help="parts that run at the same time")
     parser.add_argument(
         "--jobs", type=int, help="processes of each of fast and slow (default: 2 where one part runs, else 1)"
     )
