@@ -247,14 +247,15 @@ def _context(
     if given.context in file.columns and given.context is not None:
         return {"column": given.context}
     sure, likely = context_columns(file, None if found is None else found.column.name)
-    names = [*sure, *likely]
+    names, reason = [*sure, *likely], "no column of obs names the cell line or type"
     if found is not None and found.controls:
-        names = [
-            each
-            for each in names
-            if 2 * len(without_controls(file, each, found.column, set(found.controls)))
-            <= len(file.columns[each].labels)
-        ]
+        controls = set(found.controls)
+        lacking = {each: without_controls(file, each, found.column, controls) for each in names}
+        names = [each for each in names if not lacking[each]]  # training would refuse it
+        for column, contexts in lacking.items():
+            if contexts:
+                reason = f"no control cells in {some(contexts)} of column '{column}', so it is not the context"
+                break
     if len(names) == 1 and names[0] in sure:
         return {"column": names[0]}
     if names:
@@ -262,8 +263,8 @@ def _context(
         others = f"; others: {some(names[1:])}" if names[1:] else ""
         reason = f"the column that looks most like a cell line or type{others}"
         return {"column": decisions.choose(("context", "column"), question, reason=reason)}
-    question = Question("no column of obs names the cell line or type; what is it?", (name,), free=True)
-    reason = decisions.reasons.pop(("context",), "no column of obs names the cell line or type")
+    question = Question(f"{reason}; what is the cell line or type?", (name,), free=True)
+    reason = decisions.reasons.pop(("context",), reason)
     return {"value": decisions.choose(("context", "value"), question, reason=reason)}
 
 

@@ -8,6 +8,7 @@ from tadvae.store.spec import load_spec_text
 
 SAYS = {
     "datlinger21_jurkat_crispr_tcr": ("condition", "control", "+", None, "CRISPRko"),
+    "kang18_pbmc_ifnb": ("condition", "control", None, None, "unspecified"),  # no control cells of CD8T
     "kang18_pbmc_ifnb_5celltypes": ("condition", "control", None, "cell_type", "unspecified"),
     "mcfaline23_gbm_crispri": ("condition", "control", None, "cell_type", "CRISPRi"),
     "norman19_k562_crispra": ("condition", "control", "+", "cell_type", "CRISPRa"),

@@ -75,6 +75,19 @@ def test_every_setting_is_found(screen, drafted):
     assert n_guesses(text) == 2  # the library sizes, and that the genes are not human
 
 
+def test_contexts_without_controls_are_no_contexts(screen, drafted):
+    """Training would refuse such a spec."""
+    screen.obs = screen.obs.drop(columns="line")
+    types = np.where(screen.obs.groupby("condition", observed=True).cumcount() % 2, "B", "T")
+    screen.obs["cell_type"] = np.where(screen.obs["condition"] == "control", "B", types)
+    (dataset,), text = drafted(screen)
+    assert (dataset.context.column, dataset.context.value) == (None, "screen0")
+    assert "guessed: no control cells in 'T' of column 'cell_type', so it is not the context" in text
+    screen.obs["cell_type"] = types
+    (dataset,), text = drafted(screen)
+    assert dataset.context.column == "cell_type"
+
+
 def test_where_counts_are(screen, drafted):
     counts = screen.X.copy()
     screen.X = sparse.csr_matrix(np.log1p(counts.toarray() / counts.sum(axis=1) * 1e4).astype(np.float32))
