@@ -24,6 +24,7 @@ from tadvae.cells.variable_genes import rank_effects, rank_variable_genes
 from tadvae.genes.features import listed
 from tadvae.genes.harmonise import harmonise
 from tadvae.genes.reference import GeneReference
+from tadvae.store.cell_labels import CellLabels
 from tadvae.store.covariates import AMOUNTS, MOST_LABELS, Amounts, amounts_text, order_of
 from tadvae.store.guides import guide_table
 from tadvae.store.layout import plan_layout
@@ -38,7 +39,7 @@ from tadvae.store.manifest import (
     StoredDataset,
     vocabulary_hash,
 )
-from tadvae.store.source import CellLabels, open_source
+from tadvae.store.source import open_source
 from tadvae.store.spec import DatasetSpec, StoreSpec, modality_sign
 from tadvae.store.targets import harmonise_targets
 from tadvae.store.writer import DatasetPlan, perturbation_label
