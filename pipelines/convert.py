@@ -24,10 +24,11 @@ from tadvae.base.lock import Lock, locked
 from tadvae.cells.moments import Moments
 from tadvae.screen_qc.check import check_screens
 from tadvae.screen_qc.thresholds import QcConfig
-from tadvae.store.conversion import StorePlan, finish_store, plan_store
+from tadvae.store.conversion import StorePlan, plan_store
 from tadvae.store.manifest import GUIDES, LABELS, MANIFEST, Manifest
 from tadvae.store.reader import Store
 from tadvae.store.spec import load_spec
+from tadvae.store.tables import finish_store
 from tadvae.store.values import ValuesError
 from tadvae.store.writer import read_spilled_moments, spill_chunk, write_shard
 

@@ -4,9 +4,10 @@ from pathlib import Path
 
 from tadvae.base.filesystem import Location
 from tadvae.cells.moments import Moments
-from tadvae.store.conversion import finish_store, plan_store
+from tadvae.store.conversion import plan_store
 from tadvae.store.reader import Store
 from tadvae.store.spec import load_spec
+from tadvae.store.tables import finish_store
 from tadvae.store.writer import read_spilled_moments, spill_chunk, write_shard
 
 

@@ -41,6 +41,18 @@ MODEL = [
     "pathways.min_measured=3",
     "train={epochs: 2, learning_rate: 0.01}",
 ]
+SPLITS = {
+    "combo": (["split.kind=combo"], {"combo_seen2"}),
+    "single": (
+        ["split={kind: single, folds: 4}", "effects.pathways=false"],
+        {"unseen_single", "combo_seen1", "combo_seen0"},
+    ),
+    "context": (["split={kind: context, folds: 2, fold: 1, datasets: [up]}"], {"unseen_context"}),
+    "dataset": (["split={kind: dataset, folds: 2}"], {"unseen_dataset"}),
+    "cells": (["split.kind=cells"], {"cells"}),
+    "explicit": (["split={kind: explicit, test: [L2]}"], {"unseen_context"}),
+}
+"""Settings of every kind of split, and the categories of its held-out groups."""
 
 
 def small_config(folder: Path, *settings: str) -> ExperimentConfig:

@@ -25,9 +25,6 @@ An ensemble::
 
 import io
 import json
-import os
-import re
-import uuid
 from typing import Any
 
 import numpy as np
@@ -47,22 +44,21 @@ from tadvae.data.splits import TEST, TRAIN, VALIDATION
 from tadvae.model.checkpoints import Checkpoints
 from tadvae.model.conformal import Calibration
 from tadvae.model.controls import pack_controls, unpack_controls
+from tadvae.model.run_log import ABOUT, LOG, LoggedRun
 from tadvae.model.weights import CONFIG, WEIGHTS, finish_model
 from tadvae.settings.experiment import ExperimentConfig
 
 CHECKPOINTS = "checkpoints"
-_ABOUT, _SPLIT, _CONTROLS, _MODEL, _LOG = "run.json", "split.parquet", "controls.parquet", "model", "log"
-_START = "start.safetensors"
+_SPLIT, _CONTROLS, _MODEL, _START = "split.parquet", "controls.parquet", "model", "start.safetensors"
 _ENSEMBLE, _CALIBRATION, _SCALES = "ensemble.json", "calibration.json", "calibration.safetensors"
 _EVALUATION = "evaluation"
-_BEFORE_ABOUT = {_MODEL, _LOG, CONFIG, _SPLIT, _CONTROLS, _START, SUMS}
+_BEFORE_ABOUT = {_MODEL, LOG, CONFIG, _SPLIT, _CONTROLS, _START, SUMS}
 """What a run's folder may hold before ``run.json``, which is written last, makes it a run."""
 _MEMBER = r"members/seed-\d+"
-_PIECE = re.compile(r"(steps|bags)-(\d+)(-\d+)?\.jsonl")
 
 
-class RunFolder:
-    """The only reader and writer of the files of a run or an ensemble.
+class RunFolder(LoggedRun):
+    """The only reader and writer of the files of a run or an ensemble; its base class has the log.
 
     Attributes
     ----------
@@ -70,18 +66,7 @@ class RunFolder:
         The folder, on any filesystem.
     """
 
-    def __init__(self, place: str | os.PathLike[str] | Location) -> None:
-        self.place = Location.of(place)
-
-    def __str__(self) -> str:
-        return str(self.place)
-
     # -- what it is ---------------------------------------------------------------------------------
-
-    @property
-    def is_begun(self) -> bool:
-        """Whether a run has begun here: all but its weights and log is written."""
-        return (self.place / _ABOUT).exists()
 
     @property
     def is_finished(self) -> bool:
@@ -126,21 +111,21 @@ class RunFolder:
         start
             Weights that a fine-tuning starts with, as safetensors.
         """
-        (self.place / _LOG).make_folder()
+        (self.place / LOG).make_folder()
         self._files.write(
             {
                 **({} if start is None else {_START: start}),
                 _CONTROLS: pack_controls(controls),
                 CONFIG: config.to_yaml().encode(),
                 _SPLIT: _parquet(split),
-                _ABOUT: json.dumps(about, indent=1).encode(),
+                ABOUT: json.dumps(about, indent=1).encode(),
             }
         )
 
     def about(self) -> dict[str, Any]:
         """What ``run.json`` says; a UserError where it is damaged or this is no run."""
-        found, data = self._json(_ABOUT, store=str, vocabulary_hash=str, bags=int)
-        self._files.compare(_ABOUT, data)
+        found, data = self._json(ABOUT, store=str, vocabulary_hash=str, bags=int)
+        self._files.compare(ABOUT, data)
         return found
 
     def config(self) -> ExperimentConfig:
@@ -193,7 +178,7 @@ class RunFolder:
         names = set(self.place.names())
         if not names:
             return False
-        if _ABOUT in names:
+        if ABOUT in names:
             if self.config() == config and self.about()["vocabulary_hash"] == vocabulary_hash:
                 return True
         elif names <= _BEFORE_ABOUT:
@@ -219,53 +204,9 @@ class RunFolder:
         """Write the final weights: the run is finished then, and its log has checksums too."""
         sums = self._files.sums
         if sums is not None:
-            names = [f"{_LOG}/{info.base_name}" for info in (self.place / _LOG).listing() if info.is_file]
+            names = [f"{LOG}/{info.base_name}" for info in (self.place / LOG).listing() if info.is_file]
             write_sums(self.place, {**sums, **sums_of(self.place, names)})
         finish_model(self.model, weights)
-
-    # -- a run's log --------------------------------------------------------------------------------
-
-    def write_steps(self, records: list[dict[str, Any]]) -> None:
-        """Write records of steps as one piece of the log; one of the same first step is replaced."""
-        self._write_lines(f"steps-{records[0]['step']:09d}.jsonl", records)
-
-    def write_bags(self, records: list[dict[str, Any]], rank: int) -> None:
-        """Write which bags a rank saw in some steps."""
-        self._write_lines(f"bags-{records[0]['step']:09d}-{rank:05d}.jsonl", records)
-
-    def write_restart(self, about: dict[str, Any]) -> None:
-        """Write what a restart does again; several restarts at one step are all kept."""
-        name = f"{_LOG}/restart-{about['step']:09d}-{uuid.uuid4().hex[:8]}.json"
-        (self.place / name).write_text(json.dumps(about, indent=1))
-
-    def log_pieces(self) -> dict[str, int | None]:
-        """Names of the pieces with steps, in their order, and when each was written, in nanoseconds."""
-        infos = sorted((self.place / _LOG).listing(), key=lambda info: info.base_name)
-        return {info.base_name: info.mtime_ns for info in infos if _is_piece(info.base_name, "steps")}
-
-    def log_piece(self, name: str) -> list[dict[str, Any]]:
-        """Records of one piece."""
-        return self._piece(name, self._files)
-
-    def steps(self) -> list[dict[str, Any]]:
-        """Records of all steps, in their order."""
-        files = self._files  # the checksums are read once for all pieces
-        return [record for name in self.log_pieces() for record in self._piece(name, files)]
-
-    def forget_steps_from(self, step: int) -> int | None:
-        """Delete what the log has of a step and those after it: they are about to be made again.
-
-        Returns
-        -------
-        How many steps were deleted; None where there is no log at all yet.
-        """
-        names = [name for name in (self.place / _LOG).names() if _is_piece(name, "steps", "bags")]
-        deleted = 0
-        for name in names:
-            if int(name.split("-")[1].removesuffix(".jsonl")) >= step:
-                deleted += len(self.log_piece(name)) if name.startswith("steps-") else 0
-                (self.place / _LOG / name).delete()
-        return deleted if names else None
 
     # -- what others keep here ----------------------------------------------------------------------
 
@@ -378,11 +319,6 @@ class RunFolder:
 
     # -- files --------------------------------------------------------------------------------------
 
-    @property
-    def _files(self) -> CheckedFolder:
-        """Files of the folder as they are now; they change while a run goes on."""
-        return CheckedFolder(self.place, "run", "copy it again, or train it again")
-
     def _json(self, file: str, **kinds: type) -> tuple[dict[str, Any], bytes]:
         """A mapping, whose fields have these types where it has them, and the bytes of its file."""
         try:
@@ -397,49 +333,18 @@ class RunFolder:
                 raise self._damaged(file, f"{name} is {found[name]!r:.60}")
         return found, data
 
-    def _piece(self, piece: str, files: CheckedFolder) -> list[dict[str, Any]]:
-        name = f"{_LOG}/{piece}"
-        data = (self.place / name).read_bytes()
-        files.compare(name, data, required=False)  # a run that goes on has none of its log
-        return self._lines(name, data)
-
-    def _lines(self, name: str, data: bytes) -> list[dict[str, Any]]:
-        try:
-            records = [parse_json(line) for line in data.decode("utf-8").splitlines()]
-            if not all(
-                isinstance(record, dict) and isinstance(record.get("step"), int) for record in records
-            ):
-                raise ValueError("a line without a step")
-        except ValueError as error:
-            raise self._damaged(name, type(error).__name__) from None
-        return records
-
     def _table(self, name: str) -> pd.DataFrame:
         try:
             return self._files.table(name).to_pandas()
         except (ValueError, pa.ArrowException) as error:
             raise self._damaged(name, str(error)[:120]) from None
 
-    def _damaged(self, name: str, reason: str) -> UserError:
-        what = "ensemble" if name in (_ENSEMBLE, _CALIBRATION) else "run"
-        return UserError(f"{self}: damaged {what} ({name}: {reason}); copy it again, or train it again.")
-
-    def _write_lines(self, name: str, records: list[dict[str, Any]]) -> None:
-        if not self.is_begun:  # writing would make a folder that is no run
-            raise UserError(
-                f"{self}: the run's folder, or {_ABOUT} in it, was removed while the command was writing "
-                "into it; give the same command again."
-            )
-        (self.place / _LOG / name).write_text("".join(json.dumps(record) + "\n" for record in records))
+    def _damaged(self, name: str, reason: str, what: str = "run") -> UserError:
+        return super()._damaged(name, reason, "ensemble" if name in (_ENSEMBLE, _CALIBRATION) else what)
 
 
 def _evaluation(folder: Location) -> CheckedFolder:
     return CheckedFolder(folder, "evaluation", "run `tadvae evaluate` again")
-
-
-def _is_piece(name: str, *kinds: str) -> bool:
-    found = _PIECE.fullmatch(name)
-    return found is not None and found[1] in kinds
 
 
 def _parquet(table: pd.DataFrame) -> bytes:

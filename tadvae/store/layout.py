@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from tadvae.store.source import CellLabels
+from tadvae.store.cell_labels import CellLabels
 from tadvae.store.spec import LayoutSpec
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 
 from tadvae.base.errors import UserError
-from tadvae.store.source import CellLabels
+from tadvae.store.cell_labels import CellLabels
 from tadvae.store.spec import DatasetSpec
 
 

@@ -9,8 +9,8 @@ import pandas as pd
 from tadvae.base.errors import UserError
 from tadvae.genes.harmonise import canonical_targets
 from tadvae.genes.reference import GeneReference
+from tadvae.store.cell_labels import CellLabels
 from tadvae.store.covariates import order_of
-from tadvae.store.source import CellLabels
 from tadvae.store.spec import UNSPECIFIED, DatasetSpec, is_genetic
 from tadvae.store.writer import perturbation_label
 

@@ -20,10 +20,11 @@ from scipy import sparse
 
 from tadvae.base.filesystem import Location
 from tadvae.cells.moments import Moments
+from tadvae.store.cell_labels import CellLabels
 from tadvae.store.covariates import amounts_text
 from tadvae.store.layout import DatasetLayout
 from tadvae.store.manifest import ShardEntry
-from tadvae.store.source import CellLabels, open_source
+from tadvae.store.source import open_source
 from tadvae.store.spec import DatasetSpec
 from tadvae.store.tokens import pack_tokens, token_fields
 

@@ -1,6 +1,7 @@
-"""A vocabulary that one can overlook, and a batch with every kind of bag in it."""
+"""A vocabulary that one can overlook, a batch with every kind of bag in it, and models of small screens."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import anndata as ad
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import torch
 import yaml
 from local_conversion import convert_locally
+from small_screens import SCREENS, small_config
 
 from tadvae.base.filesystem import Location
 from tadvae.cells.ragged import Cells
@@ -19,7 +21,10 @@ from tadvae.nn.network import TADVAEModule
 from tadvae.nn.packed import ModelBatch, pack
 from tadvae.pathways.membership import Membership
 from tadvae.settings.experiment import ExperimentConfig
+from tadvae.simulation.files import write_simulation
+from tadvae.simulation.simulate import simulate
 from tadvae.store.reader import Store
+from tadvae.training.fit import fit
 from tadvae.training.prepare import prepare_training
 
 N_GENES = 12
@@ -169,3 +174,24 @@ def spelt_model(spelt_store: Store, spelt_folder: str) -> TADVAE:
     with torch.no_grad():
         module.decoder.gene.add_(torch.randn_like(module.decoder.gene))
     return TADVAE(module, ready.vocabulary, config, ready.controls, ready.effects)
+
+
+@pytest.fixture(scope="session")
+def small_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The two tiny screens as files; tests only read them."""
+    folder = tmp_path_factory.mktemp("small") / "screens"
+    write_simulation(simulate(SCREENS), folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_store(small_folder: Path) -> Store:
+    """The two tiny screens as a store; tests only read it."""
+    return convert_locally(small_folder / "spec.yaml", Location.of(small_folder.parent / "store"))
+
+
+@pytest.fixture(scope="session")
+def small_run(small_folder: Path, small_store: Store) -> tuple[TADVAE, pd.DataFrame]:
+    """A model of the two tiny screens and its split; tests only read them."""
+    config = small_config(small_folder, "split={kind: combo, folds: 3}", "preprocess.n_top_genes=20")
+    return fit(small_store, config)

@@ -4,8 +4,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tadvae.store.cell_labels import CellLabels
 from tadvae.store.layout import plan_layout
-from tadvae.store.source import CellLabels
 from tadvae.store.spec import LayoutSpec
 
 

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from pipelines.inspect import describe
 from tadvae.base.errors import UserError
 from tadvae.genes.reference import GeneReference
+from tadvae.store.cell_labels import CellLabels
 from tadvae.store.conversion import plan_store
 from tadvae.store.labels import longest_names, parse_labels
-from tadvae.store.source import CellLabels
 from tadvae.store.spec import DatasetSpec, is_genetic, load_spec
 from tadvae.store.targets import harmonise_targets
 from tadvae.store.writer import perturbation_label
