@@ -74,6 +74,7 @@ def build_vocabulary(
                 },
                 names=store.panel(i).set_index("gene_index")["var_name"].loc[view.genes].tolist(),
                 separator=store.separators[i],
+                total_counts=store.library_columns[i],
                 labels={
                     label: tuple(index[target] for target in item)
                     for label, item in store.labels[i].items()

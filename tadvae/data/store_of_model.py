@@ -95,10 +95,20 @@ class StoreOfModel(Store):
     @cached_property
     def separators(self) -> list[str | None]:
         """For each dataset, the text between the targets of a combination."""
-        result = [entry.separator for entry in self._vocabulary.datasets]
-        result += [None for _ in self.manifest.datasets[len(result) :]]
-        for place, separator in zip(self._dataset.tolist(), self._store.separators, strict=True):
-            result[place] = separator
+        former = [entry.separator for entry in self._vocabulary.datasets]
+        return self._for_each(former, self._store.separators)
+
+    @cached_property
+    def library_columns(self) -> list[str | None]:
+        """For each dataset, the column of ``obs`` with library sizes; None: the sums of the counts."""
+        former = [entry.total_counts for entry in self._vocabulary.datasets]
+        return self._for_each(former, self._store.library_columns)
+
+    def _for_each(self, former: list[str | None], own: list[str | None]) -> list[str | None]:
+        """What the model knows of its datasets, and the store of those that it holds itself."""
+        result = former + [None for _ in self.manifest.datasets[len(former) :]]
+        for place, value in zip(self._dataset.tolist(), own, strict=True):
+            result[place] = value
         return result
 
     def panel(self, dataset: int) -> pd.DataFrame:

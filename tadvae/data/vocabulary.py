@@ -72,6 +72,9 @@ class DatasetEntry:
         Text between the targets of a combination in the dataset's labels, if there is one.
     labels
         Indices of targets by label, and by part of a label, as they are spelt in the dataset's file.
+    total_counts
+        Column of ``obs`` with the library sizes that its cells were normalised by; None: the sums of their
+        counts.
     """
 
     name: str
@@ -83,6 +86,7 @@ class DatasetEntry:
     names: list[str] | None = None
     separator: str | None = None
     labels: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    total_counts: str | None = None
 
     @property
     def has_effects(self) -> bool:
@@ -402,6 +406,8 @@ class Vocabulary:
         require(inside, f"dataset '{name}' has genes outside the vocabulary")
         named = dataset.names is None or len(dataset.names) == len(genes)
         require(named, f"dataset '{name}' has not one name for each gene")
+        text = dataset.total_counts is None or isinstance(dataset.total_counts, str)
+        require(text, f"the column of library sizes of dataset '{name}' is no text")
         targets = {target for item in dataset.labels.values() for target in item}
         known = all(_is_index(target, len(self.targets)) for target in targets)
         require(known, f"dataset '{name}' has labels with unknown targets")

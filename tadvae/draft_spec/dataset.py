@@ -254,7 +254,9 @@ def _context(
         names = [each for each in names if not lacking[each]]  # training would refuse it
         for column, contexts in lacking.items():
             if contexts:
-                reason = f"no control cells in {some(contexts)} of column '{column}', so it is not the context"
+                reason = (
+                    f"no control cells in {some(contexts)} of column '{column}', so it is not the context"
+                )
                 break
     if len(names) == 1 and names[0] in sure:
         return {"column": names[0]}

@@ -72,16 +72,22 @@ class CellFile:
 
     def chosen(self, rows: np.ndarray) -> sparse.csr_matrix:
         """Values of some rows, sorted, one block of neighbours at a time."""
+        if not len(rows):
+            return self.rows(0, 0)
         blocks = np.split(rows, np.flatnonzero(np.diff(rows) != 1) + 1)
-        return sparse.vstack([self.rows(int(b[0]), int(b[-1]) + 1) for b in blocks if len(b)], format="csr")
+        return sparse.vstack([self.rows(int(b[0]), int(b[-1]) + 1) for b in blocks], format="csr")
 
     def spread(self, n: int, blocks: int = 64) -> sparse.csr_matrix:
+        """Values of :meth:`spread_rows`."""
+        return self.chosen(self.spread_rows(n, blocks))
+
+    def spread_rows(self, n: int, blocks: int = 64) -> np.ndarray:
         """At most n rows: all of them, or some blocks of rows spread evenly over the file."""
         if len(self) <= n:
-            return self.rows(0, len(self))
+            return np.arange(len(self))
         size = n // blocks
-        starts = np.linspace(0, len(self) - size, blocks).astype(int).tolist()
-        return sparse.vstack([self.rows(start, start + size) for start in starts], format="csr")
+        starts = np.linspace(0, len(self) - size, blocks).astype(np.int64)
+        return np.unique(starts[:, None] + np.arange(size))
 
 
 @contextmanager

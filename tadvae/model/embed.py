@@ -23,6 +23,7 @@ from tadvae.model.embed_workers import Work, by_workers
 from tadvae.model.encode import CELLS_AT_ONCE, principal_axes
 from tadvae.model.new_cells import (
     NewCells,
+    library_sizes,
     log,
     match_panel,
     normalised,
@@ -113,7 +114,7 @@ def _open(
     """Open a file, match its genes, check its values, and compute its axes."""
     file = stack.enter_context(open_cells(path, settings.layer))
     require_reads_cells(vocabulary, file.where)
-    panel = match_panel(file.var, vocabulary, file.where)
+    panel = match_panel(file.var, file.obs, vocabulary, file.where)
     sample = file.spread(SAMPLE_ROWS, blocks=8)[:, panel.columns]
     check, genes = value_check(file.where, settings.values, lambda: sample), file.var.index[panel.columns]
     note = check.check_sample(_sampled(sample), genes)
@@ -122,9 +123,11 @@ def _open(
     say_matched(panel, file.where)
     axes = None
     if settings.axes:
-        larger = file.spread(SAMPLE)[:, panel.columns]
+        rows = file.spread_rows(SAMPLE)
+        larger = file.chosen(rows)[:, panel.columns]
         check.check(larger, _sampled(larger), genes)
-        cells = normalised(larger, panel, preprocess, settings.values)
+        library = library_sizes(file.obs.iloc[rows], panel, file.where)
+        cells = normalised(larger, panel, preprocess, settings.values, library)
         axes = principal_axes(NewCells.of(cells, panel), settings.axes)
     return OpenedFile(file, panel, axes)
 

@@ -89,7 +89,8 @@ def _start(work: Work) -> None:
     opened = []
     for path, axes in zip(work.files, work.axes, strict=True):
         file = _files.enter_context(open_cells(path, work.settings.layer))
-        opened.append(OpenedFile(file, match_panel(file.var, work.vocabulary, file.where), axes))
+        panel = match_panel(file.var, file.obs, work.vocabulary, file.where)
+        opened.append(OpenedFile(file, panel, axes))
     ids = work.vocabulary.membership.pathway_ids
     _readers[:] = [BlockReader(work.module, work.preprocess, work.settings, opened, ids, work.genes)]
 

@@ -16,7 +16,7 @@ from scipy import sparse
 from tadvae.base.errors import UserError, clause
 from tadvae.cells.normalize import PreprocessConfig, normalize
 from tadvae.cells.ragged import Cells
-from tadvae.data.vocabulary import Vocabulary
+from tadvae.data.vocabulary import DatasetEntry, Vocabulary
 from tadvae.genes.features import FEATURE_TYPES, listed, other_features
 from tadvae.genes.harmonise import harmonise, shared_prefix
 from tadvae.store.source import SYMBOL_COLUMNS
@@ -26,6 +26,8 @@ log = logging.getLogger("tadvae")
 
 WHERE = "the given AnnData"
 """What messages call it."""
+SAME_PANEL = 0.5
+"""Share of the genes of two panels that both have, from which on they count as the same panel."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,8 @@ class Panel:
         Names of the matched genes in the file, in the order of ``genes``.
     n_given
         Columns of the file's matrix.
+    library
+        Column of ``obs`` with library sizes; None: they are the sums of the counts.
     """
 
     columns: np.ndarray
@@ -60,6 +64,7 @@ class Panel:
     n_trained: int
     names: list[str]
     n_given: int
+    library: str | None = None
 
 
 @dataclass(frozen=True)
@@ -109,7 +114,7 @@ def cells_of(
     """
     require_reads_cells(vocabulary, WHERE)
     matrix = matrix_of(adata, layer)
-    panel = match_panel(adata.var, vocabulary, WHERE)
+    panel = match_panel(adata.var, adata.obs, vocabulary, WHERE)
     if len(panel.columns) < panel.n_given:
         matrix = matrix[:, panel.columns]
     rows = np.concatenate([np.arange(*span) for span in sample_rows(matrix.shape[0])])
@@ -119,7 +124,8 @@ def cells_of(
     check.check(matrix, adata.obs_names, names)
     if note is not None:
         log.warning("%s", note)
-    cells = normalised(matrix, panel, preprocess, values)
+    library = library_sizes(adata.obs, panel, WHERE)
+    cells = normalised(matrix, panel, preprocess, values, library)
     say_matched(panel)
     return NewCells.of(cells, panel)
 
@@ -133,8 +139,11 @@ def require_reads_cells(vocabulary: Vocabulary, where: str) -> None:
         )
 
 
-def match_panel(var: pd.DataFrame, vocabulary: Vocabulary, where: str) -> Panel:
+def match_panel(var: pd.DataFrame, obs: pd.DataFrame, vocabulary: Vocabulary, where: str) -> Panel:
     """Match the genes of a file, by the names in the index of ``var``, to those of a model.
+
+    Library sizes come from a column of ``obs`` where the panel is that of a training dataset whose cells were
+    normalised by this column.
 
     Raises
     ------
@@ -173,7 +182,52 @@ def match_panel(var: pd.DataFrame, vocabulary: Vocabulary, where: str) -> Panel:
             f"{vocabulary.min_measured} of them; {advice}."
         )
     own_names = np.array(names, dtype=object)[matched][order].tolist()
-    return Panel(kept, gene_of, matched, genes, available, int(trained.sum()), own_names, n_given)
+    library = library_column(genes, obs, vocabulary, where)
+    return Panel(kept, gene_of, matched, genes, available, int(trained.sum()), own_names, n_given, library)
+
+
+def library_column(genes: np.ndarray, obs: pd.DataFrame, vocabulary: Vocabulary, where: str) -> str | None:
+    """The column of ``obs`` with library sizes for a panel, given as sorted vocabulary indices.
+
+    It is that of the training dataset whose panel is most like this one. Where the file lacks the column, a
+    warning says that its cells are normalised in another way than those of the training.
+    """
+
+    def overlap(dataset: DatasetEntry) -> float:
+        return len(np.intersect1d(dataset.genes, genes)) / max(len(np.union1d(dataset.genes, genes)), 1)
+
+    likest = max(vocabulary.datasets, key=overlap)
+    column = likest.total_counts if overlap(likest) >= SAME_PANEL else None
+    if column is None or column in obs.columns:
+        return column
+    log.warning(
+        "%s: its genes are the panel of dataset '%s', whose cells were normalised by the library sizes in "
+        "obs column '%s'; it is absent here, so these cells are normalised by their sums over the panel, and "
+        "their values are higher than in training; add the column.",
+        where,
+        likest.name,
+        column,
+    )
+    return None
+
+
+def library_sizes(obs: pd.DataFrame, panel: Panel, where: str) -> np.ndarray | None:
+    """Library sizes of cells, (n,); None: they are the sums of the counts.
+
+    Raises
+    ------
+    UserError
+        If one is no number, or below 0.
+    """
+    if panel.library is None:
+        return None
+    sizes: np.ndarray = pd.to_numeric(obs[panel.library], errors="coerce").to_numpy(np.float64)
+    if not (np.isfinite(sizes) & (sizes >= 0)).all():
+        raise UserError(
+            f"{where}: obs column '{panel.library}' must hold a library size for every cell, as the model's "
+            "cells of this panel were normalised by it; fix it."
+        )
+    return sizes
 
 
 def say_matched(panel: Panel, where: str | None = None) -> None:
@@ -190,10 +244,15 @@ def say_matched(panel: Panel, where: str | None = None) -> None:
 
 
 def normalised(
-    matrix: sparse.csr_matrix, panel: Panel, preprocess: PreprocessConfig, values: Literal["counts", "log1p"]
+    matrix: sparse.csr_matrix,
+    panel: Panel,
+    preprocess: PreprocessConfig,
+    values: Literal["counts", "log1p"],
+    library: np.ndarray | None,
 ) -> Cells:
-    """Rows of a file, with the columns ``panel.columns``, as the model reads them."""
-    library = np.asarray(matrix.sum(axis=1, dtype=np.float64)).ravel()
+    """Rows of a file, with the columns ``panel.columns`` and their library sizes, as the model reads them."""
+    if library is None:
+        library = np.asarray(matrix.sum(axis=1, dtype=np.float64)).ravel()
     if values == "counts":
         if preprocess.normalize == "tpm":
             raise UserError("the model was trained on TPM: give log1p TPM values and say values='log1p'.")

@@ -211,6 +211,11 @@ class Store:
         return [None if each is None else each.separator for each in found]
 
     @cached_property
+    def library_columns(self) -> list[str | None]:
+        """For each dataset, the column of ``obs`` with library sizes; None: the sums of the counts."""
+        return [dataset.total_counts for dataset in self.spec.datasets]
+
+    @cached_property
     def gene_reference(self) -> GeneReference:
         """Reference that maps identifiers to the gene keys of the store."""
         if self.reference == "own":

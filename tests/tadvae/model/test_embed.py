@@ -104,7 +104,7 @@ def test_axes_of_a_large_file_come_from_cells_spread_over_it(model, files, tmp_p
     expected = smoothed_activities(model.module, cells, project_onto(cells, *axes))
     assert not np.allclose(expected, model.activities(own, smooth=2), rtol=1e-3)
     monkeypatch.setattr(embed_module, "SAMPLE", 24)
-    monkeypatch.setattr("tadvae.model.cell_file.CellFile.spread.__defaults__", (8,))
+    monkeypatch.setattr("tadvae.model.cell_file.CellFile.spread_rows.__defaults__", (8,))
     for size in (7, 48):
         monkeypatch.setattr(embed_module, "CELLS_AT_ONCE", size)
         model.embed(files[0], str(tmp_path / f"{size}.h5ad"), smooth=2)

@@ -10,9 +10,13 @@ import torch
 from scipy import sparse
 
 from tadvae import TADVAE
+from tadvae.base.filesystem import Location
+from tadvae.data.reader import loop
+from tadvae.data.vocabulary import Vocabulary
 from tadvae.model.ensemble import Ensemble
 from tadvae.nn.network import TADVAEModule
 from tadvae.settings.experiment import ExperimentConfig
+from tadvae.training.prepare import prepare_training
 
 SMALL = [
     "model.pathway={d_embed: 8, n_heads: 2}",
@@ -156,3 +160,56 @@ def test_a_prefix_of_the_genome(small_vocabulary, refused, adata):
     model = TADVAE(TADVAEModule(config.model, config.loss, vocabulary), vocabulary, config)
     adata.var_names = [f"GRCh38_{name}" for name in names]
     assert "removeprefix('GRCh38_')" in refused(model.activities, adata)
+
+
+@pytest.fixture
+def by_depth(model):
+    """A model whose training cells were normalised by a column of ``obs``."""
+    datasets = [replace(entry, total_counts="depth") for entry in model.vocabulary.datasets]
+    vocabulary = replace(model.vocabulary, datasets=datasets)
+    return TADVAE(TADVAEModule(model.config.model, model.config.loss, vocabulary), vocabulary, model.config)
+
+
+def test_a_panel_is_normalised_by_the_library_sizes_of_its_training(model, by_depth, adata, tmp_path):
+    by_depth.module.load_state_dict(model.module.state_dict())
+    adata.obs["depth"] = 10.0 * np.asarray(adata.X.sum(axis=1)).ravel() + 7.0
+    logged = adata.copy()
+    logged.X = sparse.csr_matrix(np.log1p(adata.X.toarray() / adata.obs["depth"].to_numpy()[:, None] * 1e4))
+    expected = model.activities(logged, values="log1p")
+    found = by_depth.activities(adata)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    assert np.nanmax(np.abs(found - model.activities(adata.copy()))) > 0.1
+    adata.write_h5ad(tmp_path / "cells.h5ad")
+    by_depth.embed(str(tmp_path / "cells.h5ad"), str(tmp_path / "out.h5ad"))
+    embedded = ad.read_h5ad(tmp_path / "out.h5ad").obsm["X_tadvae_activity"]
+    np.testing.assert_allclose(embedded, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_library_sizes_that_are_absent_or_none(by_depth, model, adata, refused, caplog):
+    by_depth.module.load_state_dict(model.module.state_dict())
+    np.testing.assert_array_equal(by_depth.activities(adata), model.activities(adata.copy()))
+    assert "normalised by the library sizes in obs column 'depth'; it is absent here" in caplog.text
+    for wrong in (-1.0, np.nan):
+        adata.obs["depth"] = wrong
+        assert "obs column 'depth' must hold a library size" in refused(by_depth.activities, adata)
+
+
+def test_another_panel_is_normalised_by_its_own_sums(by_depth, model, adata, caplog):
+    by_depth.module.load_state_dict(model.module.state_dict())
+    genes = adata[:, ["G0", "G1", "G2"]]
+    adata.obs["depth"] = 1e6
+    few = ad.AnnData(genes.X, obs=adata.obs, var=genes.var)
+    assert len(by_depth.vocabulary.datasets[0].genes) > 2 * 3
+    np.testing.assert_array_equal(by_depth.latent(few.copy()), model.latent(few.copy()))
+    assert "library sizes" not in caplog.text
+
+
+def test_the_column_of_library_sizes_is_kept_with_the_model(write_spec, screen, convert_here, tmp_path):
+    store = convert_here(write_spec(screen, total_counts="depth"))
+    (tmp_path / "sets.gmt").write_text("P\tall\t" + "\t".join(screen.var_names) + "\n")
+    settings = [f"pathways.file={tmp_path / 'sets.gmt'}", "split.kind=none"]
+    made = prepare_training(store, ExperimentConfig.load(None, settings), loop).vocabulary
+    assert [entry.total_counts for entry in made.datasets] == ["depth"]
+    (tmp_path / "model").mkdir()
+    made.save(Location.of(tmp_path / "model"))
+    assert Vocabulary.load(Location.of(tmp_path / "model")).datasets[0].total_counts == "depth"
