@@ -56,6 +56,18 @@ STRUCTURE = {
     ],
     "fine_tuning": ["fine_tuning.py", "--out"],
     "doses.json": ["doses.py", "--seeds", "2", "--out"],
+} | {
+    f"quality_{study}_{masking}.json": [
+        *("quality.py", "--only", study, "--seeds", str(seeds)),
+        *(word for each in (*settings, f"model.pathway.masking={masking}") for word in ("--set", each)),
+        "--json",
+    ]
+    for study, seeds, settings, maskings in (
+        ("norman_mcfaline", 2, ["train.epochs=30"], ("agreement", "members", "linear", "hard")),
+        ("datlinger", 2, ["train.epochs=30"], ("agreement", "hard")),
+        ("carpool", 1, [], ("members", "hard")),
+    )
+    for masking in maskings
 }
 """Scripts of the studies of structure with their options, by what they write; it is the last option."""
 

@@ -4,10 +4,11 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from results_opening import Row, opening, relative, structure
 from studies import STUDIES
 
-from tadvae.evaluation.bootstrap import Interval, bootstrap_mean
+from tadvae.evaluation.bootstrap import Interval, bootstrap_mean, paired_bootstrap_difference
 from tadvae.evaluation.evaluate import CEILING, COVERAGE, METHOD, NULL
 from tadvae.evaluation.metrics import HIGHER_IS_BETTER
 from tadvae.settings.experiment import ExperimentConfig
@@ -57,7 +58,7 @@ def write_page(results: Path, page: Path) -> None:
             folds = _of_split(found, kind)
             if folds:
                 parts.append(_section(kind, folds))
-    parts += [*_intervals(results), *_truth(results / "truth.json")]
+    parts += [*_maskings(results), *_intervals(results), *_truth(results / "truth.json")]
     page.write_text("\n".join(parts))
 
 
@@ -291,6 +292,40 @@ def _best(cells: dict, methods: list[str], metric: str) -> float | None:
     if metric not in HIGHER_IS_BETTER or not values:
         return None
     return max(values) if HIGHER_IS_BETTER[metric] else min(values)
+
+
+def _maskings(results: Path) -> list[str]:
+    """Maskings on the same unseen combinations, which ``benchmarks/quality.py`` has stored, a file each."""
+    lines = []
+    for study in STUDIES:
+        stored = {
+            place.stem.removeprefix(f"quality_{study}_"): json.loads(place.read_text())
+            for place in sorted(results.glob(f"quality_{study}_*.json"))
+        }
+        first = next(iter(stored), None)
+        for masking, found in stored.items():
+            cells = [study, masking, str(found["seeds"])]
+            for metric in _MAIN:
+                mine, own = found["results"][study][metric], _by_name(found, study, metric)
+                less = paired_bootstrap_difference(own, _by_name(stored[first], study, metric))
+                interval = f"{less.mean:+.4f} [{less.low:+.4f}, {less.high:+.4f}]"
+                cells += [f"{mine[METHOD]['mean']:.4f}", "" if masking == first else interval]
+            lines.append(f"| {' | '.join(cells)} |")
+    if not lines:
+        return []
+    return [
+        "## Maskings on unseen combinations (`benchmarks/quality.py`)\n",
+        "With the regression; all five folds; differences from the first masking of a study, paired over "
+        "combinations.\n",
+        "| study | masking | seeds | Pearson-Δ ↑ | minus the first | L2 ↓ | minus the first |",
+        "|---|---|---|---|---|---|---|",
+        *lines,
+        "",
+    ]
+
+
+def _by_name(found: dict, study: str, metric: str) -> pd.Series:
+    return pd.Series(found["results"][study][metric]["groups"])
 
 
 def _intervals(results: Path) -> list[str]:

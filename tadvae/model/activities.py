@@ -46,7 +46,8 @@ class ReadsCells:
         ----------
         adata
             Cells with any panel, in memory or backed; genes are matched by identifier. Columns that are not
-            genes (antibodies, guides) are left out, also of library sizes.
+            genes (antibodies, guides) are left out, also of library sizes. Cells of a training panel whose
+            spec named a column of library sizes (``total_counts``) are normalised by that column of ``obs``.
         layer
             Layer with the values; None: ``X``.
         values
