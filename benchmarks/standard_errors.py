@@ -32,7 +32,7 @@ from tadvae.store.reader import Store
 from tadvae.training.fit import fit
 
 RESULTS = Path(__file__).parent / "results" / "standard_errors.json"
-TRUTH_CELLS = 2_000
+TRUTH_CELLS = 1_500
 DESIGNS: dict[str, dict[str, Any]] = {
     "two screens": {},  # the default: 12 singles and 16 doubles, 8 and 6 in each of two contexts
     "one screen": {"n_targets": 30, "screens": (ScreenConfig(name="screen", n_singles=30, n_doubles=60),)},
@@ -151,7 +151,7 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--seeds", type=int, default=4)
+    parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--folds", type=int, default=2, help="folds that are held out, of five")
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()

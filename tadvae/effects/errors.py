@@ -9,7 +9,8 @@ The variances in k maximise a likelihood and are taken for certain, and combinat
 their parts in ways that no term describes, so V alone is too small (docs/experiments.md, section 19). ρ
 measures by how much: in training, every perturbation is predicted from all others, in all contexts together,
 and the mean of the squared errors, less the sampling noise of what is observed, is compared with the mean of
-the V of these predictions. ρ never narrows: a small number of conditions can be right by chance.
+the V of these predictions. ρ never narrows: a small number of conditions can be right by chance. It is that
+of perturbations that are predicted from others: a condition of training, which was observed, has ρ = 1.
 
 Source: Rasmussen & Williams 2006, equation 2.26; equation 5.12 for one condition left out, and the same by
 blocks of the inverse covariance for several.
@@ -159,7 +160,7 @@ class StageErrors:
         own_terms : n_terms of (q,)
             Covariance terms of each condition with itself.
         widened
-            Whether the factor ρ is applied.
+            Whether the factor ρ is applied, to conditions that training lacks.
         """
         result = np.full((len(terms[0]), len(genes)), np.nan)
         for stratum in self.strata:
@@ -167,7 +168,8 @@ class StageErrors:
             covariance = regression.covariance(terms)  # (q, n)
             # a condition of training has its own additional variance, a new one has none
             prior = np.tensordot(regression.variances, np.stack(own_terms), 1) + terms[-1] @ regression.own
-            factor = stratum.factor if widened else 1.0
+            seen = terms[-1].any(axis=1)  # (q,)
+            factor = np.where(seen | (not widened), 1.0, stratum.factor)  # (q,)
             for part in stratum.blocks:
                 at = np.flatnonzero(np.isin(genes, part.block.genes))
                 near = covariance[:, part.block.rows]
