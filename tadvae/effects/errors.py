@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tadvae.effects.conditions import Conditions, Floats
-from tadvae.effects.regression import Fitted, Regression
+from tadvae.effects.regression import Fitted, Regression, weighted_sum
 from tadvae.effects.stage import Observed, Stage
 
 
@@ -77,7 +77,7 @@ class StratumErrors:
         """
         known = np.where(noise > 0.0, noise, regression.noise)
         diagonal = known + regression.own + 1e-6 * unit
-        total = np.einsum("k,kij->ij", regression.variances, np.stack(terms))
+        total = weighted_sum(regression.variances, terms)
         total[np.diag_indices(len(total))] += diagonal
         blocks, squares, expected = [], 0.0, 0.0
         for block in regression.blocks:
