@@ -87,8 +87,8 @@ def predict(
     """Predict cells under one perturbation, or mean profiles under many.
 
     One --target in one --context, written to an .h5ad file, gives predicted cells. Everything else gives one
-    row per perturbation and context: the mean profile, of ensembles with intervals, or the reason why there
-    is none.
+    row per perturbation and context: the mean profile with its standard error, of ensembles with intervals,
+    or the reason why there is none.
 
     Example: tadvae predict run --target KLF1+MAP2K6 --context k562 --out predicted.h5ad
 

@@ -4,7 +4,7 @@ A term says which conditions are expected to have similar effects. Each is a pos
 between conditions; the regression learns one variance per term.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Self
 
@@ -139,17 +139,19 @@ def same_amounts(a: Conditions, b: Conditions) -> Floats:
     return _floats(equal.all(axis=2))
 
 
-def curve_term(a: Conditions, b: Conditions) -> Floats:
+def curve_term(a: Conditions, b: Conditions, training: Conditions | None = None) -> Floats:
     """Kernel of dose and time, (len(a), len(b)): the mean of ``h(d_a) h(d_b)`` over many Hill curves h.
 
     ``h(d) = d^n / (d^n + e^n)``, with slopes n of :data:`SLOPES` and half-maximal doses e that are spread
     evenly, on a log scale, over the doses of b; the kernels of dose and time are multiplied. It is the
     covariance of responses whose curves are not known but are Hill curves: they rise from zero, and saturate
-    below and above the doses of b. A condition without a dose has h = 1, the saturated response.
+    below and above the doses of b. A condition without a dose has h = 1, the saturated response. The doses of
+    ``training``, if it is given, count instead of those of b.
     """
+    doses = (b if training is None else training).amounts
     result = np.ones((len(a), len(b)))
     for i in range(N_AMOUNTS):
-        known = b.amounts[:, i][np.isfinite(b.amounts[:, i])]
+        known = doses[:, i][np.isfinite(doses[:, i])]
         if not len(known):
             continue
         midpoints = np.linspace(known.min() - MARGIN, known.max() + MARGIN, N_MIDPOINTS)
@@ -168,7 +170,9 @@ def curve_term(a: Conditions, b: Conditions) -> Floats:
     return result
 
 
-def single_terms(a: Conditions, b: Conditions, similar: Floats | None = None) -> list[Floats]:
+def single_terms(
+    a: Conditions, b: Conditions, similar: Floats | None = None, training: Conditions | None = None
+) -> list[Floats]:
     """Covariance terms of single perturbations, each (len(a), len(b)).
 
     In order: all pairs; same dataset; same context; same target in any dataset; the same, with its sign; same
@@ -181,7 +185,10 @@ def single_terms(a: Conditions, b: Conditions, similar: Floats | None = None) ->
     ----------
     similar : (n_targets, n_targets) or None
         Similarity of targets, positive semi-definite.
+    training
+        Conditions of training, whose doses :func:`curve_term` reads; None: b.
     """
+    training = b if training is None else training
     place, same = same_place(a, b), same_targets(a, b)
     dataset = _floats(a.dataset[:, None] == b.dataset[None])
     signed = same * np.sign(_products(a.targets, b.targets))
@@ -189,13 +196,15 @@ def single_terms(a: Conditions, b: Conditions, similar: Floats | None = None) ->
     terms = [np.ones_like(place), dataset, place, same, signed, same * dataset, controls]
     if similar is not None:
         terms.append(place * (a.targets @ similar @ b.targets.T))
-    if b.has_amounts.any():
-        curve = curve_term(a, b)
+    if training.has_amounts.any():
+        curve = curve_term(a, b, training)
         terms += [place * curve, same * place * curve, signed * curve]
     return [*terms, same * place * same_amounts(a, b)]
 
 
-def combination_terms(a: Conditions, b: Conditions, near: Floats) -> list[Floats]:
+def combination_terms(
+    a: Conditions, b: Conditions, near: Floats, training: Conditions | None = None
+) -> list[Floats]:
     """Covariance terms of the effects of combinations beyond the scaled sum of their parts.
 
     In order: same context; same context and similar sums; same context and shared targets; same combination
@@ -206,15 +215,41 @@ def combination_terms(a: Conditions, b: Conditions, near: Floats) -> list[Floats
     ----------
     near : (len(a), len(b))
         Similarity of the sums, from :func:`nearness`.
+    training
+        Conditions of training, whose doses :func:`curve_term` reads; None: b.
     """
+    training = b if training is None else training
     # Elementwise products of positive semi-definite matrices are positive semi-definite (Schur), so every
     # term stays a valid covariance.
     place, same = same_place(a, b), same_targets(a, b)
     size = np.sqrt(np.maximum(a.size, 1)[:, None] * np.maximum(b.size, 1)[None])
     terms = [place, near * place, place * _shared(a, b) / size, same]
-    if b.has_amounts.any():
-        terms.append(same * place * curve_term(a, b))
+    if training.has_amounts.any():
+        terms.append(same * place * curve_term(a, b, training))
     return [*terms, same * place * same_amounts(a, b)]
+
+
+def of_themselves(
+    terms: Callable[[Conditions], list[Floats]], conditions: Conditions, at_once: int = 32
+) -> list[Floats]:
+    """Covariance terms of each of q conditions with itself, n_terms of (q,).
+
+    Parameters
+    ----------
+    terms
+        Covariance terms between some conditions, (m, m).
+    conditions
+        The q conditions.
+    at_once
+        Largest m.
+    """
+    parts = [
+        np.stack(
+            [term.diagonal() for term in terms(conditions[np.arange(i, min(i + at_once, len(conditions)))])]
+        )
+        for i in range(0, len(conditions), at_once)
+    ]
+    return list(np.concatenate(parts, axis=1))
 
 
 def nearness(a: Floats, b: Floats, spread: Floats) -> Floats:

@@ -12,6 +12,7 @@ form. ``weight`` combines both.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Self
 
 import numpy as np
@@ -24,12 +25,14 @@ from tadvae.effects.conditions import (
     Floats,
     combination_terms,
     nearness,
+    of_themselves,
     same_amounts,
     same_place,
     same_targets,
     single_terms,
     squared_distances,
 )
+from tadvae.effects.errors import StageErrors
 from tadvae.effects.new_contexts import ContextEffects, fit_new_contexts
 from tadvae.effects.stage import Observed, Stage
 from tadvae.effects.targets_elsewhere import Elsewhere, fit_elsewhere
@@ -207,9 +210,7 @@ class EffectModel:
             if self.combinations is not None:
                 panel = self.genes[dataset]
                 own = sums if np.array_equal(genes, panel) else self._sum(of, panel, unknown)
-                near = self._near(of, list(own), self.combinations.conditions)
-                terms = combination_terms(of, self.combinations.conditions, near)
-                found = self.combinations.predict(terms, genes, sums)
+                found = self.combinations.predict(self._combination_terms(of, own), genes, sums)
                 n = len(self.combinations.conditions)
                 share = n / (n + UNSURE_COMBINATIONS)
             unsure = self._unsure(of, unknown)[:, None]
@@ -219,6 +220,67 @@ class EffectModel:
             known = (wanted == asked.size) & ~asked.has_amounts  # without targets that are not in training
             self._in_new_context(asked, np.flatnonzero(known & (wanted > 0)), genes, control, result)
         return result
+
+    def standard_errors(
+        self,
+        dataset: int,
+        context: int,
+        perturbations: Sequence[Pairs],
+        genes: np.ndarray,
+        widened: bool = True,
+    ) -> Floats:
+        """Standard errors of the mean effects of :meth:`predict`, (M, G); see :mod:`tadvae.effects.errors`.
+
+        NaN where the regression says nothing of its error: in a context without training conditions, for a
+        target that is predicted from other contexts or that training lacks, for a combination whose targets
+        were not all perturbed alone or where training has too few combinations, and for control cells.
+        """
+        places = [(dataset, context)] * len(perturbations)
+        asked = Conditions.of(places, perturbations, self.n_targets, self.signs, self.n_controls)
+        result = np.full((len(asked), len(genes)), np.nan)
+        wanted = np.array([len({pair[0] for pair in pairs}) for pairs in perturbations])
+        known = wanted == asked.size
+        singles, combinations = self._errors
+        if singles is not None and self.singles is not None:
+            training = self.singles.conditions
+            chosen = known & (wanted == 1) & same_place(asked, training).any(axis=1)
+            if self.elsewhere is not None:
+                chosen &= (self.elsewhere.rows(asked) < 0) | asked.has_amounts
+            of = asked[np.flatnonzero(chosen)]
+            if len(of):
+                own = of_themselves(lambda part: single_terms(part, part, self.similar, training), of)
+                terms = single_terms(of, training, self.similar)
+                result[chosen] = singles.predict(terms, own, genes, widened)
+        if combinations is not None and self.combinations is not None:
+            training = self.combinations.conditions
+            chosen = known & (wanted > 1) & same_place(asked, training).any(axis=1)
+            of = asked[np.flatnonzero(chosen)]
+            sure = ~self._unsure(of, np.zeros(len(of), np.int64))
+            chosen[chosen], of = sure, of[np.flatnonzero(sure)]
+            if len(of):
+                terms = self._combination_terms(of, self._sum(of, self.genes[dataset]))
+                own = of_themselves(
+                    lambda part: combination_terms(part, part, np.eye(len(part)), training), of
+                )
+                result[chosen] = combinations.predict(terms, own, genes, widened)
+        return result
+
+    @cached_property
+    def _errors(self) -> tuple[StageErrors | None, StageErrors | None]:
+        """What the standard errors of singles and of combinations need; None: there are none."""
+        singles = combinations = None
+        if self.observed is None:  # a model of an earlier version
+            return singles, combinations
+        size = self.observed.conditions.size
+        if self.singles is not None:
+            of = self.singles.conditions
+            terms = single_terms(of, of, self.similar)
+            singles = StageErrors.of(self.singles, self.observed[np.flatnonzero(size == 1)], terms)
+        if self.combinations is not None:
+            terms = self._combination_terms(self.combinations.conditions, self.sums)
+            part = self.observed[np.flatnonzero(size > 1)]
+            combinations = StageErrors.of(self.combinations, part, terms)
+        return singles, combinations
 
     def _from_elsewhere(
         self, asked: Conditions, alone: np.ndarray, genes: np.ndarray, result: Floats
@@ -310,6 +372,12 @@ class EffectModel:
             dataset, context, targets, controls, np.repeat(of.amounts[:1], len(targets), axis=0)
         )
         return self.singles.predict(single_terms(parts, self.singles.conditions, self.similar), genes)
+
+    def _combination_terms(self, of: Conditions, sums: Sequence[Floats] | Floats) -> list[Floats]:
+        """Covariance terms of combinations, and their sums on all genes of their dataset, with training's."""
+        assert self.combinations is not None
+        near = self._near(of, list(sums), self.combinations.conditions)
+        return combination_terms(of, self.combinations.conditions, near)
 
     def _near(self, a: Conditions, sums: list[Floats], b: Conditions) -> Floats:
         """:func:`nearness` of conditions to training combinations of the same place, else 0."""

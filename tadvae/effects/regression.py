@@ -105,7 +105,7 @@ class Regression:
 
     def covariance(self, terms: Sequence[Floats]) -> Floats:
         """Covariance ``Σ_k v_k T_k + T_last diag(e)`` of q conditions with the n of training, (q, n)."""
-        return _weighted_sum(self.variances, terms) + terms[-1] * self.own
+        return weighted_sum(self.variances, terms) + terms[-1] * self.own
 
 
 def fit_regression(
@@ -133,7 +133,7 @@ def fit_regression(
     unknown = noise <= 0.0
     for last in (False, True):
         variances, learned = _maximise(terms, noise + own, unit, blocks)
-        total = _weighted_sum(variances, terms)
+        total = weighted_sum(variances, terms)
         # 1e-6 of the mean squared effect on the diagonal keeps the matrix invertible with equal conditions.
         total[np.diag_indices(n)] += np.where(unknown, learned, noise) + 1e-6 * unit
         if last or unknown.any():  # with unknown noise, e_i cannot be distinguished from it
@@ -158,7 +158,7 @@ def fit_regression(
     )
 
 
-def _weighted_sum(variances: Floats, terms: Sequence[Floats]) -> Floats:
+def weighted_sum(variances: Floats, terms: Sequence[Floats]) -> Floats:
     """``Σ_k v_k T_k``, without a second copy of the terms, which are the largest arrays of all."""
     total = np.zeros_like(terms[0])
     for variance, term in zip(variances, terms, strict=True):

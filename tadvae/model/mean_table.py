@@ -64,8 +64,8 @@ class Part:
     questions
         The m perturbations.
     layers
-        ``mean``, and of an ensemble ``seed_spread``, ``low`` and ``high``: float32, shape (m, G_d) on the
-        genes of the context's start; NaN where there is no answer.
+        ``mean``; of one model ``se``, of an ensemble ``seed_spread``, ``low`` and ``high``: float32, shape
+        (m, G_d) on the genes of the context's start; NaN where there is no answer.
     """
 
     place: int
@@ -134,6 +134,7 @@ class MeanTable:
             self.names = unique_names(vocabulary.names(self.genes))
         self.layers = ["mean"]
         first = self.places[0].means([[]])
+        self.layers += ["se"] * any(place.errors is not None for place in self.places)
         self.layers += ["seed_spread"] * (first.spread is not None)
         if any(place.level is not None for place in self.places):
             self.layers += ["low", "high"]
@@ -155,18 +156,23 @@ class MeanTable:
         layers = {name: np.full((len(questions), n_genes), np.nan, np.float32) for name in self.layers}
         known = [i for i, question in enumerate(questions) if question.pairs is not None]
         if known:
-            found = place.means(
-                [question.pairs or [] for question in questions if question.pairs is not None]
-            )
+            asked = [question.pairs or [] for question in questions if question.pairs is not None]
+            found = place.means(asked)
+            if place.errors is not None:
+                found = replace(found, error=place.errors(asked, found.mean))
             if counts is not None:
                 found = _as_counts(found, place.start, counts)
             values = {
-                "mean": found.mean, "seed_spread": found.spread, "low": found.low, "high": found.high,
-            }  # fmt: skip
+                "mean": found.mean,
+                "se": found.error,
+                "seed_spread": found.spread,
+                "low": found.low,
+                "high": found.high,
+            }
             for name, layer in layers.items():
                 value = values[name]
                 if value is not None:
-                    signed = self.units == "effects" or name == "seed_spread"
+                    signed = self.units == "effects" or name in ("se", "seed_spread")
                     layer[known] = value if signed else np.maximum(value, 0.0)
         return Part(number, questions, layers)
 
@@ -188,6 +194,9 @@ class MeanTable:
         reasons = [place.no_interval or "" for place in self.places]
         if any(reasons):
             result["no_interval"] = reasons
+        reasons = [place.no_standard_error or "" for place in self.places]
+        if any(reasons):
+            result["no_se"] = reasons
         return result
 
     def place_name(self, number: int) -> str:
@@ -216,16 +225,21 @@ class MeanTable:
 
 
 def _as_counts(means: Means, start: Start, counts: Counts) -> Means:
-    """Means of log1p values as mean counts; of the spread, half the difference at both ends of it."""
+    """Means of log1p values as mean counts; of spread and error, half the difference at both ends of it."""
     before = start.cells.dense(start.genes).mean(axis=0, dtype=np.float64)  # (G,)
     # intervals are around the mean of all controls of a context of training, not of those kept
     centre = before if start.row < 0 else start.profile.astype(np.float64)
-    spread = None
-    if means.spread is not None:
-        above, below = (counts.of_changes(means.mean + sign * means.spread - before) for sign in (1, -1))
-        spread = (above - below) / 2
+
+    def around(width: np.ndarray | None) -> np.ndarray | None:
+        if width is None:
+            return None
+        known = np.nan_to_num(width)
+        above, below = (counts.of_changes(means.mean + sign * known - before) for sign in (1, -1))
+        return np.where(np.isnan(width), np.nan, (above - below) / 2)
+
     low, high = (None if end is None else counts.of_changes(end - centre) for end in (means.low, means.high))
-    return Means(counts.of_changes(means.mean - before), spread, low, high)
+    mean = counts.of_changes(means.mean - before)
+    return Means(mean, around(means.spread), low, high, around(means.error))
 
 
 @dataclass
@@ -290,7 +304,8 @@ class PredictsMany:
         Returns
         -------
         One row per perturbation and context, the first of each context is its control. ``X``: the mean;
-        ``layers["seed_spread"]``, ``["low"]`` and ``["high"]`` for ensembles. ``obs``: ``perturbation``,
+        for one model ``layers["se"]``, the standard error (:mod:`tadvae.model.standard_errors`); for
+        ensembles ``layers["seed_spread"]``, ``["low"]`` and ``["high"]``. ``obs``: ``perturbation``,
         ``context``, ``dataset`` and ``reason``: why there is no answer, and the row is NaN; else empty.
 
         Raises
@@ -339,8 +354,8 @@ def in_memory(table: MeanTable, advance: Callable[[int], object] = lambda n: Non
 def write_many(table: MeanTable, out: str, advance: Callable[[int], object] = lambda n: None) -> Written:
     """Write a table to an ``.h5ad`` file, or part by part, in bounded memory, to a ``.parquet`` file.
 
-    In Parquet, ``mean`` (and ``seed_spread``, ``low``, ``high``) is a list with one value per gene, null
-    where there is no answer; the genes are in the metadata of the schema, as JSON under ``tadvae``.
+    In Parquet, ``mean`` (and ``se``, ``seed_spread``, ``low``, ``high``) is a list with one value per gene,
+    null where there is no answer; the genes are in the metadata of the schema, as JSON under ``tadvae``.
 
     Raises
     ------

@@ -70,12 +70,15 @@ class Means:
         Standard deviation of the means of an ensemble's members, shape (M, G); None: one model.
     low, high
         Ends of the conformal intervals, shape (M, G); None: there are none.
+    error
+        Standard errors, shape (M, G); None: there are none.
     """
 
     mean: np.ndarray
     spread: np.ndarray | None = None
     low: np.ndarray | None = None
     high: np.ndarray | None = None
+    error: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,11 @@ class MeansAt:
         Why an ensemble has none here.
     members
         The same for each member of an ensemble.
+    errors
+        Standard errors of these means, (M, G), of one model; see :mod:`tadvae.model.standard_errors`. None:
+        there are none.
+    no_standard_error
+        Why one model has none here.
     """
 
     start: Start
@@ -101,6 +109,8 @@ class MeansAt:
     level: float | None = None
     no_interval: str | None = None
     members: "Sequence[MeansAt]" = ()
+    errors: Callable[[Sequence[Pairs], np.ndarray], np.ndarray] | None = None
+    no_standard_error: str | None = None
 
 
 def start_at(row: int, vocabulary: Vocabulary, controls: dict[int, Cells]) -> Start:

@@ -35,6 +35,7 @@ from tadvae.model.mean_table import PredictsMany
 from tadvae.model.new_cells import cells_of
 from tadvae.model.predictor import Predictor
 from tadvae.model.run_folder import RunFolder
+from tadvae.model.standard_errors import standard_errors_at
 from tadvae.model.start import Means, MeansAt, Start, require_cells, start_at, start_from
 from tadvae.model.targets import dataset_like, find_target, used_amounts, with_amounts
 from tadvae.model.weights import CONFIG, WEIGHTS, build_with_weights, finish_model, state_tensors
@@ -303,7 +304,11 @@ class TADVAE(ReadsCells, PredictsMany):
 
     def _means_of(self, start: Start) -> MeansAt:
         some = self.predictor.means_from(start.cells, start.genes, start.profile, start.dataset, start.row)
-        return MeansAt(start, lambda perturbations: Means(some(perturbations)))
+        n_kept = len(start.cells) if start.row in self.controls else None
+        errors, no_se = standard_errors_at(start, self.effects, n_kept)
+        return MeansAt(
+            start, lambda perturbations: Means(some(perturbations)), errors=errors, no_standard_error=no_se
+        )
 
     def start_from(
         self, controls: ad.AnnData, dataset: int, context: str, values: Literal["counts", "log1p"]

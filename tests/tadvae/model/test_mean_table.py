@@ -144,6 +144,52 @@ def test_an_ensemble_gives_the_intervals_of_single_questions(ensemble):
     assert not np.isnan(new.layers["seed_spread"]).any()
 
 
+def test_one_model_gives_standard_errors_by_their_equation(spelt_model):
+    """Regression, its difference from what is predicted, and control cells that are not kept; float64."""
+    table = spelt_model.predict_many(["JUN", "JUN+H2AFZ", "NOBODY"], context="OLD")
+    assert list(table.layers) == ["se"]
+    assert "no_se" not in table.uns["tadvae"]
+    row = next(i for i, each in enumerate(spelt_model.vocabulary.contexts) if each.name == "OLD")
+    entry, effects, kept = (
+        spelt_model.vocabulary.contexts[row],
+        spelt_model.effects,
+        spelt_model.controls[row],
+    )
+    genes = spelt_model.vocabulary.datasets[entry.dataset].genes
+    variance, n = effects.observed.variance[entry.dataset], effects.n_controls[row]
+    (question,) = Combinations(("JUN",)).at(entry.dataset, spelt_model.vocabulary, spelt_model.unknown)
+    pairs = question.pairs
+    at = (entry.dataset, row, [pairs], genes)
+    before = kept.dense(genes).astype(np.float64).mean(axis=0)
+    predicted = spelt_model.means_at(row).means([pairs]).mean[0]
+    difference = predicted - before - effects.predict(*at, entry.profile)[0]
+    expected = effects.standard_errors(*at)[0] ** 2 + difference**2
+    expected += variance * (1 / len(kept) - 1 / n)
+    assert np.isfinite(expected).all()
+    assert np.abs(difference).max() > 1e-3
+    np.testing.assert_allclose(table.layers["se"][1], np.sqrt(expected), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(table.layers["se"][0], np.sqrt(variance / len(kept)), rtol=1e-5)
+    assert np.isnan(table.layers["se"][3]).all()
+    counts = spelt_model.predict_many(["JUN"], context="OLD", units="counts")
+    rises = counts.X[1] > 0.0
+    assert (counts.layers["se"][1][rises] > 0.0).all()
+
+
+def test_why_there_is_no_standard_error(spelt_model, spelt_folder, monkeypatch):
+    own = ad.read_h5ad(f"{spelt_folder}/new.h5ad")[:12].copy()
+    given = spelt_model.predict_many(["KLF1"], context="HERE", dataset="old", controls=own)
+    assert list(given.layers) == []
+    assert "given control cells" in given.uns["tadvae"]["no_se"][0]
+    for part, word in (("observed", "of a version"), (None, "effects.weight=0")):
+        with monkeypatch.context() as patch:
+            if part:
+                patch.setattr(spelt_model.effects, part, None)
+            else:
+                patch.setattr(spelt_model, "effects", None)
+            table = spelt_model.predict_many(["KLF1"], context="OLD")
+        assert word in table.uns["tadvae"]["no_se"][0]
+
+
 @pytest.mark.parametrize("asked_of", ["spelt_model", "ensemble"])
 def test_counts(asked_of, request):
     """No change gives the mean counts of the control cells; cells have their own library sizes."""
