@@ -75,7 +75,7 @@ def _trainer(
         train_worker,
         train_loop_config=places,
         torch_config=(LoopbackConfig if is_local() else TorchConfig)(timeout_s=SILENT_S),
-        # a new node waits at most so long for the run to take it in (Ray's default: 60 s), as looking is cheap
+        # a new node waits at most so long until the run takes it in (Ray's default: 60 s); looking is cheap
         scaling_config=ray.train.ScalingConfig(
             num_workers=workers, use_gpu=gpu, elastic_resize_monitor_interval_s=10
         ),
