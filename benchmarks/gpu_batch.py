@@ -11,7 +11,8 @@ import torch
 from tadvae.cells.ragged import Cells
 from tadvae.data.batches import Bag, Batch
 from tadvae.data.vocabulary import ContextEntry, DatasetEntry, TargetEntry, Vocabulary
-from tadvae.nn.packed import ModelBatch, pack
+from tadvae.nn.pack import pack
+from tadvae.nn.packed import ModelBatch
 from tadvae.pathways.membership import Membership
 from tadvae.settings.experiment import ExperimentConfig
 from tadvae.training.learner import Learner, build_module

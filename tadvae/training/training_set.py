@@ -13,7 +13,8 @@ from tadvae.data.plan import Window, bags_left, divided_bags, epoch_windows, ste
 from tadvae.data.reader import CellReader, load_controls, training_bags
 from tadvae.data.views import views_of
 from tadvae.data.vocabulary import Vocabulary
-from tadvae.nn.packed import ModelBatch, pack
+from tadvae.nn.pack import pack
+from tadvae.nn.packed import ModelBatch
 from tadvae.settings.experiment import ExperimentConfig
 from tadvae.store.reader import Store
 from tadvae.training.checkpoint import Earlier, Position
@@ -102,7 +103,7 @@ class TrainingSet:
         read
             Reads, in order, what windows of several epochs plan.
         device, degree
-            See :func:`tadvae.nn.packed.pack`.
+            See :func:`tadvae.nn.pack.pack`.
         """
 
         def plan(epoch: int) -> list[Window]:

@@ -18,7 +18,8 @@ from tadvae.data.batches import Bag, Batch
 from tadvae.data.vocabulary import ContextEntry, DatasetEntry, TargetEntry, Vocabulary
 from tadvae.model.tadvae import TADVAE
 from tadvae.nn.network import TADVAEModule
-from tadvae.nn.packed import ModelBatch, pack
+from tadvae.nn.pack import pack
+from tadvae.nn.packed import ModelBatch
 from tadvae.pathways.membership import Membership
 from tadvae.settings.experiment import ExperimentConfig
 from tadvae.simulation.files import write_simulation

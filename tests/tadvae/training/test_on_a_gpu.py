@@ -11,7 +11,7 @@ from fake_device import DEVICE, Elsewhere, FakeDevice
 from tadvae.cells.ragged import Cells
 from tadvae.data.batches import Bag, Batch
 from tadvae.nn.one_copy import to_device
-from tadvae.nn.packed import pack
+from tadvae.nn.pack import pack
 from tadvae.nn.strategies.base import STRATEGIES
 from tadvae.settings.experiment import ExperimentConfig
 from tadvae.training import learner as learner_module
