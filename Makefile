@@ -10,7 +10,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 help:
 	@echo "make demo     install, then simulate, convert, train, predict, evaluate, report (folder demo/)"
 	@echo "make install  create .venv with everything in it"
-	@echo "make test     install, lint, all tests (25 minutes on two cores)"
+	@echo "make test     install, lint, all tests (22 minutes on two cores)"
 	@echo "make tests    install, all tests without lint; TESTS=\"--parts fast\" for one of cluster, fast, ray, slow"
 	@echo "make fast     install, the tests that use no Ray and take no more than seconds"
 	@echo "make docs     build the documentation as a site (build/site)"

@@ -205,7 +205,7 @@ def main() -> None:
         report = json.loads(options.out.read_text())
         report["rows"] = [row for row in report["rows"] if row["design"] != REAL] + of_real_screen(REAL)
         report["summary"] = summary(report["rows"])
-        options.out.write_text(json.dumps(report, indent=1) + "\n")
+        options.out.write_text(json.dumps(report) + "\n")
         return
     rows: list[dict[str, Any]] = []
     for seed in range(options.seeds):
@@ -216,7 +216,7 @@ def main() -> None:
                 "truth_cells": TRUTH_CELLS, "settings": SETTINGS,
             }  # fmt: skip
             report = {"about": about, "summary": summary(rows), "rows": rows}
-            options.out.write_text(json.dumps(report, indent=1) + "\n")
+            options.out.write_text(json.dumps(report) + "\n")
             for key, values in report["summary"].items():
                 shown = {n: round(v["mean"], 3) for n, v in values.items() if isinstance(v, dict)}
                 print(seed, key, values["n"], shown, flush=True)

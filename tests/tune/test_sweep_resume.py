@@ -72,7 +72,10 @@ def test_a_killed_sweep_goes_on_without_repeating(ray_cluster, store, space_file
                     assert_private(psutil.Process(driver.pid).children(recursive=True))
                     looked = True
                 if ended and any(r.status == "running" and r.curve for r in records):
-                    break
+                    driver.send_signal(signal.SIGSTOP)  # so that no trial ends before it is killed
+                    if any(r.status == "running" and r.curve for r in read_records(Location.of(out))):
+                        break
+                    driver.send_signal(signal.SIGCONT)
                 time.sleep(0.05)
             assert driver.poll() is None, (tmp_path / "first.log").read_text()
             assert looked
