@@ -114,7 +114,7 @@ def _open(
     """Open a file, match its genes, check its values, and compute its axes."""
     file = stack.enter_context(open_cells(path, settings.layer))
     require_reads_cells(vocabulary, file.where)
-    panel = match_panel(file.var, file.obs, vocabulary, file.where)
+    panel = match_panel(file.var, file.obs, vocabulary, file.where, settings.values)
     sample = file.spread(SAMPLE_ROWS, blocks=8)[:, panel.columns]
     check, genes = value_check(file.where, settings.values, lambda: sample), file.var.index[panel.columns]
     note = check.check_sample(_sampled(sample), genes)

@@ -89,7 +89,7 @@ def _start(work: Work) -> None:
     opened = []
     for path, axes in zip(work.files, work.axes, strict=True):
         file = _files.enter_context(open_cells(path, work.settings.layer))
-        panel = match_panel(file.var, file.obs, work.vocabulary, file.where)
+        panel = match_panel(file.var, file.obs, work.vocabulary, file.where, work.settings.values)
         opened.append(OpenedFile(file, panel, axes))
     ids = work.vocabulary.membership.pathway_ids
     _readers[:] = [BlockReader(work.module, work.preprocess, work.settings, opened, ids, work.genes)]

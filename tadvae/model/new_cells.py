@@ -114,7 +114,7 @@ def cells_of(
     """
     require_reads_cells(vocabulary, WHERE)
     matrix = matrix_of(adata, layer)
-    panel = match_panel(adata.var, adata.obs, vocabulary, WHERE)
+    panel = match_panel(adata.var, adata.obs, vocabulary, WHERE, values)
     if len(panel.columns) < panel.n_given:
         matrix = matrix[:, panel.columns]
     rows = np.concatenate([np.arange(*span) for span in sample_rows(matrix.shape[0])])
@@ -139,11 +139,17 @@ def require_reads_cells(vocabulary: Vocabulary, where: str) -> None:
         )
 
 
-def match_panel(var: pd.DataFrame, obs: pd.DataFrame, vocabulary: Vocabulary, where: str) -> Panel:
+def match_panel(
+    var: pd.DataFrame,
+    obs: pd.DataFrame,
+    vocabulary: Vocabulary,
+    where: str,
+    values: Literal["counts", "log1p"],
+) -> Panel:
     """Match the genes of a file, by the names in the index of ``var``, to those of a model.
 
-    Library sizes come from a column of ``obs`` where the panel is that of a training dataset whose cells were
-    normalised by this column.
+    Library sizes of counts come from a column of ``obs`` where the panel is that of a training dataset whose
+    cells were normalised by this column.
 
     Raises
     ------
@@ -182,7 +188,7 @@ def match_panel(var: pd.DataFrame, obs: pd.DataFrame, vocabulary: Vocabulary, wh
             f"{vocabulary.min_measured} of them; {advice}."
         )
     own_names = np.array(names, dtype=object)[matched][order].tolist()
-    library = library_column(genes, obs, vocabulary, where)
+    library = library_column(genes, obs, vocabulary, where) if values == "counts" else None
     return Panel(kept, gene_of, matched, genes, available, int(trained.sum()), own_names, n_given, library)
 
 

@@ -189,6 +189,11 @@ def test_library_sizes_that_are_absent_or_none(by_depth, model, adata, refused, 
     by_depth.module.load_state_dict(model.module.state_dict())
     np.testing.assert_array_equal(by_depth.activities(adata), model.activities(adata.copy()))
     assert "normalised by the library sizes in obs column 'depth'; it is absent here" in caplog.text
+    caplog.clear()
+    logged = adata.copy()
+    logged.X = adata.X.log1p()
+    by_depth.latent(logged, values="log1p")  # is not normalised
+    assert "library sizes" not in caplog.text
     for wrong in (-1.0, np.nan):
         adata.obs["depth"] = wrong
         assert "obs column 'depth' must hold a library size" in refused(by_depth.activities, adata)
