@@ -94,8 +94,8 @@ def embed_files(
             with h5py.File(local, "r+") as file:
                 row, blocks = 0, _blocks(opened)
                 if workers > 1:
-                    axes = [each.axes for each in opened]
-                    work = Work(module, vocabulary, preprocess, settings, tuple(files), axes, genes)
+                    panels, axes = [each.panel for each in opened], [each.axes for each in opened]
+                    work = Work(module, ids, preprocess, settings, tuple(files), panels, axes, genes)
                     computed = by_workers(work, blocks, workers)
                 else:
                     computed = map(BlockReader(module, preprocess, settings, opened, ids, genes), blocks)

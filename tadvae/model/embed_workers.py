@@ -17,10 +17,9 @@ import torch
 
 from tadvae.base.errors import UserError
 from tadvae.cells.normalize import PreprocessConfig
-from tadvae.data.vocabulary import Vocabulary
 from tadvae.model.cell_file import open_cells
 from tadvae.model.embed_blocks import Block, BlockReader, EmbedSettings, OpenedFile
-from tadvae.model.new_cells import match_panel
+from tadvae.model.new_cells import Panel
 from tadvae.nn.network import TADVAEModule
 
 AHEAD = 2
@@ -33,17 +32,20 @@ class Work:
 
     Attributes
     ----------
-    axes
-        Of each file, which one process computes for all.
+    ids
+        Ids of the pathways.
+    panels, axes
+        Of each file, which one process finds for all.
     genes
         See :class:`tadvae.model.embed_blocks.BlockReader`.
     """
 
     module: TADVAEModule
-    vocabulary: Vocabulary
+    ids: Sequence[str]
     preprocess: PreprocessConfig
     settings: EmbedSettings
     files: Sequence[str]
+    panels: Sequence[Panel]
     axes: Sequence[tuple[np.ndarray, np.ndarray] | None]
     genes: dict[str, np.ndarray]
 
@@ -87,12 +89,10 @@ def _start(work: Work) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     opened = []
-    for path, axes in zip(work.files, work.axes, strict=True):
+    for path, panel, axes in zip(work.files, work.panels, work.axes, strict=True):
         file = _files.enter_context(open_cells(path, work.settings.layer))
-        panel = match_panel(file.var, file.obs, work.vocabulary, file.where, work.settings.values)
         opened.append(OpenedFile(file, panel, axes))
-    ids = work.vocabulary.membership.pathway_ids
-    _readers[:] = [BlockReader(work.module, work.preprocess, work.settings, opened, ids, work.genes)]
+    _readers[:] = [BlockReader(work.module, work.preprocess, work.settings, opened, work.ids, work.genes)]
 
 
 def _end_with_parent() -> None:
