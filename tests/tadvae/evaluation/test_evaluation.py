@@ -18,21 +18,11 @@ from tadvae.training.fit import fit
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module")
-def folder(small_folder):
-    return small_folder
-
-
-@pytest.fixture(scope="module")
-def store(small_store):
-    return small_store
-
-
 @pytest.mark.parametrize("kind", SPLITS)
-def test_every_split_trains_and_evaluates(kind, folder, store):
+def test_every_split_trains_and_evaluates(kind, small_folder, small_store):
     settings, categories = SPLITS[kind]
-    model, groups = fit(store, small_config(folder, *settings))
-    scores = evaluate(store, groups, model)
+    model, groups = fit(small_store, small_config(small_folder, *settings))
+    scores = evaluate(small_store, groups, model)
     assert set(scores.table["category"]) <= categories
     assert set(scores.table["category"]) & categories
     methods = {
@@ -64,28 +54,28 @@ def test_every_split_trains_and_evaluates(kind, folder, store):
     assert all(reason in text for text in scores.abstained.values()) if reason else not scores.abstained
 
 
-def test_scores_are_the_metrics_of_the_cells(folder, store):
-    """The table again from the cells that the store holds, metric by metric."""
-    config = small_config(folder, "split={kind: combo, folds: 3}")
-    model, groups = fit(store, config)
-    table = evaluate(store, groups, model).table
+def test_scores_are_the_metrics_of_the_cells(small_folder, small_store):
+    """The table again from the cells that the small_store holds, metric by metric."""
+    config = small_config(small_folder, "split={kind: combo, folds: 3}")
+    model, groups = fit(small_store, config)
+    table = evaluate(small_store, groups, model).table
     tested = groups[groups["part"] == TEST]
-    train = CellReader(store, views_of(store, model.vocabulary), config.split)
+    train = CellReader(small_store, views_of(small_store, model.vocabulary), config.split)
     row = tested.iloc[1]
     place = (int(row["dataset"]), int(row["context"]))
     genes = model.vocabulary.datasets[place[0]].genes
 
     def cells_of(perturbation):
-        at = store.bags[
-            (store.bags["dataset"] == place[0])
-            & (store.bags["context"] == place[1])
-            & (store.bags["perturbation"] == perturbation)
+        at = small_store.bags[
+            (small_store.bags["dataset"] == place[0])
+            & (small_store.bags["context"] == place[1])
+            & (small_store.bags["perturbation"] == perturbation)
         ]
-        return np.concatenate([train.read(*read)[1].dense(genes) for read in store.row_groups(at)])
+        return np.concatenate([train.read(*read)[1].dense(genes) for read in small_store.row_groups(at)])
 
-    observed, control = cells_of(row["perturbation"]).astype(np.float64), cells_of(store.control)
+    observed, control = cells_of(row["perturbation"]).astype(np.float64), cells_of(small_store.control)
     here = groups[(groups["dataset"] == place[0]) & (groups["context"] == place[1])]
-    seen = here[(here["part"] == TRAIN) & (here["perturbation"] != store.control)]
+    seen = here[(here["part"] == TRAIN) & (here["perturbation"] != small_store.control)]
     effects = {
         name: cells_of(p).mean(axis=0, dtype=np.float64) - control.mean(axis=0, dtype=np.float64)
         for name, p in zip(seen["perturbation_name"], seen["perturbation"], strict=True)
@@ -115,24 +105,30 @@ def test_scores_are_the_metrics_of_the_cells(folder, store):
         assert shown.to_dict() == pytest.approx(values, abs=1e-5)
 
 
-def test_other_runs_beside_the_model(folder, store, small_run, refused):
+def test_other_runs_beside_the_model(small_folder, small_store, small_run, refused):
     model, groups = small_run
     torch.manual_seed(0)
-    other, split = fit(store, model.config.model_copy(update={"seed": 7}))
-    table = evaluate(store, groups, model, rivals={"other": (other, split), "same": (model, groups)}).table
+    other, split = fit(small_store, model.config.model_copy(update={"seed": 7}))
+    table = evaluate(
+        small_store, groups, model, rivals={"other": (other, split), "same": (model, groups)}
+    ).table
     wide = table.pivot_table(
         index=["dataset", "context", "perturbation", "metric"], columns="method", values="value"
     )
     shared = wide.dropna(subset=[METHOD])
     np.testing.assert_array_equal(shared["same"], shared[METHOD])
     assert (shared["other"] != shared[METHOD]).any()
-    alone = evaluate(store, split, other).table
+    alone = evaluate(small_store, split, other).table
     of_other = table[table["method"] == "other"].reset_index(drop=True)
     expected = alone[alone["method"] == METHOD].reset_index(drop=True)
     pd.testing.assert_frame_equal(of_other.drop(columns="method"), expected.drop(columns="method"))
 
-    elsewhere = small_config(folder, "split={kind: combo, folds: 3, fold: 1}", "preprocess.n_top_genes=20")
-    sentence = refused(evaluate, store, groups, model, rivals={"other": fit(store, elsewhere)})
+    elsewhere = small_config(
+        small_folder, "split={kind: combo, folds: 3, fold: 1}", "preprocess.n_top_genes=20"
+    )
+    sentence = refused(evaluate, small_store, groups, model, rivals={"other": fit(small_store, elsewhere)})
     assert "--against other: it was trained on another split" in sentence
-    wider = small_config(folder, "split={kind: combo, folds: 3}", "preprocess.n_top_genes=30")
-    assert "other genes" in refused(evaluate, store, groups, model, rivals={"other": fit(store, wider)})
+    wider = small_config(small_folder, "split={kind: combo, folds: 3}", "preprocess.n_top_genes=30")
+    assert "other genes" in refused(
+        evaluate, small_store, groups, model, rivals={"other": fit(small_store, wider)}
+    )

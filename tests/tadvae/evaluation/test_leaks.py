@@ -22,16 +22,6 @@ from tadvae.training.fit import fit
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module")
-def folder(small_folder):
-    return small_folder
-
-
-@pytest.fixture(scope="module")
-def store(small_store):
-    return small_store
-
-
 def spoiled(folder: Path, out: Path, cells: dict[str, set[str]]) -> Path:
     """The screens with garbage in the given cells: other counts in every gene, the panels as they were."""
     rng = np.random.default_rng(0)
@@ -100,30 +90,32 @@ def learned(store, config) -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize("kind", SPLITS)
 def test_garbage_in_held_out_rows_changes_nothing_that_was_learned(
-    kind, folder, store, convert_here, stored_cells, tmp_path
+    kind, small_folder, small_store, convert_here, stored_cells, tmp_path
 ):
     settings, _ = SPLITS[kind]
-    config = small_config(folder, *settings, "preprocess.n_top_genes=20")
-    before = learned(store, config)
-    groups = fit(store, config.model_copy(update={"train": config.train.model_copy(update={"epochs": 1})}))[1]
-    cells = held_out_cells(store, groups, config, stored_cells)
+    config = small_config(small_folder, *settings, "preprocess.n_top_genes=20")
+    before = learned(small_store, config)
+    groups = fit(
+        small_store, config.model_copy(update={"train": config.train.model_copy(update={"epochs": 1})})
+    )[1]
+    cells = held_out_cells(small_store, groups, config, stored_cells)
     assert sum(map(len, cells.values())) > 20
-    other = convert_here(spoiled(folder, tmp_path / "spoiled", cells) / "spec.yaml", "other")
+    other = convert_here(spoiled(small_folder, tmp_path / "spoiled", cells) / "spec.yaml", "other")
     # the garbage is there, and would have changed the genes
     for d, ids in enumerate(cells.values()):
-        assert not ids or (other.panel(d)["hvg_rank"] != store.panel(d)["hvg_rank"]).any()
+        assert not ids or (other.panel(d)["hvg_rank"] != small_store.panel(d)["hvg_rank"]).any()
     after = learned(other, config)
     assert before.keys() == after.keys()
     for name, values in before.items():
         np.testing.assert_array_equal(values, after[name], err_msg=name)
 
 
-def test_an_unchanged_run_passes_the_leak_check(small_run, store):
+def test_an_unchanged_run_passes_the_leak_check(small_run, small_store):
     model, groups = small_run
-    check_leaks(store, groups, model)
+    check_leaks(small_store, groups, model)
 
 
-def test_planted_leaks_are_refused(small_run, store, refused):
+def test_planted_leaks_are_refused(small_run, small_store, refused):
     model, groups = copy.deepcopy(small_run)
     vocabulary = model.vocabulary
 
@@ -131,39 +123,39 @@ def test_planted_leaks_are_refused(small_run, store, refused):
     at = groups.index[groups["part"] == TEST][0]
     moved = groups.copy()
     moved.loc[at, "part"] = TRAIN
-    sentence = refused(evaluate, store, moved, model)
+    sentence = refused(evaluate, small_store, moved, model)
     assert "leak check" in sentence
     assert groups.loc[at, "perturbation_name"] in sentence
 
     # variable genes of all cells instead of the training cells
-    panel = store.panel(0)
+    panel = small_store.panel(0)
     genes = np.sort(
         panel.sort_values("hvg_rank")["gene_index"].to_numpy()[: len(vocabulary.datasets[0].genes)]
     )
     assert not np.array_equal(genes, vocabulary.datasets[0].genes)
     own = vocabulary.datasets[0].genes
     object.__setattr__(vocabulary.datasets[0], "genes", genes)
-    assert "variable genes of dataset 'up'" in refused(check_leaks, store, groups, model)
+    assert "variable genes of dataset 'up'" in refused(check_leaks, small_store, groups, model)
     object.__setattr__(vocabulary.datasets[0], "genes", own)
 
     # a control profile that is not of training controls
     context = vocabulary.contexts[0]
     profile = context.profile
     object.__setattr__(context, "profile", profile + np.float32(1e-3))
-    assert f"control profile of context '{context.name}'" in refused(check_leaks, store, groups, model)
+    assert f"control profile of context '{context.name}'" in refused(check_leaks, small_store, groups, model)
     object.__setattr__(context, "profile", profile)
-    check_leaks(store, groups, model)
+    check_leaks(small_store, groups, model)
 
     # a target that counts as seen
     target = vocabulary.targets[0]
     object.__setattr__(target, "seen", not target.seen)
-    assert f"target '{target.name}'" in refused(check_leaks, store, groups, model)
+    assert f"target '{target.name}'" in refused(check_leaks, small_store, groups, model)
     object.__setattr__(target, "seen", not target.seen)
 
 
-def test_a_baseline_that_would_know_the_answer_stops(small_run, store):
+def test_a_baseline_that_would_know_the_answer_stops(small_run, small_store):
     model, groups = small_run
     tested = groups[groups["part"] == TEST]
     everything = groups.assign(part=TRAIN)
     with pytest.raises(AssertionError, match=r"leak: held-out group .* is among the training groups"):
-        list(questions.ask(store, everything, tested, model.vocabulary, model.config.split))
+        list(questions.ask(small_store, everything, tested, model.vocabulary, model.config.split))

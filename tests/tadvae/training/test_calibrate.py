@@ -19,31 +19,21 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def folder(small_folder):
-    return small_folder
-
-
-@pytest.fixture(scope="module")
-def store(small_store):
-    return small_store
-
-
-@pytest.fixture(scope="module")
-def ensemble(folder, store):
+def ensemble(small_folder, small_store):
     """Two members, calibrated, which tests only read."""
-    config = small_config(folder, "split={kind: combo, folds: 4}", "preprocess.n_top_genes=20")
-    return fit_ensemble(store, config, [0, 1], folds=2, seeds_per_fold=2)
+    config = small_config(small_folder, "split={kind: combo, folds: 4}", "preprocess.n_top_genes=20")
+    return fit_ensemble(small_store, config, [0, 1], folds=2, seeds_per_fold=2)
 
 
-def test_an_ensemble_is_the_mean_of_its_members_with_intervals(ensemble, store, folder):
+def test_an_ensemble_is_the_mean_of_its_members_with_intervals(ensemble, small_store, small_folder):
     model, groups = ensemble
     assert isinstance(model, Ensemble)
     assert model.calibration.kind == "combo"
-    tested = questions.held_out_groups(groups, store.control)
-    scores = evaluate(store, groups, model)
-    for question in questions.ask(store, groups, tested, model.vocabulary, model.config.split):
-        whole = answer(store, model, question)
-        parts = [answer(store, member, question) for member in model.members]
+    tested = questions.held_out_groups(groups, small_store.control)
+    scores = evaluate(small_store, groups, model)
+    for question in questions.ask(small_store, groups, tested, model.vocabulary, model.config.split):
+        whole = answer(small_store, model, question)
+        parts = [answer(small_store, member, question) for member in model.members]
         means = np.stack([part.mean for part in parts])
         np.testing.assert_allclose(whole.mean, means.mean(axis=0), rtol=1e-12)
         np.testing.assert_allclose(whole.spread, means.std(axis=0, ddof=1), rtol=1e-9, atol=1e-12)
@@ -63,9 +53,9 @@ def test_an_ensemble_is_the_mean_of_its_members_with_intervals(ensemble, store, 
     assert any("calibrated on" in note for note in scores.notes)
 
 
-def test_calibration_never_looks_at_the_held_out_groups(ensemble, store, folder, monkeypatch):
+def test_calibration_never_looks_at_the_held_out_groups(ensemble, small_store, small_folder, monkeypatch):
     model, groups = ensemble
-    plan = plan_calibration(store, groups, model.config.split, 2)
+    plan = plan_calibration(small_store, groups, model.config.split, 2)
     held = set(groups.loc[groups["part"] == TEST, "perturbation_name"])
     assert not held & {name for fold in plan.names for name in fold}
     assert sorted(name for fold in plan.names for name in fold) == sorted(
@@ -74,16 +64,16 @@ def test_calibration_never_looks_at_the_held_out_groups(ensemble, store, folder,
     asked = []
     original = questions.ask
 
-    def recording(store, split_groups, tested, *rest):
+    def recording(small_store, split_groups, tested, *rest):
         asked.append(tested)
-        return original(store, split_groups, tested, *rest)
+        return original(small_store, split_groups, tested, *rest)
 
     monkeypatch.setattr("tadvae.training.calibrate.ask", recording)
     models = []
     for split in plan.splits:
         assert held <= set(split.test)
-        models.append([fit(store, model.config.model_copy(update={"split": split}))])
-    calibrate(store, groups, model.vocabulary, plan, models)
+        models.append([fit(small_store, model.config.model_copy(update={"split": split}))])
+    calibrate(small_store, groups, model.vocabulary, plan, models)
     names = pd.concat(asked)["perturbation_name"]
     assert len(names)
     assert not held & set(names)
@@ -92,31 +82,35 @@ def test_calibration_never_looks_at_the_held_out_groups(ensemble, store, folder,
 
 
 @pytest.mark.parametrize("kind", ["single", "context", "dataset", "none"])
-def test_calibration_of_other_splits(kind, folder, store):
+def test_calibration_of_other_splits(kind, small_folder, small_store):
     settings = {"none": ["split.kind=none"]} | {name: given for name, (given, _) in SPLITS.items()}
-    config = small_config(folder, *settings[kind])
+    config = small_config(small_folder, *settings[kind])
     from tadvae.data.splits import split_groups
 
-    groups = split_groups(store, config.split)
-    plan = plan_calibration(store, groups, config.split, 2)
+    groups = split_groups(small_store, config.split)
+    plan = plan_calibration(small_store, groups, config.split, 2)
     assert plan.kind == ("single" if kind == "single" else "combo")
     held = groups.loc[groups["part"] == TEST, ["dataset", "context", "perturbation"]]
     for split in plan.splits:
-        inner = split_groups(store, split)
+        inner = split_groups(small_store, split)
         out = inner.loc[inner["part"] == TEST, ["dataset", "context", "perturbation"]]
         assert set(held.itertuples(index=False)) < set(out.itertuples(index=False))
 
 
-def test_calibration_that_cannot_be(folder, store, refused):
+def test_calibration_that_cannot_be(small_folder, small_store, refused):
     from tadvae.data.splits import split_groups
 
-    cells = small_config(folder, "split.kind=cells").split
-    assert "nothing to calibrate" in refused(plan_calibration, store, split_groups(store, cells), cells, 2)
-    combo = small_config(folder, "split.kind=combo").split
-    assert "--calibration-folds 99" in refused(plan_calibration, store, split_groups(store, combo), combo, 99)
+    cells = small_config(small_folder, "split.kind=cells").split
+    assert "nothing to calibrate" in refused(
+        plan_calibration, small_store, split_groups(small_store, cells), cells, 2
+    )
+    combo = small_config(small_folder, "split.kind=combo").split
+    assert "--calibration-folds 99" in refused(
+        plan_calibration, small_store, split_groups(small_store, combo), combo, 99
+    )
 
 
-def test_an_ensemble_predicts_with_intervals_or_says_why_not(ensemble, folder):
+def test_an_ensemble_predicts_with_intervals_or_says_why_not(ensemble, small_folder):
     model, _ = ensemble
     names = [t.name for t in model.vocabulary.targets if t.seen]
     found = model.predict(f"{names[0]}+{names[1]}", context="L1", dataset="up")
@@ -137,7 +131,7 @@ def test_an_ensemble_predicts_with_intervals_or_says_why_not(ensemble, folder):
         model.predict("NOPE", context="L1", dataset="up")
     with pytest.raises(UserError, match="context 'Mars' was not in training"):
         model.predict(names[0], context="Mars")
-    controls = ad.read_h5ad(folder / "up.h5ad")
+    controls = ad.read_h5ad(small_folder / "up.h5ad")
     controls = controls[controls.obs["condition"] == "control"][:12].copy()
     new = model.predict(names[0], context="Mars", dataset="up", controls=controls)
     assert np.isnan(new.varm["interval"]).all()
