@@ -23,12 +23,12 @@ from tadvae.model.embed_workers import Work, by_workers
 from tadvae.model.encode import CELLS_AT_ONCE, principal_axes
 from tadvae.model.new_cells import (
     NewCells,
-    library_sizes,
     log,
     match_panel,
     normalised,
     require_reads_cells,
     say_matched,
+    sizes_for,
     unique_names,
     value_check,
 )
@@ -126,7 +126,7 @@ def _open(
         rows = file.spread_rows(SAMPLE)
         larger = file.chosen(rows)[:, panel.columns]
         check.check(larger, _sampled(larger), genes)
-        library = library_sizes(file.obs.iloc[rows], panel, file.where)
+        library = sizes_for(file.obs.iloc[rows], panel, file.where)
         cells = normalised(larger, panel, preprocess, settings.values, library)
         axes = principal_axes(NewCells.of(cells, panel), settings.axes)
     return OpenedFile(file, panel, axes)

@@ -16,7 +16,7 @@ from tadvae.model.encode import (
     smoothed_activities,
     smoothed_contributions,
 )
-from tadvae.model.new_cells import NewCells, Panel, library_sizes, normalised, value_check
+from tadvae.model.new_cells import NewCells, Panel, normalised, sizes_for, value_check
 from tadvae.nn.network import TADVAEModule
 from tadvae.store.values import SAMPLE_ROWS, ValueCheck
 
@@ -88,7 +88,7 @@ class BlockReader:
         matrix = file.rows(block.start, block.stop)[:, panel.columns]
         names = file.obs.index[block.start : block.stop]
         self._checks[block.file].check(matrix, names, file.var.index[panel.columns])
-        library = library_sizes(file.obs.iloc[block.start : block.stop], panel, file.where)
+        library = sizes_for(file.obs.iloc[block.start : block.stop], panel, file.where)
         cells = normalised(matrix, panel, self._preprocess, self._settings.values, library)
         return _read(self._module, NewCells.of(cells, panel), opened.axes, self._ids, self._genes)
 

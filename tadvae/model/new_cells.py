@@ -20,7 +20,7 @@ from tadvae.data.vocabulary import DatasetEntry, Vocabulary
 from tadvae.genes.features import FEATURE_TYPES, listed, other_features
 from tadvae.genes.harmonise import harmonise, shared_prefix
 from tadvae.store.source import SYMBOL_COLUMNS
-from tadvae.store.values import Advice, ValueCheck, sample_rows
+from tadvae.store.values import Advice, ValueCheck, library_sizes, sample_rows
 
 log = logging.getLogger("tadvae")
 
@@ -124,7 +124,7 @@ def cells_of(
     check.check(matrix, adata.obs_names, names)
     if note is not None:
         log.warning("%s", note)
-    library = library_sizes(adata.obs, panel, WHERE)
+    library = sizes_for(adata.obs, panel, WHERE)
     cells = normalised(matrix, panel, preprocess, values, library)
     say_matched(panel)
     return NewCells.of(cells, panel)
@@ -217,7 +217,7 @@ def library_column(genes: np.ndarray, obs: pd.DataFrame, vocabulary: Vocabulary,
     return None
 
 
-def library_sizes(obs: pd.DataFrame, panel: Panel, where: str) -> np.ndarray | None:
+def sizes_for(obs: pd.DataFrame, panel: Panel, where: str) -> np.ndarray | None:
     """Library sizes of cells, (n,); None: they are the sums of the counts.
 
     Raises
@@ -227,8 +227,8 @@ def library_sizes(obs: pd.DataFrame, panel: Panel, where: str) -> np.ndarray | N
     """
     if panel.library is None:
         return None
-    sizes: np.ndarray = pd.to_numeric(obs[panel.library], errors="coerce").to_numpy(np.float64)
-    if not (np.isfinite(sizes) & (sizes >= 0)).all():
+    sizes = library_sizes(obs[panel.library])
+    if sizes is None:
         raise UserError(
             f"{where}: obs column '{panel.library}' must hold a library size for every cell, as the model's "
             "cells of this panel were normalised by it; fix it."

@@ -25,7 +25,7 @@ from tadvae.store.covariates import AMOUNTS, Amounts, order_of, read_amounts
 from tadvae.store.h5ad import UNREADABLE, names_in, open_file, read_frame, require_own_data
 from tadvae.store.labels import ParsedLabels, parse_labels
 from tadvae.store.spec import DatasetSpec
-from tadvae.store.values import SAMPLE_ROWS, Advice, ValueCheck, kind_of, sample_rows
+from tadvae.store.values import SAMPLE_ROWS, Advice, ValueCheck, kind_of, library_sizes, sample_rows
 
 SYMBOL_COLUMNS = ("symbol", "gene_symbols", "gene_symbol", "gene_name", "gene_names")
 
@@ -227,8 +227,8 @@ class Source:
         total = None
         if spec.total_counts is not None:
             column = self._column(obs, spec.total_counts, "obs", "total_counts")
-            total = pd.to_numeric(column, errors="coerce").to_numpy(np.float64)[rows]
-            if not (np.isfinite(total) & (total >= 0)).all():
+            total = library_sizes(column.iloc[rows])
+            if total is None:
                 raise UserError(
                     f"{self.where}: obs column '{spec.total_counts}' must hold a library size for "
                     "every cell; fix it or remove 'total_counts' from the spec."

@@ -31,6 +31,12 @@ _CONSTANT, _ALIKE, _APART = 1.005, 1.5, 1e3
 _DECIMALS = (0.1, 0.01, 0.001)
 
 
+def library_sizes(column: pd.Series) -> np.ndarray | None:
+    """The library sizes in a column of ``obs``, float64; None if one is no number, or below 0."""
+    sizes: np.ndarray = pd.to_numeric(column, errors="coerce").to_numpy(np.float64, na_value=np.nan)
+    return sizes if (np.isfinite(sizes) & (sizes >= 0)).all() else None
+
+
 class ValuesError(UserError):
     """Values that are not what they are said to be."""
 
