@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import cached_property
+from typing import TypeVar
 
 import numpy as np
 import pandas as pd
@@ -11,6 +12,9 @@ from tadvae.base.errors import UserError
 from tadvae.data.vocabulary import Vocabulary
 from tadvae.store.manifest import StoredDataset, vocabulary_hash
 from tadvae.store.reader import Store
+
+T = TypeVar("T")
+"""What is known of a dataset."""
 
 
 class StoreOfModel(Store):
@@ -80,17 +84,14 @@ class StoreOfModel(Store):
     @cached_property
     def labels(self) -> list[dict[str, tuple[str, ...]]]:
         """Targets by label for each dataset; for those of the model alone, its own."""
-        result = [
+        former = [
             {
                 label: tuple(self._vocabulary.targets[i].name for i in item)
                 for label, item in entry.labels.items()
             }
             for entry in self._vocabulary.datasets
         ]
-        result += [{} for _ in self.manifest.datasets[len(result) :]]
-        for place, labels in zip(self._dataset.tolist(), self._store.labels, strict=True):
-            result[place] = labels
-        return result
+        return self._for_each(former, self._store.labels)
 
     @cached_property
     def separators(self) -> list[str | None]:
@@ -104,12 +105,10 @@ class StoreOfModel(Store):
         former = [entry.total_counts for entry in self._vocabulary.datasets]
         return self._for_each(former, self._store.library_columns)
 
-    def _for_each(self, former: list[str | None], own: list[str | None]) -> list[str | None]:
+    def _for_each(self, former: list[T], own: Sequence[T]) -> list[T]:
         """What the model knows of its datasets, and the store of those that it holds itself."""
-        result = former + [None for _ in self.manifest.datasets[len(former) :]]
-        for place, value in zip(self._dataset.tolist(), own, strict=True):
-            result[place] = value
-        return result
+        known = dict(enumerate(former)) | dict(zip(self._dataset.tolist(), own, strict=True))
+        return [known[dataset] for dataset in range(len(self.manifest.datasets))]
 
     def panel(self, dataset: int) -> pd.DataFrame:
         """Measured genes of a dataset; of one that the model alone has, those that the model saw."""
