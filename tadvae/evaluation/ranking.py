@@ -209,7 +209,9 @@ def rank_towards(
     if top < 1:
         raise UserError(f"top={top}: expected a number of perturbations from 1 on.")
     asked = Combinations.of(targets)
-    table = MeanTable(model, asked, context=context, dataset=dataset, controls=controls, values=values)
+    table = MeanTable(
+        model, asked, context=context, dataset=dataset, controls=controls, values=values, errors=False
+    )
     if len(table.places) != 1:
         names = ", ".join(table.place_name(i) for i in range(len(table.places)))
         raise UserError(f"rank: name one context to start from, with --context and --dataset ({names}).")

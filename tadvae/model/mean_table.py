@@ -87,6 +87,8 @@ class MeanTable:
         The perturbations.
     context, dataset, controls, values, units
         As for :meth:`PredictsMany.predict_many`.
+    errors
+        Whether standard errors are computed, which takes as long as the means.
 
     Raises
     ------
@@ -104,6 +106,7 @@ class MeanTable:
         controls: ad.AnnData | None = None,
         values: Literal["counts", "log1p"] = "counts",
         units: Units = "log1p",
+        errors: bool = True,
     ) -> None:
         vocabulary = self.vocabulary = model.vocabulary
         self._asked = asked
@@ -134,7 +137,7 @@ class MeanTable:
             self.names = unique_names(vocabulary.names(self.genes))
         self.layers = ["mean"]
         first = self.places[0].means([[]])
-        self.layers += ["se"] * any(place.errors is not None for place in self.places)
+        self.layers += ["se"] * (errors and any(place.errors is not None for place in self.places))
         self.layers += ["seed_spread"] * (first.spread is not None)
         if any(place.level is not None for place in self.places):
             self.layers += ["low", "high"]
@@ -158,7 +161,7 @@ class MeanTable:
         if known:
             asked = [question.pairs or [] for question in questions if question.pairs is not None]
             found = place.means(asked)
-            if place.errors is not None:
+            if "se" in layers and place.errors is not None:
                 found = replace(found, error=place.errors(asked, found.mean))
             if counts is not None:
                 found = _as_counts(found, place.start, counts)

@@ -50,12 +50,11 @@ def standard_errors_at(
         further = variance * max(1.0 / (n_kept or n_controls) - 1.0 / n_controls, 0.0)
         control = np.sqrt(variance / n_controls + further)
 
-    before = start.cells.dense(start.genes).mean(axis=0, dtype=np.float64)
-
     def errors(perturbations: Sequence[Pairs], means: np.ndarray) -> np.ndarray:
         at = (start.dataset, start.row, perturbations, start.genes)
         result: np.ndarray = effects.standard_errors(*at)
         if np.isfinite(result).any():
+            before = start.cells.dense(start.genes).mean(axis=0, dtype=np.float64)
             difference = means - before - effects.predict(*at, start.profile)
             result = np.sqrt(result**2 + difference**2 + further)
         result[[not pairs for pairs in perturbations]] = control
