@@ -320,3 +320,11 @@ def test_the_command(spelt_model, tmp_path, capsys):
         assert (code, said.count("\n")) == (2, 1), said
         assert sentence in said
     assert not (tmp_path / "c.h5ad").exists()
+
+
+def test_a_table_without_standard_errors_asks_for_none(spelt_model, monkeypatch):
+    """A ranking reads the means alone."""
+    monkeypatch.setattr(type(spelt_model.effects), "standard_errors", None)
+    table = MeanTable(spelt_model, Combinations((), True), errors=False)
+    assert table.layers == ["mean"]
+    assert sum(len(part.questions) for part in table.parts()) == len(table)

@@ -1,6 +1,7 @@
 """What values are: counts, fractional counts, normalised values, logarithms; no advice leads in a circle."""
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -10,7 +11,7 @@ from pipelines.inspect import as_tables, describe
 from tadvae.base.errors import UserError
 from tadvae.store.conversion import plan_store
 from tadvae.store.spec import load_spec
-from tadvae.store.values import SAMPLE_ROWS, kind_of, sample_rows
+from tadvae.store.values import SAMPLE_ROWS, kind_of, library_sizes, sample_rows
 
 
 def draw_counts(seed, n_genes, depth=1.0):
@@ -157,3 +158,21 @@ def test_logarithms_are_not_rounded(write_spec, screen, refused):
     spec = write_spec(screen, counts={"round": True})
     assert "say 'values: log1p'" in refused(lambda: plan_store(load_spec(spec)))
     assert "counts.round" in refused(load_spec, write_spec(screen, counts={"round": True}, values="log1p"))
+
+
+@pytest.mark.parametrize(
+    ("column", "sizes"),
+    [
+        (pd.Series([3, 0, 7]), [3.0, 0.0, 7.0]),
+        (pd.Series([3, 7], dtype="Int64"), [3.0, 7.0]),
+        (pd.Series(["3", "7.5"]), [3.0, 7.5]),
+        (pd.Series([3, None], dtype="Int64"), None),
+        (pd.Series([3.0, np.nan]), None),
+        (pd.Series([3.0, np.inf]), None),
+        (pd.Series([3.0, -1.0]), None),
+        (pd.Series(["3", "many"]), None),
+    ],
+)
+def test_library_sizes_of_a_column(column, sizes):
+    found = library_sizes(column)
+    assert (None if found is None else found.tolist()) == sizes
