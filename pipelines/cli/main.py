@@ -22,6 +22,7 @@ from pipelines.cli.show import out
 from pipelines.cluster.ray_log import RAY_LOG
 from pipelines.cluster.signals import stoppable
 from tadvae import __version__
+from tadvae.base.allocator import keep_freed_memory
 from tadvae.base.errors import UserError
 from tadvae.base.filesystem import Location
 from tadvae.base.terminal import print_text, visible
@@ -404,6 +405,7 @@ def doctor(
 def main(arguments: list[str] | None = None) -> None:
     """Run the command; a UserError is printed here, and nowhere else, with exit code 2."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    keep_freed_memory()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal or log that cannot show a letter shows its code
             stream.reconfigure(errors="backslashreplace")

@@ -15,6 +15,7 @@ from multiprocessing.connection import wait
 import numpy as np
 import torch
 
+from tadvae.base.allocator import keep_freed_memory
 from tadvae.base.errors import UserError
 from tadvae.cells.normalize import PreprocessConfig
 from tadvae.model.cell_file import open_cells
@@ -88,6 +89,7 @@ def _start(work: Work) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process ends the others
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
+    keep_freed_memory()
     opened = []
     for path, panel, axes in zip(work.files, work.panels, work.axes, strict=True):
         file = _files.enter_context(open_cells(path, work.settings.layer))

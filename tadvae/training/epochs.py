@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from tadvae.base.allocator import keep_freed_memory
 from tadvae.data.batches import Batch
 from tadvae.nn.packed import ModelBatch
 from tadvae.training.checkpoint import Position
@@ -120,6 +121,8 @@ def train_epochs(
         Is told of every step, checkpoint and epoch.
     """
     config, position, device = learner.config, start, learner.device
+    if device.type == "cpu":
+        keep_freed_memory()
     read_every = 1 if device.type == "cpu" else READ_EVERY
     for epoch in epochs:
         earlier = start.earlier if epoch == start.epoch else ()

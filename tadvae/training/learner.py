@@ -44,9 +44,8 @@ class Learner:
         self.model = module if model is None else model
         if config.train.compile:
             compile_parts(module)
-        self.optimizer = torch.optim.Adam(
-            module.parameters(), lr=config.train.learning_rate, fused=self.device.type == "cuda" or None
-        )
+        # one pass over the weights instead of about ten: a fifth of a step with 20,000 genes
+        self.optimizer = torch.optim.Adam(module.parameters(), lr=config.train.learning_rate, fused=True)
         self._former: FormerWeights | None = None
         if vocabulary is not None and vocabulary.origin is not None and config.train.former != "free":
             self._former = FormerWeights(module, vocabulary, config)
