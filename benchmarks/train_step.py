@@ -91,7 +91,9 @@ def main() -> None:
         claims.aim(
             f"{model}: cells/s of two workers over one", two.cells_a_second / one.cells_a_second, at_least=1.6
         )
-    claims.aim("start of a run until its loop begins, s", max(each.start for each in spent.values()), at_most=12)
+    claims.aim(
+        "start of a run until its loop begins, s", max(each.start for each in spent.values()), at_most=12
+    )
     one, two = spent["inducing", 1], spent["inducing", 2]
     claims.figure("cells/s of a training worker", one.cells_a_second)
     claims.figure("share of waiting", one.wait)

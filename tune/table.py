@@ -88,8 +88,9 @@ def for_terminal(rows: pd.DataFrame, config: SweepConfig, name: str, width: int 
     views, width = views_of(rows, config), min(width, WIDTH)
     parts: list[Table | str] = []
     if views.groups is not None:
-        names = ", ".join(views.groups.columns[: list(views.groups.columns).index("trials")])
-        parts += _tables(views.groups, f"best of {names} by {config.metric} {sign}", width, repeated=0)
+        names = list(views.groups.columns[: list(views.groups.columns).index("trials")])
+        title = f"best of {', '.join(names)} by {config.metric} {sign}"
+        parts += _tables(views.groups, title, width, repeated=len(names))
     parts += _tables(views.trials, f"{name}: {len(rows)} trials by {config.metric} {sign}", width)
     parts += _tables(views.details, "the same trials, other settings and scores", width)
     for reason, trials in rows[rows["reason"].ne("")].groupby("reason", sort=False)["trial"]:
@@ -103,17 +104,18 @@ def _tables(frame: pd.DataFrame, title: str, width: int, repeated: int = 2) -> l
     found: list[Table | str] = []
     shown = columns[: repeated + 1]
     for column in [*columns[repeated + 1 :], None]:
-        wider = _table(frame, [*shown, column], "") if column is not None else None
+        wider = _table(frame, [*shown, column]) if column is not None else None
         if wider is not None and Console(width=10_000).measure(wider).maximum <= width:
             shown.append(column)
             continue
-        found.append(_table(frame, shown, title if not found else f"{title}, continued"))
+        # not the title of the table, which would be as narrow as the table
+        found += [title if not found else f"{title}, continued", _table(frame, shown)]
         shown = [*columns[:repeated], column]
     return found
 
 
-def _table(frame: pd.DataFrame, columns: Sequence[str], title: str) -> Table:
-    table = Table(title=title or None, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+def _table(frame: pd.DataFrame, columns: Sequence[str]) -> Table:
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for column in columns:
         side: JustifyMethod = "right" if pd.api.types.is_numeric_dtype(frame[column]) else "left"
         table.add_column(column, justify=side, overflow="fold", min_width=len(column), max_width=60)

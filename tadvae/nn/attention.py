@@ -57,7 +57,7 @@ def edge_dot(left: Tensor, right: Tensor, edges: ActiveEdges, numba: bool = True
     (n_basis, E, h)
     """
     left, right = at_least_single(left), at_least_single(right)
-    fused = _kernels_for(numba, left, right)
+    fused = kernels_for(numba, left, right)
     if fused is not None:
         result: Tensor = fused.EdgeDot.apply(left, right, edges)
         return result
@@ -84,7 +84,7 @@ def edge_attention(
     """
     x, phi, load = at_least_single(cells.values), at_least_single(basis.phi), at_least_single(load)
     match, shift = at_least_single(match), at_least_single(shift)
-    fused = _kernels_for(numba, x, phi, load, match, shift)
+    fused = kernels_for(numba, x, phi, load, match, shift)
     if fused is not None:
         result: Tensor = fused.EdgeAttention.apply(x, phi, match, shift, load, basis.first, cells, edges)
         return result
@@ -124,7 +124,7 @@ def edge_sum(
         Weight of each edge, per basis function.
     """
     phi, weight = at_least_single(basis.phi), at_least_single(weight)
-    fused = _kernels_for(numba, phi, weight)
+    fused = kernels_for(numba, phi, weight)
     if fused is not None:
         result: Tensor = fused.EdgeSum.apply(phi, weight, basis.first, cells, edges)
         return result
@@ -162,7 +162,7 @@ def token_attention(
         at_least_single(value),
     )
     gate, shift = at_least_single(gate), at_least_single(shift)
-    fused = _kernels_for(numba, query, readout, key, value, gate, shift)
+    fused = kernels_for(numba, query, readout, key, value, gate, shift)
     if fused is not None:
         result: Tensor = fused.TokenAttention.apply(query, readout, key, value, gate, shift, cells, edges)
         return result
@@ -195,7 +195,7 @@ def token_pairs(
 
 def member_mean(rows: Tensor, table: EdgeTable, numba: bool = True) -> Tensor:
     """Mean of the rows (G, d) of every pathway's members, (P, d); zero where there are none."""
-    fused = _kernels_for(numba, rows)
+    fused = kernels_for(numba, rows)
     if fused is not None:
         total = fused.MemberSum.apply(rows, table)
     else:
@@ -221,7 +221,7 @@ def scaled_rows(table: Tensor, gene: Tensor, factor: Tensor, constant: Tensor, n
     constant : (d,)
         Summand of all tokens.
     """
-    fused = _kernels_for(numba, table, factor, constant)
+    fused = kernels_for(numba, table, factor, constant)
     if fused is not None:
         result: Tensor = fused.ScaledRows.apply(table, gene, factor, constant)
         return result
@@ -233,7 +233,7 @@ def _attend(logits: Tensor, value: Tensor, pairs: CellEdges, cells: PackedCells)
     return sum_by_slot((weight * value).sum(-1), pairs).view(cells.n_cells, -1)
 
 
-def _kernels_for(wanted: bool, *tensors: Tensor | None) -> ModuleType | None:
+def kernels_for(wanted: bool, *tensors: Tensor | None) -> ModuleType | None:
     """The kernels, if they are wanted, available, and support the device and type of the tensors."""
     # Tensors of mixed types go to torch: the kernels are compiled for one type, and torch promotes types.
     first = next(tensor for tensor in tensors if tensor is not None)

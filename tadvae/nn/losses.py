@@ -4,6 +4,7 @@ Source: Zhang et al. 2023 and its code (loss, biased MMD and their constants); G
 MMD, median heuristic).
 """
 
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -109,13 +110,32 @@ def median_bandwidths(distance: Tensor, real: Tensor | None = None) -> Tensor:
     return median.clamp(min=1e-6)[..., None] * factors
 
 
-def squared_distances(x: Tensor, y: Tensor) -> Tensor:
-    """Squared Euclidean distances ‖x_i − y_j‖², shape (…, n, m), from (…, n, G) and (…, m, G)."""
-    return _distances((x**2).sum(-1), (y**2).sum(-1), x @ y.transpose(-1, -2))
+@dataclass(frozen=True)
+class Products:
+    """Inner products of the n cells of one set and the m cells of another, which decide all distances.
+
+    Attributes
+    ----------
+    xx : (…, n, n)
+        Of the first set with itself.
+    xy : (…, n, m)
+        Of the first with the second.
+    yy : (…, m, m)
+        Of the second with itself.
+    """
+
+    xx: Tensor
+    xy: Tensor
+    yy: Tensor
+
+    @classmethod
+    def of(cls, x: Tensor, y: Tensor) -> "Products":
+        """Of the cells (…, n, G) and (…, m, G)."""
+        return cls(x @ x.transpose(-1, -2), x @ y.transpose(-1, -2), y @ y.transpose(-1, -2))
 
 
 def _distances(norm_x: Tensor, norm_y: Tensor, product: Tensor) -> Tensor:
-    """:func:`squared_distances` from the squared norms (…, n) and (…, m), and the product (…, n, m)."""
+    """Squared distances ‖x_i − y_j‖² from the squared norms (…, n) and (…, m), and the product (…, n, m)."""
     # One matrix product needs (n, m) memory; differences of all rows would need (n, m, G). Rounding can make
     # the distance of equal rows slightly negative, hence the clamp.
     norms = norm_x[..., :, None] + norm_y[..., None, :]
@@ -153,8 +173,7 @@ def _kernel(distance: Tensor, bandwidths: Tensor) -> Tensor:
 
 
 def mmd(
-    x: Tensor,
-    y: Tensor,
+    products: Products,
     bandwidths: Tensor | None,
     *,
     unbiased: bool,
@@ -165,10 +184,8 @@ def mmd(
 
     Parameters
     ----------
-    x : (…, n, G)
-        Predicted cells.
-    y : (…, m, G)
-        Observed cells; they get no gradient.
+    products
+        Of the predicted cells and the observed ones; the observed ones get no gradient.
     bandwidths : (…, k) or None
         Bandwidths b, in units of squared expression, each twice the one before; None:
         :func:`median_bandwidths`.
@@ -178,10 +195,10 @@ def mmd(
     weight_x, weight_y : (…, n) and (…, m), or None
         1/n for each of the n cells of a set, and zero for padding; None: all rows are cells.
     """
-    weight_x, weight_y = _weights(x, weight_x), _weights(y, weight_y)
+    weight_x, weight_y = _weights(products.xx, weight_x), _weights(products.yy, weight_y)
     with torch.no_grad():
-        norm_y = (y**2).sum(-1)
-        observed = _distances(norm_y, norm_y, y @ y.transpose(-1, -2))
+        norm_y = products.yy.diagonal(dim1=-2, dim2=-1)
+        observed = _distances(norm_y, norm_y, products.yy)
         if bandwidths is None:
             bandwidths = median_bandwidths(observed, weight_y > 0)
         pairs_y, same_y = _pairs(weight_y, unbiased)
@@ -190,10 +207,10 @@ def mmd(
         pairs_x, same_x = _pairs(weight_x, unbiased)
         pairs = torch.cat([pairs_x, -2 * weight_y], -1)  # (…, n + m)
     # One kernel for the pairs of x with x and of x with y: many small operations are dear on a GPU.
-    norm_x = (x**2).sum(-1)
-    product = torch.cat([x @ x.transpose(-1, -2), x @ y.transpose(-1, -2)], -1)  # (…, n, n + m)
+    norm_x = products.xx.diagonal(dim1=-2, dim2=-1)
+    product = torch.cat([products.xx, products.xy], -1)  # (…, n, n + m)
     kernel = _kernel(_distances(norm_x, torch.cat([norm_x, norm_y], -1), product), bandwidths)
-    same = kernel[..., : x.shape[-2]].diagonal(dim1=-2, dim2=-1)
+    same = kernel[..., : norm_x.shape[-1]].diagonal(dim1=-2, dim2=-1)
     return _mean(kernel, weight_x, pairs) - (same_x * same).sum(-1) + within_y
 
 
@@ -215,6 +232,11 @@ def _pairs(weight: Tensor, unbiased: bool) -> tuple[Tensor, Tensor]:
     # Σ_i w_i² is 1/n: of the n² pairs, n² − n are of two different cells.
     of_different = (1 - square.sum(-1, keepdim=True)).clamp(min=1e-12)
     return weight / of_different, square / of_different
+
+
+def weighted_sums(rows: Tensor, weight: Tensor) -> Tensor:
+    """Sums (b, G) over the cells (b, n, G) of each bag with their weights (b, n)."""
+    return (weight[:, None] @ rows).squeeze(1)
 
 
 def kl_divergence(mean: Tensor, log_variance: Tensor | None, reduction: str = "sum") -> Tensor:

@@ -16,14 +16,17 @@ from tadvae.nn.edges import EdgeTable
 from tadvae.nn.embedding import GivenVectors
 from tadvae.nn.encoder import EncoderConfig
 from tadvae.nn.latent import FactorLoadings, LatentConfig, sample
+from tadvae.nn.linear_cells import LinearCells
 from tadvae.nn.losses import (
     LossConfig,
+    Products,
     expected_counts,
     kl_divergence,
     l1_norm,
     mmd,
     negative_binomial,
     published_bandwidths,
+    weighted_sums,
 )
 from tadvae.nn.packed import ModelBatch, PackedCells
 from tadvae.nn.precision import at_least_single
@@ -133,6 +136,13 @@ class TADVAEModule(nn.Module):
         activity = self.pathway(cells)
         return activity, *self.factors(activity, available)
 
+    @property
+    def _by_products(self) -> bool:
+        """Whether errors and distances are computed without decoding cells, as :class:`LinearCells` does."""
+        # a GPU decodes fast, and waits for the number of operations, of which this has more
+        decoder, on_cpu = self.config.decoder, self.available.device.type == "cpu"
+        return on_cpu and decoder.decode == "residual" and decoder.counterfactual == "abduction"
+
     def decode(self, hidden: Tensor, genes: Tensor | GeneRows, profile: Tensor) -> Tensor:
         """Values on a gene list from h(u), shape (…, G); ``profile`` is the control profile (…, G)."""
         values = self.decoder(hidden, genes)
@@ -185,7 +195,7 @@ class TADVAEModule(nn.Module):
         ends = [part.perturbed.start.numel() for part in batch.datasets if part.perturbed is not None]
         before, *later = hidden.split([len(z), *ends])
         after = iter(later)
-        values = batch.layout.fill(batch.tokens, self.columns)
+        filled = batch.layout.fill(batch.tokens, self.columns)
         zero = z.new_zeros(())
         reconstruction, discrepancy, matching, n_mmd, n_match = zero, zero, zero, 0, 0
         for part in batch.datasets:
@@ -193,29 +203,34 @@ class TADVAEModule(nn.Module):
                 getattr(self, f"genes_{part.dataset}"),
                 getattr(self, f"profiles_{part.dataset}"),
             )
-            encoded = values[part.values].view(-1, len(genes))  # (N, G)
             own = before[part.cells]  # (N, d)
             rows = self.decoder.of(genes)
-            decoded = self.decode(own, rows, profiles[self.place[part.context]])  # (N, G)
-            errors = self._errors(decoded, encoded, part.per_unit, genes).mean(1)  # (N,)
+            profile = profiles[self.place[part.contexts]]  # (c, G)
+            encoded = filled.rows(part.encoded)
+            linear = LinearCells.of(encoded, rows) if self._by_products else None
+            if linear is not None and loss.likelihood == "gaussian":
+                errors = linear.squared_errors(own, profile, part.context)  # (N,)
+            else:
+                decoded = self.decode(own, rows, profile[part.context])  # (N, G)
+                errors = self._errors(decoded, encoded.values, part.per_unit, genes).mean(1)
             reconstruction = reconstruction + part.weight @ errors
             bags = part.perturbed
             if bags is None:
                 continue
-            predicted = self.counterfactual(
-                own[bags.start],
-                next(after).unflatten(0, bags.start.shape),
-                encoded[bags.start],
-                rows,
-                profiles[self.place[bags.context]][:, None],
-            )  # (b, n, G)
-            observed = values[bags.observed].view(*bags.observed_weight.shape, -1)  # (b, m, G)
-            weights = bags.start_weight, bags.observed_weight
-            gap = _weighted(predicted, weights[0]) - _weighted(observed, weights[1])  # (b, G)
+            observed = filled.rows(bags.observed)
+            changed = next(after).unflatten(0, bags.start.shape)  # (b, n, d)
+            if linear is not None:
+                gap, products = linear.predict(changed - own[bags.start], bags, observed)
+            else:
+                start = encoded.values[bags.start], rows, profiles[self.place[bags.context]][:, None]
+                predicted = self.counterfactual(own[bags.start], changed, *start)  # (b, n, G)
+                seen = observed.values.view(*bags.observed_weight.shape, -1)  # (b, m, G)
+                gap = weighted_sums(predicted, bags.start_weight) - weighted_sums(seen, bags.observed_weight)
+                products = Products.of(predicted, seen) if bags.n_mmd else None
             matching = matching + (gap**2).mean(1).sum()
             n_match += len(bags.context)
-            if bags.n_mmd:
-                each = self._mmd(predicted, observed, *weights)  # (b,)
+            if products is not None:
+                each = self._mmd(products, bags.start_weight, bags.observed_weight)  # (b,)
                 discrepancy = discrepancy + bags.mmd_weight @ each
                 n_mmd += bags.n_mmd
         terms = {
@@ -247,18 +262,13 @@ class TADVAEModule(nn.Module):
         expected = expected_counts(decoded, per_unit)
         return negative_binomial(counts, expected, self.log_dispersion[genes])
 
-    def _mmd(self, predicted: Tensor, observed: Tensor, weight_x: Tensor, weight_y: Tensor) -> Tensor:
+    def _mmd(self, products: Products, weight_x: Tensor, weight_y: Tensor) -> Tensor:
         """The MMD of every bag, (b,); of bags that it is not defined for, zero or not a number."""
         unbiased = self.loss_config.mmd == "unbiased"
         bandwidths = None
         if not unbiased:
-            bandwidths = published_bandwidths(self.loss_config.sigma, observed.device).to(observed)
-        return mmd(predicted, observed, bandwidths, unbiased=unbiased, weight_x=weight_x, weight_y=weight_y)
-
-
-def _weighted(rows: Tensor, weight: Tensor) -> Tensor:
-    """Sums (b, G) over the cells (b, n, G) of each bag with their weights (b, n)."""
-    return (weight[:, None] @ rows).squeeze(1)
+            bandwidths = published_bandwidths(self.loss_config.sigma, weight_x.device).to(weight_x)
+        return mmd(products, bandwidths, unbiased=unbiased, weight_x=weight_x, weight_y=weight_y)
 
 
 def response_curves(vocabulary: Vocabulary) -> ResponseCurves | None:

@@ -1,19 +1,20 @@
 """Packing a batch of a store into the tensors that the network reads (:mod:`tadvae.nn.packed`)."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from tadvae.cells.normalize import SCALE
-from tadvae.cells.ragged import Cells
+from tadvae.cells.ragged import Cells, runs
 from tadvae.data.amounts import Pair, amounts_of
 from tadvae.data.batches import Batch
 from tadvae.data.vocabulary import Vocabulary
 from tadvae.nn.causal import Intervention
 from tadvae.nn.one_copy import to_device
-from tadvae.nn.packed import DatasetBags, Layout, ModelBatch, PackedTokens, Perturbed
+from tadvae.nn.packed import DatasetBags, Layout, ModelBatch, PackedTokens, Perturbed, Rows
 from tadvae.store.covariates import AMOUNTS
 
 
@@ -48,126 +49,156 @@ def pack(
 
     encoded = batch.encoded
     number = {id(cells): i for i, cells in enumerate(encoded)}
-    set_of_bag = [number[id(bag.cells if bag.controls is None else bag.controls)] for bag in batch.bags]
-    sizes = np.array([len(cells) for cells in encoded])
+    set_of_bag = np.array(
+        [number[id(bag.cells if bag.controls is None else bag.controls)] for bag in batch.bags], np.int64
+    )
+    sizes = np.array([len(cells) for cells in encoded], np.int64)
     first = np.concatenate([[0], np.cumsum(sizes)])  # row of each set's first cell, among all sets
+    dataset_of_bag = np.array([bag.dataset for bag in batch.bags], np.int64)
+    present = np.unique(dataset_of_bag).tolist()
 
+    rows = _LaidOut(vocabulary)
+    of_dataset = {d: np.unique(set_of_bag[dataset_of_bag == d]) for d in present}
+    encoded_rows = {d: rows.add(d, [encoded[s] for s in sets]) for d, sets in of_dataset.items()}
+    n_encoded = len(rows.dataset)
+    starts, start_bags = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
     datasets: list[DatasetBags] = []
-    observed: list[Cells] = []
-    starts: list[np.ndarray] = []
-    start_bags: list[np.ndarray] = []
-    rows: list[np.ndarray] = []
-    observed_rows: list[np.ndarray] = []
-    of_cell: list[int] = []
-    of_observed: list[int] = []
-    size = 0  # of the layout so far
-    for d in sorted({bag.dataset for bag in batch.bags}):
-        bags = [i for i, bag in enumerate(batch.bags) if bag.dataset == d]
-        sets = sorted({set_of_bag[i] for i in bags})
-        cells = slice(int(first[sets[0]]), int(first[sets[-1] + 1]))
-        n, n_genes = cells.stop - cells.start, len(vocabulary.datasets[d].genes)
-        values = slice(size, size + n * n_genes)
-        rows.append(size + np.arange(n) * n_genes)
-        of_cell += [d] * n
-        size = values.stop
+    for d, sets in of_dataset.items():
+        bags = np.flatnonzero(dataset_of_bag == d)
+        context = np.array([context_row[d, batch.bags[i].context] for i in bags], np.int64)
+        context_of_set = dict(zip(set_of_bag[bags].tolist(), context.tolist(), strict=True))
+        uses = np.bincount(set_of_bag[bags], minlength=len(encoded))[sets]
         scale = SCALE.get(vocabulary.datasets[d].method, np.nan)
-        counts = np.concatenate([encoded[s].total_counts for s in sets]) / scale
-        context = {i: context_row[d, batch.bags[i].context] for i in bags}
-        of_set = {set_of_bag[i]: context[i] for i in bags}
-        uses = np.bincount([set_of_bag[i] for i in bags], minlength=len(encoded))[sets]
-        bags = [i for i in bags if batch.bags[i].controls is not None]
+        contexts, each = np.unique([context_of_set[s] for s in sets.tolist()], return_inverse=True)
+        cells = slice(int(first[sets[0]]), int(first[sets[-1] + 1]))
         perturbed = None
-        if bags:
-            own = [batch.bags[i].cells for i in bags]
-            perturbed, start, is_observed = _perturbed(
-                [context[i] for i in bags],
-                np.array([first[set_of_bag[i]] for i in bags]),
-                np.array([sizes[set_of_bag[i]] for i in bags]),
-                np.array([len(part) for part in own]),
-                cells.start,
-                size,
-                n_genes,
+        own = [i for i in bags if batch.bags[i].controls is not None]
+        if own:
+            perturbed, start = _perturbed(
+                context[np.isin(bags, own)],
+                set_of_bag[own],
+                first - cells.start,
+                sizes,
+                [batch.bags[i].cells for i in own],
+                partial(rows.add, d),
                 weights,
             )
-            starts.append(start.ravel())
-            start_bags.append(np.repeat(bags, start.shape[1]))
-            observed_rows.append(size + np.flatnonzero(is_observed) * n_genes)
-            of_observed += [d] * int(is_observed.sum())
-            observed += own
-            size = perturbed.observed.stop
+            starts.append(cells.start + start.ravel())
+            start_bags.append(np.repeat(own, start.shape[1]))
         datasets.append(
             DatasetBags(
                 dataset=d,
                 cells=cells,
-                values=values,
-                context=_tensor(np.repeat([of_set[s] for s in sets], sizes[sets])),
+                encoded=encoded_rows[d],
+                contexts=_tensor(contexts),
+                context=_tensor(np.repeat(each, sizes[sets])),
                 weight=weights(np.repeat(uses / sizes[sets] / len(batch.bags), sizes[sets])),
-                per_unit=weights(counts),
+                per_unit=weights(np.concatenate([encoded[s].total_counts for s in sets]) / scale),
                 perturbed=perturbed,
             )
         )
-    used, panel = np.unique(of_cell, return_inverse=True)
-    none = [np.empty(0, np.int64)]
+    of_cell = np.array(rows.dataset[:n_encoded], np.int64)
+    panels, panel = np.unique(of_cell, return_inverse=True)
     packed = ModelBatch(
-        tokens=PackedTokens.of([*encoded, *observed], dtype),
-        layout=Layout(
-            row=_tensor(np.concatenate([*rows, *observed_rows])),
-            column=_tensor(np.array([*of_cell, *of_observed]) * vocabulary.n_genes),
-            size=size,
-        ),
+        tokens=PackedTokens.of(rows.cells, dtype),
+        layout=rows.layout(),
         dataset=_tensor(of_cell),
-        panels=tuple(_tensor(vocabulary.datasets[d].genes) for d in used),
+        panels=tuple(_tensor(vocabulary.datasets[d].genes) for d in panels),
         panel=_tensor(panel),
         datasets=datasets,
         n_bags=len(batch.bags),
-        start=_tensor(np.concatenate(none + starts)),
-        start_bag=_tensor(np.concatenate(none + start_bags)),
+        start=_tensor(np.concatenate(starts)),
+        start_bag=_tensor(np.concatenate(start_bags)),
         intervention=_intervention(batch, interventions, vocabulary.amounts is not None, weights),
         n_pairs=None if degree is None else sum(int(degree[cells.gene_ids].sum()) for cells in encoded),
     )
     return to_device(packed, torch.device(device))
 
 
+class _LaidOut:
+    """The cells of a batch, in the order of their tokens, and their rows, in the order of their values.
+
+    Attributes
+    ----------
+    cells
+        The parts so far.
+    dataset
+        Of each cell so far.
+    """
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self.cells: list[Cells] = []
+        self.dataset: list[int] = []
+        self._vocabulary = vocabulary
+        self._row: list[np.ndarray] = []
+        self._size = self._n_tokens = 0
+
+    def add(self, dataset: int, cells: Sequence[Cells], real: np.ndarray | None = None) -> Rows:
+        """Add parts of one dataset; ``real`` tells which rows are cells, not padding; None: all."""
+        n_genes = len(self._vocabulary.datasets[dataset].genes)
+        own = np.concatenate([np.diff(part.offsets) for part in cells])
+        real = np.ones(len(own), bool) if real is None else real.ravel()
+        tokens = np.zeros(len(real), np.int64)  # of each row
+        tokens[real] = own
+        starts = np.concatenate([[0], np.cumsum(tokens)])
+        size, n_tokens = self._size, self._n_tokens
+        self._row.append(size + np.flatnonzero(real) * n_genes)
+        self._size, self._n_tokens = size + len(real) * n_genes, n_tokens + int(starts[-1])
+        self.cells += cells
+        self.dataset += [dataset] * len(own)
+        return Rows(slice(size, self._size), slice(n_tokens, self._n_tokens), _tensor(starts))
+
+    def layout(self) -> Layout:
+        """Where the values of all cells are."""
+        column = np.array(self.dataset, np.int64) * self._vocabulary.n_genes
+        return Layout(_tensor(np.concatenate(self._row)), _tensor(column), self._size)
+
+
 def _perturbed(
-    context: list[int],
+    context: np.ndarray,
+    set_of_bag: np.ndarray,
     first: np.ndarray,
-    n_start: np.ndarray,
-    n_observed: np.ndarray,
-    first_of_dataset: int,
-    size: int,
-    n_genes: int,
+    sizes: np.ndarray,
+    cells: Sequence[Cells],
+    add: Callable[[Sequence[Cells], np.ndarray], Rows],
     weights: Callable[[np.ndarray], Tensor],
-) -> tuple[Perturbed, np.ndarray, np.ndarray]:
+) -> tuple[Perturbed, np.ndarray]:
     """The b bags of a dataset that have controls, each padded to the largest.
 
     Parameters
     ----------
-    first : (b,)
-        Row of the first control cell of each, among all sets.
-    n_start, n_observed : (b,)
-        Number of control cells and of perturbed cells of each.
-    size
-        Size of the layout before them.
+    context, set_of_bag : (b,)
+        Index of each bag's context in the model, and of its set of control cells.
+    first, sizes
+        Row of the first control cell of each set, and how many it has.
+    add
+        Lays the cells out.
 
     Returns
     -------
-    The bags, the rows of their control cells (b, n), and which places of perturbed cells are taken (b, m).
+    The bags, and the rows of their control cells (b, n).
     """
+    n_start, n_observed = sizes[set_of_bag], np.array([len(part) for part in cells])
     column = np.arange(n_start.max())
     is_start = column < n_start[:, None]  # (b, n)
     is_observed = np.arange(n_observed.max()) < n_observed[:, None]  # (b, m)
-    start = first[:, None] + column * is_start  # (b, n)
+    start = first[set_of_bag][:, None] + column * is_start  # (b, n)
     enough = (n_start > 1) & (n_observed > 1)
+    sets = []
+    for a, z in runs(set_of_bag):
+        own = int(first[set_of_bag[a]])
+        sets.append((slice(own, own + int(n_start[a])), slice(a, z)))
     perturbed = Perturbed(
         context=_tensor(context),
-        start=_tensor(start - first_of_dataset),
+        start=_tensor(start),
         start_weight=weights(is_start / n_start[:, None]),
-        observed=slice(size, size + is_observed.size * n_genes),
+        sets=tuple(sets),
+        observed=add(cells, is_observed),
         observed_weight=weights(is_observed / n_observed[:, None]),
         mmd_weight=weights(enough),
         n_mmd=int(enough.sum()),
     )
-    return perturbed, start, is_observed
+    return perturbed, start
 
 
 def _intervention(

@@ -146,12 +146,78 @@ class Layout:
     column: Tensor
     size: int
 
-    def fill(self, tokens: PackedTokens, table: Tensor) -> Tensor:
-        """The array (size,); ``table`` : (n_datasets · n_genes,) int64."""
+    def fill(self, tokens: PackedTokens, table: Tensor) -> "Filled":
+        """All values; ``table`` : (n_datasets · n_genes,) int64."""
         cell = tokens.cell
         column = table.index_select(0, self.column.index_select(0, cell) + tokens.gene_ids)
         place = self.row.index_select(0, cell) + column
-        return tokens.values.new_zeros(self.size).scatter_(0, place, tokens.values)
+        values = tokens.values.new_zeros(self.size).scatter_(0, place, tokens.values)
+        return Filled(values, column, tokens.values)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Where some rows of values are, cells of one dataset or padding, in a :class:`Layout` and its tokens.
+
+    Attributes
+    ----------
+    values
+        Range of the values of the n rows.
+    tokens
+        Range of their tokens.
+    starts : (n + 1,) int64
+        Position of each row's first token in that range, and its length; rows of padding have no tokens.
+    """
+
+    values: slice
+    tokens: slice
+    starts: Tensor
+
+
+@dataclass(frozen=True)
+class CellRows:
+    """Values of cells on the G genes of their dataset; they have no gradient.
+
+    Attributes
+    ----------
+    values : (n, G)
+        The values; zero where a cell has no token.
+    column, tokens : (T,)
+        Column of each token, and its value.
+    starts : (n + 1,) int64
+        Position of each row's first token, and T.
+    """
+
+    values: Tensor
+    column: Tensor
+    tokens: Tensor
+    starts: Tensor
+
+
+@dataclass(frozen=True)
+class Filled:
+    """The values of a batch.
+
+    Attributes
+    ----------
+    values
+        The array of a :class:`Layout`, (size,).
+    column, tokens : (T,)
+        Column of each token among the genes of its dataset, and its value.
+    """
+
+    values: Tensor
+    column: Tensor
+    tokens: Tensor
+
+    def rows(self, rows: Rows) -> CellRows:
+        """Some rows."""
+        return CellRows(
+            self.values[rows.values].view(len(rows.starts) - 1, -1),
+            self.column[rows.tokens],
+            self.tokens[rows.tokens],
+            rows.starts,
+        )
 
 
 @dataclass(frozen=True)
@@ -167,8 +233,11 @@ class Perturbed:
         the first.
     start_weight : (b, n)
         1/n for each of the n cells that a bag starts from, zero for padding.
+    sets
+        Bags that start from the same cells: their range, and that of their cells as rows of
+        :attr:`DatasetBags.cells`.
     observed
-        Range of the observed values in the :class:`Layout`.
+        The observed cells, b · m rows.
     observed_weight : (b, m)
         1/m for each of the m observed cells of a bag, zero for padding.
     mmd_weight : (b,)
@@ -180,7 +249,8 @@ class Perturbed:
     context: Tensor
     start: Tensor
     start_weight: Tensor
-    observed: slice
+    sets: tuple[tuple[slice, slice], ...]
+    observed: Rows
     observed_weight: Tensor
     mmd_weight: Tensor
     n_mmd: int
@@ -196,10 +266,12 @@ class DatasetBags:
         Index in the model.
     cells
         Range of the N encoded cells: sets of matched controls, and bags of controls.
-    values
-        Range of their values in the :class:`Layout`.
+    encoded
+        Their values.
+    contexts : (c,) int64
+        Indices of their contexts in the model.
     context : (N,) int64
-        Index of each encoded cell's context in the model.
+        Index of each encoded cell's context in ``contexts``.
     weight : (N,)
         Weight of each encoded cell in the reconstruction, which is the mean over the batch's bags of the
         mean over the cells that a bag encodes. Over all datasets the weights sum to one.
@@ -211,7 +283,8 @@ class DatasetBags:
 
     dataset: int
     cells: slice
-    values: slice
+    encoded: Rows
+    contexts: Tensor
     context: Tensor
     weight: Tensor
     per_unit: Tensor

@@ -44,8 +44,9 @@ class Learner:
         self.model = module if model is None else model
         if config.train.compile:
             compile_parts(module)
-        # one pass over the weights instead of about ten: a fifth of a step with 20,000 genes
-        self.optimizer = torch.optim.Adam(module.parameters(), lr=config.train.learning_rate, fused=True)
+        # one pass over the weights instead of about ten; not every device has it
+        fused = self.device.type in ("cpu", "cuda") or None
+        self.optimizer = torch.optim.Adam(module.parameters(), lr=config.train.learning_rate, fused=fused)
         self._former: FormerWeights | None = None
         if vocabulary is not None and vocabulary.origin is not None and config.train.former != "free":
             self._former = FormerWeights(module, vocabulary, config)

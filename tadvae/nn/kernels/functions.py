@@ -225,6 +225,31 @@ class ScaledRows(torch.autograd.Function):
         return d_table, None, d_factor, d_constant.sum(0)
 
 
+class TokenProducts(torch.autograd.Function):
+    """Rows of values, as tokens, times a table."""
+
+    @staticmethod
+    def forward(ctx: Any, table: Tensor, column: Tensor, values: Tensor, starts: Tensor) -> Tensor:
+        """Products, shape (n, d)."""
+        ctx.save_for_backward(column, values, starts)
+        ctx.n_columns = len(table)
+        return torch.nn.functional.embedding_bag(
+            column, table, starts, mode="sum", per_sample_weights=values, include_last_offset=True
+        )
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_result: Tensor) -> Gradients:
+        """The gradient of the table: the transposed product."""
+        column, values, starts = ctx.saved_tensors
+        by_column, order = group(column.numpy(), ctx.n_columns)
+        row = np.repeat(np.arange(len(d_result)), np.diff(starts.numpy()))
+        d_table = d_result.new_zeros(ctx.n_columns, d_result.shape[1])
+        arrays = _arrays(values, d_result, d_table)
+        run(sums.weighted_rows, cut(by_column), by_column, order, row, *arrays)
+        return d_table, None, None, None
+
+
 def _arrays(*tensors: Tensor) -> list[np.ndarray]:
     """The tensors as contiguous arrays, without a copy if they are contiguous."""
     return [tensor.detach().contiguous().numpy() for tensor in tensors]

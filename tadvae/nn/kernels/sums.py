@@ -79,6 +79,28 @@ def sum_rows(
 
 
 @kernel
+def weighted_rows(
+    part: int,
+    first: int,
+    last: int,
+    starts: Any,  # (n + 1,)
+    order: Any,  # (T,) items in order of their sums
+    row: Any,  # (T,)
+    weight: Any,  # (T,)
+    rows: Any,  # (m, d)
+    result: Any,  # (n, d) out, zero before
+) -> None:
+    """``result_i = Σ weight_t·rows[row_t]`` for the items t from ``starts[i]`` to ``starts[i + 1]``."""
+    for i in range(first, last):
+        total = result[i]
+        for at in range(starts[i], starts[i + 1]):
+            t = order[at]
+            source, factor = rows[row[t]], weight[t]
+            for j in range(len(total)):
+                total[j] += factor * source[j]
+
+
+@kernel
 def scaled_rows_forward(
     part: int,
     first_token: int,

@@ -15,7 +15,7 @@ from sklearn.metrics.pairwise import rbf_kernel
 
 from tadvae.evaluation import distances
 from tadvae.evaluation.distances import energy_distance, mmd_unbiased
-from tadvae.nn.losses import mmd
+from tadvae.nn.losses import Products, mmd
 
 SEEDS = st.integers(0, 2**32 - 1)
 
@@ -189,5 +189,6 @@ def test_the_loss_of_training_has_the_same_definition():
     """Training needs gradients, evaluation float64 and blocks: two functions, one value."""
     x, y = make_cells(9, n=31, m=17, genes=8)
     bandwidths = distances.median_bandwidths(y)
-    loss = mmd(*(torch.from_numpy(values) for values in (x, y, bandwidths)), unbiased=True)
+    products = Products.of(torch.from_numpy(x), torch.from_numpy(y))
+    loss = mmd(products, torch.from_numpy(bandwidths), unbiased=True)
     assert mmd_unbiased(x, y, bandwidths) == pytest.approx(float(loss), rel=1e-10)

@@ -14,12 +14,13 @@ from torch.distributions import kl_divergence as exact_kl
 
 from tadvae.nn.losses import (
     LossConfig,
+    Products,
     Schedule,
+    _distances,
     kl_divergence,
     median_bandwidths,
     mmd,
     published_bandwidths,
-    squared_distances,
 )
 
 SEEDED = settings(max_examples=40, deadline=None, derandomize=True)
@@ -47,6 +48,11 @@ def slow_mmd(x, y, bandwidths, unbiased):
     return mean(x, x, unbiased) + mean(y, y, unbiased) - 2 * mean(x, y, False)
 
 
+def squared_distances(x, y):
+    products = Products.of(x, y)
+    return _distances(products.xx.diagonal(), products.yy.diagonal(), products.xy)
+
+
 def draw(n, genes, seed, shift=0.0):
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(n, genes, generator=generator, dtype=torch.float64) + shift
@@ -58,11 +64,11 @@ def test_mmd_equation(n, m, genes, unbiased, seed):
     x, y = draw(n, genes, seed), draw(m, genes, seed + 100, shift=0.5)
     bandwidths = 0.3 * 2.0 ** torch.arange(4, dtype=torch.float64)
     expected = slow_mmd(x.tolist(), y.tolist(), bandwidths.tolist(), unbiased)
-    found = mmd(x, y, bandwidths, unbiased=unbiased)
+    found = mmd(Products.of(x, y), bandwidths, unbiased=unbiased)
     assert found.item() == pytest.approx(expected, rel=1e-9, abs=1e-10)
-    swapped = mmd(y, x, bandwidths, unbiased=unbiased)
+    swapped = mmd(Products.of(y, x), bandwidths, unbiased=unbiased)
     assert swapped.item() == pytest.approx(expected, rel=1e-9, abs=1e-10)
-    single = mmd(x.float(), y.float(), bandwidths.float(), unbiased=unbiased)
+    single = mmd(Products.of(x.float(), y.float()), bandwidths.float(), unbiased=unbiased)
     assert single.item() == pytest.approx(expected, rel=1e-5, abs=1e-5)
 
 
@@ -70,7 +76,7 @@ def test_mmd_equation(n, m, genes, unbiased, seed):
 def test_mmd_gradient(unbiased):
     x, y = draw(3, 4, 0).requires_grad_(), draw(4, 4, 1)
     bandwidths = torch.tensor([4.0, 8.0], dtype=torch.float64)
-    assert torch.autograd.gradcheck(lambda x: mmd(x, y, bandwidths, unbiased=unbiased), (x,))
+    assert torch.autograd.gradcheck(lambda x: mmd(Products.of(x, y), bandwidths, unbiased=unbiased), (x,))
 
 
 @SEEDED
@@ -86,12 +92,12 @@ def test_padding_changes_no_mmd(sizes, unbiased):
     weights = {
         f"weight_{name}": (real < k[:, None]).double() / k[:, None] for name, k in (("x", n), ("y", m))
     }
-    found = mmd(x, y, None, unbiased=unbiased, **weights)
+    found = mmd(Products.of(x, y), None, unbiased=unbiased, **weights)
     for i, (n_x, n_y) in enumerate(sizes):
         if unbiased and min(n_x, n_y) < 2:
             continue
         own = x[i, :n_x].detach().clone().requires_grad_()
-        alone = mmd(own, y[i, :n_y], None, unbiased=unbiased)
+        alone = mmd(Products.of(own, y[i, :n_y]), None, unbiased=unbiased)
         torch.testing.assert_close(found[i], alone)
         expected = torch.zeros_like(x[0])
         expected[:n_x] = torch.autograd.grad(alone, own)[0]
@@ -107,18 +113,18 @@ def test_published_bandwidths():
 def test_published_kernel_is_10_on_the_diagonal():
     bandwidths = published_bandwidths(1000.0).double()
     x, y = draw(1, 3, 0), draw(1, 3, 0) + 1e4  # too far apart for any of the bandwidths
-    assert mmd(x, x, bandwidths, unbiased=False).item() == pytest.approx(0.0, abs=1e-12)
-    assert mmd(x, y, bandwidths, unbiased=False).item() == pytest.approx(20.0)
+    assert mmd(Products.of(x, x), bandwidths, unbiased=False).item() == pytest.approx(0.0, abs=1e-12)
+    assert mmd(Products.of(x, y), bandwidths, unbiased=False).item() == pytest.approx(20.0)
     many = 1e4 * torch.arange(4, dtype=torch.float64)[:, None].expand(4, 3)  # each cell is alone
-    assert mmd(many, many + 1e6, bandwidths, unbiased=False).item() == pytest.approx(20.0 / 4)
+    assert mmd(Products.of(many, many + 1e6), bandwidths, unbiased=False).item() == pytest.approx(20.0 / 4)
 
 
 def test_biased_mmd_has_a_floor_and_unbiased_has_none():
     """Two samples of one distribution: the biased MMD of Zhang et al. tends to 2(10 − k̄)/B, not to 0."""
     n, genes, bandwidths = 16, 50, published_bandwidths(100.0).double()
     pairs = [(draw(n, genes, 2 * i), draw(n, genes, 2 * i + 1)) for i in range(300)]
-    unbiased = np.array([mmd(x, y, bandwidths, unbiased=True).item() for x, y in pairs])
-    biased = np.array([mmd(x, y, bandwidths, unbiased=False).item() for x, y in pairs])
+    unbiased = np.array([mmd(Products.of(x, y), bandwidths, unbiased=True).item() for x, y in pairs])
+    biased = np.array([mmd(Products.of(x, y), bandwidths, unbiased=False).item() for x, y in pairs])
     error = unbiased.std() / math.sqrt(len(pairs))
     assert abs(unbiased.mean()) < 4 * error
     assert unbiased.min() < 0 < unbiased.max()
@@ -126,7 +132,7 @@ def test_biased_mmd_has_a_floor_and_unbiased_has_none():
     typical = torch.exp(-distance[None] / bandwidths[:, None]).sum(0).mean().item()
     assert biased.mean() == pytest.approx(2 * (10 - typical) / n, abs=4 * error)
     assert biased.mean() > 20 * error
-    moved = np.array([mmd(x, y + 0.5, bandwidths, unbiased=True).item() for x, y in pairs[:50]])
+    moved = np.array([mmd(Products.of(x, y + 0.5), bandwidths, unbiased=True).item() for x, y in pairs[:50]])
     assert moved.min() > unbiased.max()
 
 
@@ -155,7 +161,7 @@ def test_median_bandwidths_without_a_distance():
     assert median_bandwidths(torch.zeros(1, 1)).tolist() == [0.25, 0.5, 1.0, 2.0, 4.0]
     alike = torch.ones(4, 3)
     assert (median_bandwidths(squared_distances(alike, alike)) > 0).all()
-    assert mmd(alike, alike, None, unbiased=True).item() == pytest.approx(0.0, abs=1e-5)
+    assert mmd(Products.of(alike, alike), None, unbiased=True).item() == pytest.approx(0.0, abs=1e-5)
 
 
 @SEEDED

@@ -181,13 +181,28 @@ def test_terms_are_all_there(small_vocabulary, small_batch, pack_small):
     assert all(abs(value.item()) > 1e-3 for value in terms.values())
 
 
+def as_rows(rows):
+    """The values, which are also those of the tokens."""
+    by_token = torch.zeros_like(rows.values)
+    for i, row in enumerate(by_token):
+        own = slice(rows.starts[i], rows.starts[i + 1])
+        row[rows.column[own]] = rows.tokens[own]
+    assert torch.equal(by_token, rows.values)
+    return rows.values
+
+
 def test_pack(small_vocabulary, small_batch, pack_small):
     packed, module = pack_small(small_batch), build(small_vocabulary)
     assert packed.cells.n_cells == sum(len(bag.controls or bag.cells) for bag in small_batch.bags)
     assert packed.dataset.tolist() == [0] * 10 + [1] * 3
     screen, means = packed.datasets
     assert (screen.dataset, screen.cells, means.dataset, means.cells) == (0, slice(0, 10), 1, slice(10, 13))
-    assert screen.context.tolist() == [0] * 7 + [1] * 3
+    assert screen.contexts[screen.context].tolist() == [0] * 7 + [1] * 3
+    assert screen.perturbed.sets == (
+        (slice(0, 4), slice(0, 1)),
+        (slice(7, 9), slice(1, 2)),
+        (slice(9, 10), slice(2, 3)),
+    )
     assert screen.perturbed.context.tolist() == [0, 1, 1]
     assert screen.perturbed.start.tolist() == [[0, 1, 2, 3], [7, 8, 7, 7], [9, 9, 9, 9]]
     assert (screen.perturbed.start_weight > 0).sum(1).tolist() == [4, 2, 1]
@@ -205,14 +220,14 @@ def test_pack(small_vocabulary, small_batch, pack_small):
     assert packed.intervention.modality.tolist() == [1, 1, 2, 0, 0, 1, 1]
     assert packed.intervention.dataset.tolist() == [0, 0, 0, 0, 1, 1, 1]
     assert packed.intervention.bag.tolist() == [0, 0, 2, 3, 4, 5, 5]
-    values = packed.layout.fill(packed.tokens, module.columns)
+    filled = packed.layout.fill(packed.tokens, module.columns)
     for part in packed.datasets:
         genes = small_vocabulary.datasets[part.dataset].genes
         bags = [bag for bag in small_batch.bags if bag.dataset == part.dataset]
         encoded = Cells.concat([bag.controls or bag.cells for bag in bags])
-        found = values[part.values].view(-1, len(genes))
+        found = as_rows(filled.rows(part.encoded))
         np.testing.assert_array_equal(found.float(), encoded.dense(genes))
-        found = values[part.perturbed.observed].view(-1, len(genes))
+        found = as_rows(filled.rows(part.perturbed.observed))
         is_cell = part.perturbed.observed_weight.flatten() > 0
         observed = Cells.concat([bag.cells for bag in bags if bag.controls is not None])
         np.testing.assert_array_equal(found[is_cell].float(), observed.dense(genes))

@@ -68,7 +68,7 @@ def test_the_reconstruction_of_counts(small_vocabulary, small_batch, pack_small)
         made.module.log_dispersion.normal_()
     (part,) = batch.datasets
     genes = torch.from_numpy(small_vocabulary.datasets[0].genes)
-    encoded = batch.layout.fill(batch.tokens, made.module.columns)[part.values].view(-1, len(genes))
+    encoded = batch.layout.fill(batch.tokens, made.module.columns).rows(part.encoded).values
     decoded = torch.rand(encoded.shape) * 2
     r = made.module.log_dispersion.detach()[genes].exp().double().numpy()
     library = np.concatenate([cells.total_counts for cells in of_cells.encoded])
