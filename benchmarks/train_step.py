@@ -5,9 +5,9 @@ worker; bags have about 50 cells, as those of a screen with hundreds of cells pe
 are compared with the encoder ``inducing`` at the default width, in smaller batches because its steps are
 long. Phases come from the run's own log; every run prints them at its end. The run with one worker and the
 run with two have the same number of bags per step and worker. One worker trains in this process, two are
-workers of Ray Train. Once, memory that large arrays leave is
-returned to the system, as the C library does by default (``tadvae/base/allocator.py``). "Start" is the time before the training loop of a run begins: that of Ray Train's
-processes and their imports. Ray itself was started before.
+workers of Ray Train. Once, memory that large arrays leave is returned to the system, as the C library does by
+default (``tadvae/base/allocator.py``). "Start" is the time before the training loop of a run begins: that of
+Ray Train's processes and their imports. Ray itself was started before.
 
     python benchmarks/train_step.py [--json FILE] [--folder FOLDER] [--quick]
 """

@@ -82,7 +82,8 @@ class LinearCells:
         on = self.on - (profiles @ self.table).index_select(0, context)
         gap = self.cells.values - profiles.index_select(0, context)  # (N, G)
         linear = extended @ self.square - 2 * on
-        return ((extended * linear).sum(1) + torch.linalg.vecdot(gap, gap)) / gap.shape[1]
+        squares: Tensor = torch.linalg.vecdot(gap, gap)
+        return ((extended * linear).sum(1) + squares) / gap.shape[1]
 
     def predict(self, change: Tensor, bags: Perturbed, observed: CellRows) -> tuple[Tensor, Products | None]:
         """Compare the cells that bags start from, after a change of h(u), with the observed cells.
