@@ -34,6 +34,39 @@ class StreamConfig(Config):
 
 
 @dataclass(frozen=True)
+class StepCost:
+    """How long a step takes, in units of a token of an observed perturbed cell.
+
+    Attributes
+    ----------
+    control
+        Store index of the control. Only control cells are encoded: bags of controls, and one set of matched
+        controls for all perturbed bags of a context in a batch.
+    encoded
+        Time of a token of an encoded cell.
+    """
+
+    control: int
+    encoded: float = 1.0
+
+    def of(self, bags: pd.DataFrame, per_batch: int) -> np.ndarray:
+        """Cost of each batch of ``per_batch`` bags, float64, shape (n / per_batch,); ``bags`` has n rows."""
+        n_batches = len(bags) // per_batch
+        batch = np.repeat(np.arange(n_batches), per_batch)
+        places, code = np.unique(bags[["dataset", "context"]].to_numpy(), axis=0, return_inverse=True)
+        place = batch * len(places) + code.ravel()
+        tokens = bags["n_tokens"].to_numpy(np.float64)
+        control = bags["perturbation"].to_numpy() == self.control
+        own = np.bincount(place[control], tokens[control], n_batches * len(places))
+        matched = np.zeros(n_batches * len(places))  # as many cells as the largest perturbed bag has
+        np.maximum.at(matched, place[~control], tokens[~control])
+        encoded = np.maximum(own, matched).reshape(n_batches, len(places)).sum(axis=1)
+        observed = np.bincount(batch[~control], tokens[~control], n_batches)
+        result: np.ndarray = observed + self.encoded * encoded
+        return result
+
+
+@dataclass(frozen=True)
 class Window:
     """Row groups that are read together and whose bags are shuffled together.
 
@@ -121,18 +154,21 @@ def epoch_windows(
     epoch: int,
     rank: int,
     world_size: int,
+    cost: StepCost,
     skip: int = 0,
 ) -> list[Window]:
     """Windows of one rank and epoch, without the first ``skip`` bags.
 
     Batches are filled with bags of one (dataset, context) as far as the bags of a window allow, so that few
-    sets of control cells are encoded per step. Ranks wait for each other at every step, so batches with many
-    tokens are placed at the same steps on all.
+    sets of control cells are encoded per step. Ranks wait for each other at every step, so batches that take
+    long are placed at the same steps on all.
 
     Parameters
     ----------
     bags
         The training bags: rows of ``Store.bags`` with their ids as index.
+    cost
+        How long a batch takes.
     skip
         Bags of this epoch that this rank has already seen.
     """
@@ -148,9 +184,7 @@ def epoch_windows(
         order = rng.permutation(order)
         order = order[_by_context(place[bags.index.get_indexer(order)], done, config.bags_per_batch, rng)]
         if world_size > 1:
-            order = _in_step(
-                order, bags.loc[order, "n_tokens"].to_numpy(), done, config.bags_per_batch, step_key
-            )
+            order = _in_step(order, bags, cost, done, config.bags_per_batch, step_key)
         done += len(order)
         if skip >= len(order):
             skip -= len(order)
@@ -164,7 +198,13 @@ def epoch_windows(
 
 
 def bags_left(
-    bags: pd.DataFrame, config: StreamConfig, *, seed: int, epoch: int, earlier: Sequence[Sequence[int]]
+    bags: pd.DataFrame,
+    config: StreamConfig,
+    *,
+    seed: int,
+    epoch: int,
+    cost: StepCost,
+    earlier: Sequence[Sequence[int]],
 ) -> pd.DataFrame:
     """Bags of an epoch that no worker has seen yet, after the number of workers changed during the epoch.
 
@@ -177,7 +217,9 @@ def bags_left(
     for world_size, each in earlier:
         seen = []
         for rank in range(world_size):
-            windows = epoch_windows(bags, config, seed=seed, epoch=epoch, rank=rank, world_size=world_size)
+            windows = epoch_windows(
+                bags, config, seed=seed, epoch=epoch, rank=rank, world_size=world_size, cost=cost
+            )
             seen.append(np.concatenate([window.order for window in windows])[:each])
         bags = bags.drop(index=np.unique(np.concatenate(seen)))
     return bags
@@ -214,14 +256,16 @@ def _by_context(place: np.ndarray, done: int, per_batch: int, rng: np.random.Gen
 
 
 def _in_step(
-    order: np.ndarray, n_tokens: np.ndarray, done: int, per_batch: int, step_key: np.ndarray
+    order: np.ndarray, bags: pd.DataFrame, cost: StepCost, done: int, per_batch: int, step_key: np.ndarray
 ) -> np.ndarray:
-    """Reorder the batches of a window: batches with more tokens go to steps with a larger ``step_key``.
+    """Reorder the batches of a window: batches that take longer go to steps with a larger ``step_key``.
 
     Parameters
     ----------
-    order, n_tokens : (n,)
-        Bags of the window, and the number of tokens of each.
+    order : (n,)
+        Bags of the window.
+    bags
+        The training bags.
     done
         Number of bags before the window; the first bags of the window may complete a batch of those.
     step_key : (n_steps,)
@@ -231,11 +275,11 @@ def _in_step(
     n_batches = max(len(order) - first, 0) // per_batch
     span = slice(first, first + n_batches * per_batch)
     batches = order[span].reshape(n_batches, per_batch)
-    by_size = np.argsort(n_tokens[span].reshape(n_batches, per_batch).sum(axis=1), kind="stable")
+    by_cost = np.argsort(cost.of(bags.loc[order[span]], per_batch), kind="stable")
     step = (done + first) // per_batch
     by_key = np.argsort(step_key[step : step + n_batches], kind="stable")
     result, moved = order.copy(), np.empty_like(batches)
-    moved[by_key] = batches[by_size]
+    moved[by_key] = batches[by_cost]
     result[span] = moved.ravel()
     return result
 

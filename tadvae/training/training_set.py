@@ -9,7 +9,7 @@ import torch
 from tadvae.cells.ragged import Cells
 from tadvae.data.batches import Batch, BatchAssembler
 from tadvae.data.build_vocabulary import context_rows, interventions
-from tadvae.data.plan import Window, bags_left, divided_bags, epoch_windows, steps_per_epoch
+from tadvae.data.plan import StepCost, Window, bags_left, divided_bags, epoch_windows, steps_per_epoch
 from tadvae.data.reader import CellReader, load_controls, training_bags
 from tadvae.data.views import views_of
 from tadvae.data.vocabulary import Vocabulary
@@ -18,6 +18,10 @@ from tadvae.nn.packed import ModelBatch
 from tadvae.settings.experiment import ExperimentConfig
 from tadvae.store.reader import Store
 from tadvae.training.checkpoint import Earlier, Position
+
+
+TOKEN_IN_ENCODER = 20.0
+"""Time of a token in the encoder, in units of a token of an observed cell (one core, ``inducing``)."""
 
 
 def planned_bags(store: Store, groups: pd.DataFrame, config: ExperimentConfig) -> pd.DataFrame:
@@ -43,6 +47,8 @@ class TrainingSet:
         self.config, self.vocabulary = config, vocabulary
         self.bags = planned_bags(store, groups, config)
         self.reader = CellReader(store, views_of(store, vocabulary), config.split)
+        has_encoder = config.model.encoder.kind != "none"
+        self._cost = StepCost(store.control, TOKEN_IN_ENCODER if has_encoder else 1.0)
         every = training_bags(store, groups, config.split)
         controls = load_controls(self.reader, every, config.stream.max_controls)
         self._assembler = BatchAssembler(
@@ -63,7 +69,14 @@ class TrainingSet:
 
     def left(self, epoch: int, earlier: Earlier = ()) -> pd.DataFrame:
         """The bags that are left of an epoch; see :func:`tadvae.data.plan.bags_left`."""
-        return bags_left(self.bags, self.config.stream, seed=self.config.seed, epoch=epoch, earlier=earlier)
+        return bags_left(
+            self.bags,
+            self.config.stream,
+            seed=self.config.seed,
+            epoch=epoch,
+            cost=self._cost,
+            earlier=earlier,
+        )
 
     def n_steps(self, world_size: int = 1, epoch: int = 0, earlier: Earlier = ()) -> int:
         """Steps of every rank in one epoch, or in what is left of it."""
@@ -80,6 +93,7 @@ class TrainingSet:
             epoch=epoch,
             rank=rank,
             world_size=world_size,
+            cost=self._cost,
             skip=steps_done * self.config.stream.bags_per_batch,
         )
 

@@ -10,11 +10,20 @@ from hypothesis import strategies as st
 
 from tadvae.cells.ragged import Cells
 from tadvae.data.batches import BatchAssembler
-from tadvae.data.plan import StreamConfig, bags_left, divided_bags, epoch_windows, rank_bags, steps_per_epoch
-from tadvae.data.plan import _in_step as in_step
+from tadvae.data.plan import (
+    StepCost,
+    StreamConfig,
+    _in_step,
+    bags_left,
+    divided_bags,
+    epoch_windows,
+    rank_bags,
+    steps_per_epoch,
+)
 
 SEEDED = settings(max_examples=60, deadline=None, derandomize=True)
 CONTROL = 0
+COST = StepCost(CONTROL)
 
 
 def bag_table(row_groups, seed=0):
@@ -45,7 +54,9 @@ worlds, seeds = st.integers(1, 6), st.integers(0, 50)
 
 
 def plan(table, config, seed, epoch, rank, world, skip=0):
-    return epoch_windows(table, config, seed=seed, epoch=epoch, rank=rank, world_size=world, skip=skip)
+    return epoch_windows(
+        table, config, seed=seed, epoch=epoch, rank=rank, world_size=world, cost=COST, skip=skip
+    )
 
 
 def order_of(windows):
@@ -141,13 +152,28 @@ def test_bags_are_shuffled_within_the_window_only():
         assert len(set(zip(BIG["shard"][window.order], BIG["row_group"][window.order], strict=True))) == 1
 
 
+def encoded_and_observed(table, batch):
+    """Tokens of a batch by loops: a context's bags share as many controls as the largest of them has."""
+    encoded, observed, of_place = 0, 0, {}
+    for bag in batch:
+        row = table.loc[bag]
+        control, tokens = of_place.setdefault((row["dataset"], row["context"]), [0, 0]), row["n_tokens"]
+        if row["perturbation"] == CONTROL:
+            control[0] += tokens
+        else:
+            observed += tokens
+            control[1] = max(control[1], tokens)
+    encoded = sum(max(pair) for pair in of_place.values())
+    return encoded, observed
+
+
 @SEEDED
-@given(st.integers(0, 30), st.integers(0, 9), st.integers(1, 4), seeds)
-def test_in_step_moves_whole_batches_only(n_bags, done, per_batch, seed):
+@given(st.integers(0, 30), st.integers(0, 9), st.integers(1, 4), st.floats(0, 30), seeds)
+def test_in_step_moves_whole_batches_only(n_bags, done, per_batch, each, seed):
     rng = np.random.default_rng(seed)
-    n_tokens, step_key = rng.integers(1, 100, n_bags), rng.random(50)
+    table, step_key = bag_table([[n_bags]], seed), rng.random(50)
     order = rng.permutation(n_bags)
-    found = in_step(order, n_tokens, done, per_batch, step_key)
+    found = _in_step(order, table, StepCost(CONTROL, each), done, per_batch, step_key)
     first = -done % per_batch
     n_batches = max(n_bags - first, 0) // per_batch
     end = first + n_batches * per_batch
@@ -155,11 +181,11 @@ def test_in_step_moves_whole_batches_only(n_bags, done, per_batch, seed):
     np.testing.assert_array_equal(found[end:], order[end:])
     batches = [part[first:end].reshape(n_batches, per_batch).tolist() for part in (found, order)]
     assert sorted(batches[0]) == sorted(batches[1])
-    of = dict(zip(order.tolist(), n_tokens.tolist(), strict=True))
-    sizes = [sum(of[bag] for bag in batch) for batch in batches[0]]
+    pairs = [encoded_and_observed(table, batch) for batch in batches[0]]
+    costs = [each * encoded + observed for encoded, observed in pairs]
     step = (done + first) // per_batch
     by_key = np.argsort(step_key[step : step + n_batches])
-    assert np.all(np.diff(np.array(sizes, np.int64)[by_key]) >= 0)
+    assert np.all(np.diff(np.array(costs)[by_key]) >= -1e-6)
 
 
 @pytest.mark.parametrize("world", [2, 4])
@@ -169,8 +195,9 @@ def test_ranks_have_their_large_batches_at_the_same_steps(world):
     table["n_tokens"] = (1e4 * rng.lognormal(0.0, 0.7, len(table))).astype(int)
     config = StreamConfig(bags_per_batch=4)
     orders = [order_of(plan(table, config, 0, 0, rank, world)) for rank in range(world)]
-    of_bag = table["n_tokens"].to_numpy()[np.array(orders)]  # (world, bags)
-    tokens = of_bag.reshape(world, -1, 4).sum(axis=2)  # (world, steps)
+    batches = np.array(orders).reshape(world, -1, 4)
+    costs = [[sum(encoded_and_observed(table, batch)) for batch in of_rank] for of_rank in batches]
+    tokens = np.array(costs)  # (world, steps)
     apart = np.stack([rng.permutation(row) for row in tokens])
 
     def waiting(sizes):
@@ -402,7 +429,7 @@ def test_an_epoch_stays_whole_while_workers_come_and_go(table, stretches, seed, 
     earlier, seen = [], Counter()
     left = table
     for number, (world, steps) in enumerate(stretches):
-        left = bags_left(table, config, seed=seed, epoch=1, earlier=earlier)
+        left = bags_left(table, config, seed=seed, epoch=1, cost=COST, earlier=earlier)
         assert set(left.index).isdisjoint(seen)
         assert set(left.index) | set(seen) == set(table.index)
         if left.empty:
