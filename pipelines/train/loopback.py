@@ -17,7 +17,6 @@ from typing import Any
 import ray
 from ray.exceptions import GetTimeoutError
 from ray.train.backend import Backend, BackendConfig
-from ray.train.v2._internal.util import TrainingFramework
 
 LEAVING_S = 30
 """Seconds after which a worker that does not leave the process group is no longer waited for."""
@@ -30,7 +29,11 @@ def is_local() -> bool:
 
 @dataclass
 class LoopbackConfig(BackendConfig):
-    """Torch's process group for workers that are all on this machine."""
+    """Torch's process group for workers that are all on this machine.
+
+    It names no framework for the dashboard: Ray Train's controller would wait for PyTorch's version, and
+    import PyTorch to read it.
+    """
 
     timeout_s: int
     backend: str | None = None
@@ -47,11 +50,6 @@ class LoopbackConfig(BackendConfig):
         from ray.train.torch.config import TorchConfigContextManager
 
         return TorchConfigContextManager
-
-    @property
-    def framework(self) -> TrainingFramework:
-        """What the dashboard shows."""
-        return TrainingFramework.TORCH
 
     def to_dict(self) -> dict[str, Any]:
         """The settings, for the dashboard."""

@@ -1,5 +1,6 @@
 """Ray Train behind ``tadvae train``: its workers, its checkpoints, and the weights that it ends with."""
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -71,10 +72,13 @@ def _trainer(
     callbacks: Sequence[ray.train.UserCallback],
 ) -> ray.train.torch.TorchTrainer:
     """The Ray Train run, whose checkpoints are kept in the run's folder."""
+    local = is_local()
+    if local:  # no cloud takes this machine away, and its watcher is one more process that starts
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     return _Trainer(
         train_worker,
         train_loop_config=places,
-        torch_config=(LoopbackConfig if is_local() else TorchConfig)(timeout_s=SILENT_S),
+        torch_config=(LoopbackConfig if local else TorchConfig)(timeout_s=SILENT_S),
         # a new node waits at most so long until the run takes it in (Ray's default: 60 s); looking is cheap
         scaling_config=ray.train.ScalingConfig(
             num_workers=workers, use_gpu=gpu, elastic_resize_monitor_interval_s=10

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tadvae.evaluation.baselines import Array, Baseline, Perturbation, Profiles
+from tadvae.nn.adam import Adam
 
 
 class LatentAdditiveNetwork(nn.Module):
@@ -61,7 +62,7 @@ class LatentAdditive(Baseline):
             network = LatentAdditiveNetwork(
                 len(self.control), len(self._index), self.WIDTH, self.LATENT, signed=bool((goal < 0).any())
             )
-        optimizer = torch.optim.Adam(network.parameters(), lr=self.LEARNING_RATE)
+        optimizer = Adam(network.parameters(), lr=self.LEARNING_RATE)
         control, targets = self._control(), self._multi_hot(keys)
         wanted = torch.from_numpy(goal.astype(np.float32))
         for _ in range(self.STEPS):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from tadvae.evaluation.answers import Answer
 from tadvae.evaluation.questions import Question
+from tadvae.nn.adam import Adam
 
 Array = NDArray[np.float32]
 Context = int
@@ -116,7 +117,7 @@ class ScGen:
         return result
 
     def _train(self, cells: Tensor) -> None:
-        optimizer = torch.optim.Adam(self._vae.parameters(), lr=self.LEARNING_RATE)
+        optimizer = Adam(self._vae.parameters(), lr=self.LEARNING_RATE)
         per_epoch = max(len(cells) // self.BATCH, 1)  # a batch of one cell has no batch norm: rest left out
         order = torch.empty(0, dtype=torch.int64)
         for step in range(min(self.EPOCHS * per_epoch, self.MOST_STEPS)):

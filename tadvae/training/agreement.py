@@ -17,6 +17,7 @@ from torch import Tensor
 
 from tadvae.cells.ragged import Cells
 from tadvae.model.encode import AXES, axes_of
+from tadvae.nn.adam import Adam
 from tadvae.pathways.membership import Membership
 
 STEPS = 50
@@ -57,7 +58,7 @@ def learn_agreement(mask: Membership, samples: Sequence[Sample], seed: int) -> M
         return mask
     logit = torch.zeros(len(mask.gene), dtype=torch.float64, requires_grad=True)
     rng = np.random.default_rng([seed, 14])
-    optimizer = torch.optim.Adam([logit], lr=LEARNING_RATE)
+    optimizer = Adam([logit], lr=LEARNING_RATE)
     for _ in range(STEPS):
         loss = logit.new_zeros(())
         for i in rng.choice(len(samples), min(AT_ONCE, len(samples)), replace=False).tolist():

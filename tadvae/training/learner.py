@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from tadvae.data.vocabulary import Vocabulary
 from tadvae.model.device import device_of
+from tadvae.nn.adam import Adam
 from tadvae.nn.network import TADVAEModule
 from tadvae.nn.packed import ModelBatch
 from tadvae.settings.experiment import ExperimentConfig
@@ -46,7 +47,7 @@ class Learner:
             compile_parts(module)
         # one pass over the weights instead of about ten; not every device has it
         fused = self.device.type in ("cpu", "cuda") or None
-        self.optimizer = torch.optim.Adam(module.parameters(), lr=config.train.learning_rate, fused=fused)
+        self.optimizer = Adam(module.parameters(), lr=config.train.learning_rate, fused=fused)
         self._former: FormerWeights | None = None
         if vocabulary is not None and vocabulary.origin is not None and config.train.former != "free":
             self._former = FormerWeights(module, vocabulary, config)

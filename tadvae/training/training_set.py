@@ -19,7 +19,6 @@ from tadvae.settings.experiment import ExperimentConfig
 from tadvae.store.reader import Store
 from tadvae.training.checkpoint import Earlier, Position
 
-
 TOKEN_IN_ENCODER = 20.0
 """Time of a token in the encoder, in units of a token of an observed cell (one core, ``inducing``)."""
 
