@@ -22,7 +22,8 @@ from pipelines.cluster.connection import ray_session
 
 HERE = Path(__file__).parent
 SCRIPTS = [
-    "conversion", "memory", "loader", "train_step", "growth", "prediction", "embedding", "attention", "scale",
+    "conversion", "memory", "loader", "train_step", "growth", "prediction", "embedding", "attention",
+    "encoders", "sweeps", "scale",
 ]  # fmt: skip
 """Run in this order, because later scripts use files of earlier ones; ``scale`` reads their JSON."""
 TITLES = {
@@ -34,6 +35,8 @@ TITLES = {
     "prediction": "Prediction",
     "embedding": "Embedding",
     "attention": "Pathway attention",
+    "encoders": "Encoder and unmasked attention",
+    "sweeps": "Searching for settings",
     "scale": "Scale",
 }
 

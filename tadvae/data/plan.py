@@ -40,8 +40,9 @@ class StepCost:
     Attributes
     ----------
     control
-        Store index of the control. Only control cells are encoded: bags of controls, and one set of matched
-        controls for all perturbed bags of a context in a batch.
+        Store index of the control. Only control cells are encoded: bags of controls, and for the perturbed
+        bags of a context in a batch as many matched controls as the largest has cells, unless a bag of
+        controls in the batch is as large.
     encoded
         Time of a token of an encoded cell.
     """
@@ -55,12 +56,17 @@ class StepCost:
         batch = np.repeat(np.arange(n_batches), per_batch)
         places, code = np.unique(bags[["dataset", "context"]].to_numpy(), axis=0, return_inverse=True)
         place = batch * len(places) + code.ravel()
-        tokens = bags["n_tokens"].to_numpy(np.float64)
+        n_places = n_batches * len(places)
+        tokens, cells = bags["n_tokens"].to_numpy(np.float64), bags["n_cells"].to_numpy()
         control = bags["perturbation"].to_numpy() == self.control
-        own = np.bincount(place[control], tokens[control], n_batches * len(places))
-        matched = np.zeros(n_batches * len(places))  # as many cells as the largest perturbed bag has
-        np.maximum.at(matched, place[~control], tokens[~control])
-        encoded = np.maximum(own, matched).reshape(n_batches, len(places)).sum(axis=1)
+        largest, largest_control = np.zeros(n_places, cells.dtype), np.zeros(n_places, cells.dtype)
+        np.maximum.at(largest, place[~control], cells[~control])
+        np.maximum.at(largest_control, place[control], cells[control])
+        drawn = np.zeros(n_places)
+        np.maximum.at(drawn, place[~control], tokens[~control])
+        drawn[largest_control >= largest] = 0  # a bag of controls serves as matched controls
+        encoded = drawn + np.bincount(place[control], tokens[control], n_places)
+        encoded = encoded.reshape(n_batches, len(places)).sum(axis=1)
         observed = np.bincount(batch[~control], tokens[~control], n_batches)
         result: np.ndarray = observed + self.encoded * encoded
         return result

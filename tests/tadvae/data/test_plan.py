@@ -153,17 +153,19 @@ def test_bags_are_shuffled_within_the_window_only():
 
 
 def encoded_and_observed(table, batch):
-    """Tokens of a batch by loops: a context's bags share as many controls as the largest of them has."""
-    encoded, observed, of_place = 0, 0, {}
+    """Tokens of a batch by loops, as the assembler encodes them, matched controls as long as their bag."""
+    places, observed, encoded = {}, 0, 0
     for bag in batch:
         row = table.loc[bag]
-        control, tokens = of_place.setdefault((row["dataset"], row["context"]), [0, 0]), row["n_tokens"]
-        if row["perturbation"] == CONTROL:
-            control[0] += tokens
-        else:
-            observed += tokens
-            control[1] = max(control[1], tokens)
-    encoded = sum(max(pair) for pair in of_place.values())
+        kind = "control" if row["perturbation"] == CONTROL else "perturbed"
+        place = places.setdefault((row["dataset"], row["context"]), {"control": [], "perturbed": []})
+        place[kind].append((row["n_cells"], row["n_tokens"]))
+    for place in places.values():
+        observed += sum(tokens for _, tokens in place["perturbed"])
+        encoded += sum(tokens for _, tokens in place["control"])
+        most = max((cells for cells, _ in place["control"]), default=0)
+        if most < max((cells for cells, _ in place["perturbed"]), default=0):
+            encoded += max(tokens for _, tokens in place["perturbed"])
     return encoded, observed
 
 
