@@ -12,8 +12,8 @@ def keep_freed_memory() -> bool:
     """Let the C library of this process keep what is freed, on Linux with glibc; nothing elsewhere.
 
     By default glibc asks the system for every array above 32 MB, and gives it back. The system then fills
-    each page with zeros when it is first touched, which takes longer than to compute on it: 46 % of a
-    training step with 20,000 genes and the default settings (``benchmarks/train_step.py --allocator``).
+    each page with zeros when it is first touched, which can take longer than to compute on it
+    (``benchmarks/train_step.py``).
 
     Returns
     -------

@@ -29,8 +29,8 @@ def test_every_script_runs(ray_cluster, bench, tmp_path, monkeypatch):
     assert bench.main() == 0
     found = {place.stem: json.loads(place.read_text()) for place in (tmp_path / "found").glob("*.json")}
     assert set(found) == {
-        "attention", "conversion", "embedding", "encoders", "growth", "loader", "memory", "prediction", "scale",
-        "sweeps", "train_step",
+        "attention", "conversion", "embedding", "encoders", "growth", "loader", "memory", "prediction",
+        "scale", "sweeps", "train_step",
     }  # fmt: skip
     text = (tmp_path / "benchmarks.md").read_text()
     assert text.count("not run: no Python 3.12 here") == 1
