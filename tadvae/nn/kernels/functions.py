@@ -186,7 +186,7 @@ class MemberSum(torch.autograd.Function):
         ctx.table, ctx.n_rows = table, len(rows)
         starts, gene = table.member_starts.numpy(), table.member_gene.numpy()
         result = rows.new_zeros(table.n_pathways, rows.shape[1])
-        run(sums.sum_rows, cut(starts), starts, gene, *_arrays(rows, result))
+        run(sums.sum_rows, cut(starts), starts, gene, *_arrays(rows.new_ones(len(gene)), rows, result))
         return result
 
     @staticmethod
@@ -197,7 +197,8 @@ class MemberSum(torch.autograd.Function):
         pathway = np.repeat(np.arange(table.n_pathways), np.diff(table.member_starts.numpy()))
         starts, order = group(table.member_gene.numpy(), ctx.n_rows)
         d_rows = d_result.new_zeros(ctx.n_rows, d_result.shape[1])
-        run(sums.sum_rows, cut(starts), starts, pathway[order], *_arrays(d_result, d_rows))
+        arrays = _arrays(d_result.new_ones(len(order)), d_result, d_rows)
+        run(sums.sum_rows, cut(starts), starts, pathway[order], *arrays)
         return d_rows, None
 
 
@@ -245,8 +246,8 @@ class TokenProducts(torch.autograd.Function):
         by_column, order = group(column.numpy(), ctx.n_columns)
         row = np.repeat(np.arange(len(d_result)), np.diff(starts.numpy()))
         d_table = d_result.new_zeros(ctx.n_columns, d_result.shape[1])
-        arrays = _arrays(values, d_result, d_table)
-        run(sums.weighted_rows, cut(by_column), by_column, order, row, *arrays)
+        arrays = _arrays(values[torch.from_numpy(order)], d_result, d_table)
+        run(sums.sum_rows, cut(by_column), by_column, row[order], *arrays)
         return d_table, None, None, None
 
 

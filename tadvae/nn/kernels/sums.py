@@ -66,36 +66,15 @@ def sum_rows(
     last: int,
     starts: Any,  # (n + 1,)
     row: Any,  # (M,)
+    weight: Any,  # (M,)
     rows: Any,  # (m, d)
     result: Any,  # (n, d) out, zero before
 ) -> None:
-    """``result_i = Σ rows[row[k]]`` for k from ``starts[i]`` to ``starts[i + 1]``."""
+    """``result_i = Σ weight_k·rows[row_k]`` for k from ``starts[i]`` to ``starts[i + 1]``."""
     for i in range(first, last):
         total = result[i]
         for at in range(starts[i], starts[i + 1]):
-            source = rows[row[at]]
-            for j in range(len(total)):
-                total[j] += source[j]
-
-
-@kernel
-def weighted_rows(
-    part: int,
-    first: int,
-    last: int,
-    starts: Any,  # (n + 1,)
-    order: Any,  # (T,) items in order of their sums
-    row: Any,  # (T,)
-    weight: Any,  # (T,)
-    rows: Any,  # (m, d)
-    result: Any,  # (n, d) out, zero before
-) -> None:
-    """``result_i = Σ weight_t·rows[row_t]`` for the items t from ``starts[i]`` to ``starts[i + 1]``."""
-    for i in range(first, last):
-        total = result[i]
-        for at in range(starts[i], starts[i + 1]):
-            t = order[at]
-            source, factor = rows[row[t]], weight[t]
+            source, factor = rows[row[at]], weight[at]
             for j in range(len(total)):
                 total[j] += factor * source[j]
 
