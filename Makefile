@@ -14,7 +14,7 @@ help:
 	@echo "make tests    install, all tests without lint; TESTS=\"--parts fast\" for one of cluster, fast, ray, slow"
 	@echo "make fast     install, the tests that use no Ray and take no more than seconds"
 	@echo "make docs     build the documentation as a site (build/site)"
-	@echo "make bench    measure speed and memory, write docs/benchmarks.md and docs/scale.md (40 minutes)"
+	@echo "make bench    measure speed and memory, write docs/benchmarks.md and docs/scale.md (45 minutes)"
 	@echo "make gpu-wheels  download what scripts/gpu_check.sh needs on a bare machine with a GPU (build/gpu-wheels)"
 	@echo "make peers    run programs of others on the same data, write docs/peers.md (hours, GB; resumes)"
 	@echo "make results  train and score what docs/results.md shows, and write it (hours; resumes)"

@@ -105,11 +105,8 @@ def main() -> None:
     one, two = spent["inducing", 1], spent["inducing", 2]
     claims.aim("start of a run until its loop begins, one worker, s", spent["default", 1].start, at_most=12)
     claims.aim("the same, two workers, second run of a Ray, s", two.start, at_most=12)
-    claims.figure("the same, two workers, first run of a Ray, s", spent["default", 2].start)
     claims.figure("cells/s of a training worker", one.cells_a_second)
     claims.figure("share of waiting", one.wait)
-    claims.figure("start of a run, s", two.start)
-    claims.figure("checkpoint and report, s", two.checkpoint + two.report)
     claims.finish(options)
 
 

@@ -4,7 +4,7 @@ The reconstruction of a cell is ``p + D h + b`` with the control profile ``p``, 
 control cell plus ``D δ``. Their squared errors and inner products follow from products of the given cells
 with each other, which have no gradient, and with ``D``. So no array of predicted cells × genes is made, nor
 its gradient, and the products with ``D`` cost as much as the cells have tokens. With 20,000 genes a training
-step on a CPU takes a third of the time of one that decodes (``benchmarks/train_step.py``).
+step on a CPU takes less than half of the time of one that decodes (``benchmarks/train_step.py``).
 """
 
 from dataclasses import dataclass

@@ -63,6 +63,21 @@ def test_tables_fit_and_show_every_heading_and_trial(file, width):
     }
 
 
+def test_a_table_that_goes_on_says_of_what():
+    """Its title is on one line, and the settings stand before the figures again."""
+    config, records = swept(PAPER)
+    screen = Console(file=io.StringIO(), width=80)
+    for part in for_terminal(rows_of(records, config), config, "sweep", 80):
+        screen.print(part)
+    lines = [line.strip() for line in screen.file.getvalue().splitlines()]
+    title = "best of masking, d_embed/n_heads, encoder.kind by val_pearson_delta ↑"
+    assert title in lines
+    below = lines[lines.index(f"{title}, continued") :]
+    assert next(line for line in below if line.startswith("masking")).split()[:3] == [
+        "masking", "d_embed/n_heads", "encoder.kind"
+    ]  # fmt: skip
+
+
 def test_groups_are_the_papers_question_in_the_order_of_the_space():
     config, records = swept(PAPER)
     groups = views_of(rows_of(records, config), config).groups
