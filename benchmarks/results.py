@@ -1,8 +1,10 @@
 """Train, score and store what docs/results.md shows, and write it: ``make results``.
 
 Every fold of every split of a study is one JSON file in ``benchmarks/results``: scores of an ensemble with
-calibrated intervals, of its members, of all baselines, and of the published models (presets ``dvae`` and
-``sena``). What is stored is not done again; models in the middle of a fold are kept in ``benchmarks/work``::
+calibrated intervals, of its members and of all baselines. The published models (presets ``dvae`` and
+``sena``), which take ten times as long and do not depend on the settings of the ensemble, have files of their
+own, for the first folds of each split. What is stored is not done again; models in the middle of a fold are
+kept in ``benchmarks/work``::
 
     python benchmarks/results.py --study carpool --seeds 5 --epochs 50
     python benchmarks/results.py --only-write
@@ -16,6 +18,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +31,7 @@ from pipelines.train.ensemble import fold_runs, load_run, train_models
 from tadvae.base.filesystem import Location
 from tadvae.data.reader import training_bags
 from tadvae.data.splits import TEST, split_groups
-from tadvae.evaluation.evaluate import evaluate
+from tadvae.evaluation.evaluate import METHOD, evaluate
 from tadvae.model.ensemble import Ensemble
 from tadvae.settings.experiment import ExperimentConfig
 from tadvae.settings.presets import PRESETS
@@ -39,6 +42,7 @@ from tadvae.training.prepare import shifts_out_of_reach
 HERE = Path(__file__).parent
 PUBLISHED = ("dvae", "sena")
 STRUCTURES = "structure"
+PUBLISHED_SEEDS = 2
 CALIBRATION_FOLDS, SEEDS_PER_FOLD = 4, 2
 STRUCTURE = {
     "contexts/known_drugs.json": ["contexts.py", "--only", "drugs", "--json"],
@@ -102,16 +106,10 @@ def trainable(
 def run_fold(
     store_path: Path, work: Path, config: ExperimentConfig, seeds: list[int], calibrated: bool
 ) -> dict:
-    """Train what one fold needs, and score it."""
+    """Train an ensemble on one fold, with intervals if ``calibrated``, and score it beside the baselines."""
     store, folder = Store.open(str(store_path)), Location.of(work)
     groups = split_groups(store, config.split)
-    rivals, refused = trainable(store, groups, published(config))
-    seeded = {"tadvae": config} | rivals
-    runs = {
-        f"{name}/seed-{seed}": each.model_copy(update={"seed": seed})
-        for name, each in seeded.items()
-        for seed in seeds
-    }
+    runs = {f"tadvae/seed-{seed}": config.model_copy(update={"seed": seed}) for seed in seeds}
     plan, folds = None, []
     if calibrated:
         plan = plan_calibration(store, groups, config.split, CALIBRATION_FOLDS)
@@ -124,11 +122,28 @@ def run_fold(
         models = [[load_run(folder / name) for name in fold] for fold in folds]
         calibration = calibrate(store, groups, members[0].vocabulary, plan, models, mapper=ray_map)
     against = {f"tadvae, seed {seed}": (model, groups) for seed, model in zip(seeds, members, strict=True)}
-    for name in rivals:
-        against[name] = Ensemble([load_run(folder / f"{name}/seed-{seed}")[0] for seed in seeds]), groups
     scores = evaluate(store, groups, Ensemble(members, calibration), rivals=against, mapper=ray_map)
-    notes = [*scores.notes, *refused]
-    return {"notes": notes, "abstained": scores.abstained, "scores": compact(scores.table)}
+    return {"notes": scores.notes, "abstained": scores.abstained, "scores": compact(scores.table)}
+
+
+def run_published(store_path: Path, work: Path, config: ExperimentConfig, seeds: list[int]) -> dict:
+    """Train the published models on the fold of ``config``, an ensemble each, and score them."""
+    store, folder = Store.open(str(store_path)), Location.of(work)
+    groups = split_groups(store, config.split)
+    models, refused = trainable(store, groups, published(config))
+    runs = {
+        f"{name}/seed-{seed}": each.model_copy(update={"seed": seed})
+        for name, each in models.items()
+        for seed in seeds
+    }
+    train_models(str(store_path), folder, runs)
+    notes, tables = refused, []
+    for name in models:
+        ensemble = Ensemble([load_run(folder / f"{name}/seed-{seed}")[0] for seed in seeds])
+        scores = evaluate(store, groups, ensemble, mapper=ray_map)
+        tables.append(scores.table[scores.table["method"] == METHOD].assign(method=name))
+        notes += [f"{name}{note.removeprefix(METHOD)}" for note in scores.notes if note.startswith(METHOD)]
+    return {"notes": notes, "scores": compact(pd.concat(tables)) if tables else None}
 
 
 def compact(table: pd.DataFrame) -> dict:
@@ -156,13 +171,7 @@ def run_study(name: str, study: Study, arguments: argparse.Namespace) -> None:
         if arguments.split not in (None, kind):
             continue
         for fold in range(min(split.folds, arguments.max_folds or split.folds)):
-            place = arguments.out / name / f"{kind}-fold-{fold}.json"
             about = {"study": name, "split": kind, "fold": fold, "folds": split.folds}
-            about |= {"seeds": seeds, "epochs": epochs, "settings": [*study.settings, *split.extra]}
-            about["published"] = {name: each.summary for name, each in published(ExperimentConfig()).items()}
-            if place.exists() and json.loads(place.read_text())["about"] == about:
-                print(f"{place}: already there", flush=True)
-                continue
             held = of_fold(split, fold)
             if study.part_of is not None:
                 whole, _ = make_store(STUDIES[study.part_of], arguments.work / study.part_of)
@@ -170,11 +179,33 @@ def run_study(name: str, study: Study, arguments: argparse.Namespace) -> None:
             extra = [*split.extra, held, f"train.epochs={epochs}"]
             config = ExperimentConfig.load(None, [*settings, *extra])
             folder = work / f"{kind}-fold-{fold}-epochs-{epochs}"
-            found = run_fold(store, folder, config, seeds, split.calibrated)
-            place.parent.mkdir(parents=True, exist_ok=True)
-            place.write_text(json.dumps({"about": about} | found, indent=None) + "\n")
-            shutil.rmtree(folder)
-            print(f"{place}: written", flush=True)
+            results = arguments.out / name
+            of_ours = {"seeds": seeds, "epochs": epochs, "settings": [*study.settings, *split.extra]}
+            place = results / f"{kind}-fold-{fold}.json"
+            store_once(
+                place, about | of_ours, folder,
+                lambda: run_fold(store, folder, config, seeds, split.calibrated),  # noqa: B023  called at once
+            )  # fmt: skip
+            if study.part_of is None and fold < arguments.published_folds:
+                some = seeds[:PUBLISHED_SEEDS]
+                of_theirs = {"seeds": some, "models": {n: c.summary for n, c in published(config).items()}}
+                place = results / "published" / place.name
+                store_once(
+                    place, about | of_theirs, folder,
+                    lambda: run_published(store, folder, config, some),  # noqa: B023  called at once
+                )  # fmt: skip
+
+
+def store_once(place: Path, about: dict, work: Path, found: Callable[[], dict]) -> None:
+    """Write what ``found`` returns, unless it is there with the same ``about``; ``work`` is removed."""
+    if place.exists() and json.loads(place.read_text())["about"] == about:
+        print(f"{place}: already there", flush=True)
+        return
+    result = {"about": about} | found()
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.write_text(json.dumps(result) + "\n")
+    shutil.rmtree(work, ignore_errors=True)
+    print(f"{place}: written", flush=True)
 
 
 def run_structure(out: Path) -> None:
@@ -207,6 +238,7 @@ def main(given: list[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, default=5, help="members of each ensemble")
     parser.add_argument("--epochs", type=int, help="of tadvae; default: the study's own")
     parser.add_argument("--max-folds", type=int, help="only the first folds of each split")
+    parser.add_argument("--published-folds", type=int, default=1, help="folds with the published models")
     parser.add_argument("--out", type=Path, default=HERE / "results")
     parser.add_argument("--work", type=Path, default=HERE / "work")
     parser.add_argument("--page", type=Path, default=HERE.parent / "docs" / "results.md")

@@ -11,7 +11,6 @@ from studies import STUDIES
 from tadvae.evaluation.bootstrap import Interval, bootstrap_mean, paired_bootstrap_difference
 from tadvae.evaluation.evaluate import CEILING, COVERAGE, METHOD, NULL
 from tadvae.evaluation.metrics import HIGHER_IS_BETTER
-from tadvae.settings.experiment import ExperimentConfig
 
 COLUMNS = {
     "pearson_delta": "Pearson-Δ", "pearson_delta_de": "Pearson-Δ, responsive genes", "l2": "L2",
@@ -35,17 +34,15 @@ for groups that were not seen in training. **tadvae** is the mean prediction of 
 a group's cells against the other half; `null_95` is the 95th percentile of the distance between two such
 halves. Neither exists for mean profiles. Coverage is measured: the share of genes whose observed mean lies
 inside the ensemble's 90% interval. Below each table: masking, width, heads, epochs and seeds of every model.
-Published models run as published (`model.md`, Presets), or are left out where nothing in the data can
-teach them.
+Published models run as published (`model.md`, Presets) on the first fold of each split, or are left out
+where nothing in the data can teach them; they have tables of their own.
 """
 
 
 def write_page(results: Path, page: Path) -> None:
     """Write the page: one section per study, one table per split and category."""
-    stored = {
-        name: [json.loads(place.read_text()) for place in sorted((results / name).glob("*.json"))]
-        for name in STUDIES
-    }
+    stored = {name: _read(results / name) for name in STUDIES}
+    published = {name: _read(results / name / "published") for name in STUDIES}
     head, about = INTRODUCTION.split("\n\n", 1)
     parts = [f"{head}\n", *opening(results, page, _rows(stored)), about]
     parts += [*_summary(stored), *structure(results), *_together(stored)]
@@ -58,8 +55,13 @@ def write_page(results: Path, page: Path) -> None:
             folds = _of_split(found, kind)
             if folds:
                 parts.append(_section(kind, folds))
+                parts += _published(folds, _of_split(published[name], kind))
     parts += [*_maskings(results), *_intervals(results), *_truth(results / "truth.json")]
     page.write_text("\n".join(parts))
+
+
+def _read(folder: Path) -> list[dict]:
+    return [json.loads(place.read_text()) for place in sorted(folder.glob("*.json"))]
 
 
 def _rows(stored: dict[str, list[dict]]) -> list[Row]:
@@ -81,10 +83,9 @@ def _summary(stored: dict[str, list[dict]]) -> list[str]:
     """The model compared with the best baseline, for every table of the page."""
     lines = [
         "## Summary\n",
-        "**tadvae** minus the best baseline of each table and metric (chosen by its mean; published models "
-        "do not count as baselines), paired over held-out groups, with a 95% bootstrap interval. *better* "
-        f"and *worse*: the interval excludes zero; *level*: it does not; *too few*: fewer than {FEWEST} "
-        "groups.\n",
+        "**tadvae** minus the best baseline of each table and metric (chosen by its mean), paired over "
+        "held-out groups, with a 95% bootstrap interval. *better* and *worse*: the interval excludes zero; "
+        f"*level*: it does not; *too few*: fewer than {FEWEST} groups.\n",
         "| study, split | groups | Pearson-Δ: best baseline | tadvae minus it | | L2: best baseline | "
         "tadvae minus it | |",
         "|---|---|---|---|---|---|---|---|",
@@ -141,9 +142,8 @@ def _of_category(folds: list[dict], category: str) -> np.ndarray:
 
 def _against_best(folds: list[dict], metric: str, chosen: np.ndarray) -> tuple[str, Interval, str]:
     """The best baseline's name, the model's score minus its score, and the verdict."""
-    published = set(folds[0]["about"]["published"])
     names = [n for n in folds[0]["scores"]["values"][metric] if not n.startswith(METHOD)]
-    names = [n for n in names if n not in {CEILING, NULL, *published}]
+    names = [n for n in names if n not in {CEILING, NULL}]
     sign = 1 if HIGHER_IS_BETTER[metric] else -1
     score = {name: values_of(folds, metric, name)[chosen] for name in names}
     best = max(names, key=lambda name: sign * np.nanmean(score[name]))
@@ -215,28 +215,40 @@ def _section(kind: str, folds: list[dict]) -> str:
             f"Groups for which the model abstains: {len(abstained)} (for example: {abstained[0]}).\n"
         )
     notes = {note for each in folds for note in each["notes"] if not note.startswith(f"{METHOD}, seed ")}
-    lines += [f"- {note}" for note in sorted(notes | _earlier_models(folds))]
+    lines += [f"- {note}" for note in sorted(notes)]
     return "\n".join(lines) + "\n"
 
 
-def _earlier_models(folds: list[dict]) -> set[str]:
-    """What the models of folds are that were stored before evaluations said so."""
-    found = set()
-    for about in (each["about"] for each in folds if not _describes(each["notes"])):
-        settings = [*about["settings"], f"train.epochs={about['epochs']}"]
-        settings.append("model.pathway.masking=hard")  # the default then
-        config = ExperimentConfig.load(None, [each for each in settings if not each.startswith("split=")])
-        found.add(f"{METHOD}: {config.summary}; seeds {', '.join(map(str, about['seeds']))}")
-        names = " and ".join(about["published"])
-        found.add(
-            f"{names}: trained before these presets had their own schedule, with the learning rate, the "
-            f"batches and the {about['epochs']} epochs of {METHOD}; not comparable with the publications"
-        )
-    return found
-
-
-def _describes(notes: list[str]) -> bool:
-    return any(note.startswith(f"{METHOD}: ") for note in notes)
+def _published(folds: list[dict], published: list[dict]) -> list[str]:
+    """Published models on the folds that have them, beside the model on the same groups."""
+    ours = {each["about"]["fold"]: each for each in folds}
+    both = [(ours[each["about"]["fold"]], each) for each in published if each["about"]["fold"] in ours]
+    scored = [
+        (mine, each) for mine, each in both
+        if each["scores"] is not None and each["scores"]["groups"] == mine["scores"]["groups"]
+    ]  # fmt: skip
+    rows = []
+    for name in published[0]["about"]["models"] if scored else ():
+        cells = [name]
+        for metric in _MAIN:
+            theirs = values_of([each for _, each in scored], metric, name)
+            less = values_of([mine for mine, _ in scored], metric, METHOD) - theirs
+            gain, verdict = _difference(less, 1 if HIGHER_IS_BETTER[metric] else -1)
+            interval = f"{gain.mean:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}]"
+            cells += [f"{np.nanmean(theirs):.3f}", interval, verdict]
+        rows.append(f"| {' | '.join(cells)} |")
+    lines = [f"- {note}" for note in sorted({note for _, each in both for note in each["notes"]})]
+    if rows:
+        number = ", ".join(str(each["about"]["fold"]) for _, each in scored)
+        n = sum(len(each["scores"]["groups"]) for _, each in scored)
+        seeds = len(published[0]["about"]["seeds"])
+        lines = [
+            f"Published models on the {n} groups of fold {number}, all categories, {seeds} seeds:\n",
+            "| model | Pearson-Δ ↑ | tadvae minus it | | L2 ↓ | tadvae minus it | |",
+            "|---|---|---|---|---|---|---|",
+            *rows, "", *lines,
+        ]  # fmt: skip
+    return [*lines, ""] if lines else []
 
 
 def values_of(folds: list[dict], metric: str, method: str) -> np.ndarray:
