@@ -87,14 +87,17 @@ def test_one_command_trains_stores_and_writes(results, ray_cluster, tmp_path, ca
     one_seed = np.mean([scores["l2"][f"tadvae, seed {s}"] for s in (0, 1)], axis=0)
     assert f"{bootstrap_mean(one_seed).mean:.3f} [" in page
     assert "### cells" in page
-    for model in (
-        "tadvae: agreement masking; ",
-        "dvae: 128 hidden units",
-        "sena: linear masking",
-    ):
-        assert f"- {model}" in page
+    published = json.loads((stored.parent / "published" / stored.name).read_text())
+    assert published["scores"]["groups"] == found["scores"]["groups"]
+    for model, what in (("dvae", "128 hidden units"), ("sena", "linear masking")):
+        less = np.array(scores["l2"]["tadvae"]) - np.array(published["scores"]["values"]["l2"][model])
+        gain = bootstrap_mean(less)
+        (row,) = [line for line in page.split("### cells")[0].split("\n") if line.startswith(f"| {model} | ")]
+        assert f"{gain.mean:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}]" in row
+        assert f"- {model}: {what}" in page
+    assert "- tadvae: agreement masking; " in page
 
-    arithmetic = {m for m in scores["l2"] if not m.startswith("tadvae")} - {"noise_ceiling", "dvae", "sena"}
+    arithmetic = {m for m in scores["l2"] if not m.startswith("tadvae")} - {"noise_ceiling"}
     best = min(arithmetic, key=lambda m: np.mean(scores["l2"][m]))
     gain = bootstrap_mean(np.array(scores["l2"]["tadvae"]) - np.array(scores["l2"][best]))
     assert f"| {best} | {gain.mean:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}] |" in page
@@ -102,7 +105,7 @@ def test_one_command_trains_stores_and_writes(results, ray_cluster, tmp_path, ca
     before = stored.stat().st_mtime_ns
     capsys.readouterr()
     results.main(arguments)
-    assert capsys.readouterr().out.count("already there") == 2
+    assert capsys.readouterr().out.count("already there") == 4
     assert stored.stat().st_mtime_ns == before
     places["page"].unlink()
     results.main([*arguments, "--only-write"])
@@ -136,24 +139,31 @@ def test_models_that_cannot_learn_are_left_out_with_the_reason(results, convert_
     assert note.startswith("none: not trained, nothing in the data")
 
 
-def test_the_page_says_what_every_model_is(results):
+def test_published_models_are_compared_on_their_own_groups(results):
+    """A model without scores leaves its reason; one whose groups are others is not compared."""
     page = importlib.import_module("results_page")
-    about = {"settings": ["model.pathway={d_embed: 32, n_heads: 2}"], "epochs": 7, "seeds": [0, 1]}
-    earlier = {"about": about | {"published": ["dvae", "sena"]}, "notes": []}
-    tadvae, published = sorted(page._earlier_models([earlier]), reverse=True)
-    assert "hard masking; width 32, 2 heads" in tadvae
-    assert "7 epochs" in tadvae
-    assert tadvae.endswith("seeds 0, 1")
-    assert published.startswith("dvae and sena: trained before these presets had their own schedule")
-    assert not page._earlier_models([earlier | {"notes": ["tadvae: hard masking; seed 0"]}])
+    ours = [fold(0, [0.7, 0.8], [1.0, 3.0]), fold(1, [0.6, 0.7], [3.0, 1.0])]
+    values = {"pearson_delta": {"dvae": [0.5, 0.7]}, "l2": {"dvae": [2.0, 2.0]}}
+    about = {"split": "combo", "fold": 1, "seeds": [0, 1], "models": {"dvae": "…"}}
+    theirs = {"about": about, "notes": ["dvae: 100 epochs"], "scores": {"values": values}}
+    theirs["scores"]["groups"] = ours[1]["scores"]["groups"]
+    lines = page._published(ours, [theirs])
+    assert "on the 2 groups of fold 1, all categories, 2 seeds" in lines[0]
+    assert "| dvae | 0.600 | +0.050 [+0.000, +0.100] | too few | 2.000 | +0.000 [" in lines[3]
+    assert "- dvae: 100 epochs" in lines
+    theirs["scores"]["groups"] = ours[0]["scores"]["groups"]
+    assert page._published(ours, [theirs]) == ["- dvae: 100 epochs", ""]
+    refused = theirs | {"scores": None, "notes": ["dvae: not trained, no cells"]}
+    assert page._published(ours, [refused]) == ["- dvae: not trained, no cells", ""]
+    assert page._published(ours, []) == []
 
 
 def fold(number: int, pearson: list, l2: list) -> dict:
     """A stored fold of two groups, with ``additive`` at 0.5 and 2 everywhere."""
     groups = [["screen", "c", f"P{number}", "combo_seen2"], ["screen", "c", f"Q{number}", "combo_seen2"]]
-    values = {"pearson_delta": {"additive": [0.5, 0.5], "tadvae": pearson, "dvae": [0.9, 0.9]}}
-    values["l2"] = {"additive": [2.0, 2.0], "tadvae": l2, "dvae": [0.1, 0.1]}
-    about = {"split": "combo", "fold": number, "published": ["dvae"]}
+    values = {"pearson_delta": {"additive": [0.5, 0.5], "tadvae": pearson}}
+    values["l2"] = {"additive": [2.0, 2.0], "tadvae": l2}
+    about = {"split": "combo", "fold": number}
     return {"about": about, "scores": {"groups": groups, "values": values}}
 
 
@@ -176,7 +186,6 @@ def test_verdicts_and_screens_together(results, monkeypatch, n_alone, worse, lev
         ][:n_alone],
     }
     (row,) = [line for line in page._summary(stored) if line.startswith("| both, combo: combo_seen2 | 6 |")]
-    assert row.count("additive") == 2  # a published model is no baseline
     assert "| +0.2000 [" in row
     assert row.index("**better**") < row.index("| level |")
     (row,) = [line for line in page._together(stored) if line.startswith(f"| alone, combo | {2 * n_alone} |")]
