@@ -1,4 +1,4 @@
-"""The beginning of docs/results.md: one paragraph, one figure, and the tables of the studies of structure."""
+"""The beginning of docs/results.md: a summary, one figure, and the tables of the studies of structure."""
 
 import json
 from dataclasses import dataclass
@@ -10,6 +10,7 @@ import numpy as np
 from tadvae.report.charts import element
 
 FIGURE = Path("images") / "results.svg"
+WORDS = ("Smaller", "Level", "Larger")
 METRICS = {"pearson_delta": "Pearson-Δ", "l2": "L2"}
 REGRESSION = "regression"
 PATHWAYS, PERMUTED = "regression, pathways", "regression, permuted"
@@ -23,7 +24,7 @@ STYLE = (
 class Row:
     """Relative difference of L2 to a baseline, in percent, with its 95% interval; negative is better.
 
-    Rows of one ``family`` are one item of the paragraph.
+    Rows of one ``family`` are one item of the sentence that names them.
     """
 
     label: str
@@ -101,7 +102,7 @@ def chart(rows: list[Row]) -> str:
 
 
 def opening(results: Path, page: Path, rows: list[Row]) -> list[str]:
-    """The paragraph and the figure, which is written next to the page; nothing without results.
+    """The sentences and the figure, which is written next to the page; nothing without results.
 
     Parameters
     ----------
@@ -117,10 +118,15 @@ def opening(results: Path, page: Path, rows: list[Row]) -> list[str]:
     better, level, worse = (
         [row for row in rows if row.verdict == verdict] for verdict in ("better", "level", "worse")
     )
-    sentences = [
-        f"**In two minutes.** The error (L2) is smaller than that of the best baseline in {len(better)} of "
-        f"{len(rows)} comparisons, with a 95% interval without zero{_listed(better)}.",
-        f"It is level in {len(level)}{_listed(level)}; it is larger in {len(worse)}{_listed(worse)}.",
+    lines = [
+        "**In two minutes.** On conditions that tadvae has not seen, its error (L2) is smaller than that of the "
+        f"best baseline in {len(better)} of {len(rows)} comparisons, level in {len(level)} and larger in "
+        f"{len(worse)} (95% intervals).\n",
+        *(
+            f"- **{word}**: {_listed(some)}."
+            for word, some in zip(WORDS, (better, level, worse), strict=True)
+            if some
+        ),
         *_attention(results),
         *_pathways(results),
         *_joint(results),
@@ -130,7 +136,7 @@ def opening(results: Path, page: Path, rows: list[Row]) -> list[str]:
         "Dots are relative differences of L2 with 95% intervals; blue: better, grey: level, orange: worse. "
         "Rows from *known drug* on are the regression of mean effects alone, which the model uses there."
     )
-    return [" ".join(sentences) + "\n", figure + "\n", note + "\n"]
+    return [*lines, "", figure + "\n", note + "\n"]
 
 
 def _listed(rows: list[Row]) -> str:
@@ -144,7 +150,7 @@ def _listed(rows: list[Row]) -> str:
         else f"{family} ({len(values)}: {min(values):+.1f} to {max(values):+.1f}%)"
         for family, values in families.items()
     ]
-    return f": {'; '.join(words)}" if words else ""
+    return "; ".join(words)
 
 
 def panel_scores(folder: Path) -> dict[tuple[str, str], dict[int, list[float]]]:
@@ -181,10 +187,13 @@ def _attention(results: Path) -> list[str]:
     parts = []
     truth = read(results / "truth.json").get("rows", [])
     if truth:
-        names = [name for name in truth[0] if name.startswith("activity, ")]
-        means = {name.removeprefix("activity, "): np.mean([row[name] for row in truth]) for name in names}
-        words = "; ".join(f"{name.replace(', ', ' ')} {value:.2f}" for name, value in means.items())
-        parts.append(f"its activities on simulated screens correlate with the truth ({words})")
+        means = {
+            name: np.mean([row[f"activity, {name}"] for row in truth])
+            for name in ("agreement", "linear", "members", "hard")
+            if f"activity, {name}" in truth[0]
+        }
+        words = ", ".join(f"{name} {value:.2f}" for name, value in means.items())
+        parts.append(f"activities on simulated screens correlate with the truth ({words})")
     table = transfer(results)
     if ("agreement, smoothed", "true") in table and ("linear, smoothed", "true") in table:
         own, linear = (table[f"{name}, smoothed", "true"][0] for name in ("agreement", "linear"))
@@ -194,7 +203,7 @@ def _attention(results: Path) -> list[str]:
             f"attention, {linear:.3f} with a linear layer, {plain:.3f} with plain sums of members: "
             f"attention adds {'nothing' if own <= plain else f'{own - plain:.3f}'} to plain sums"
         )
-    return [f"**Attention**: {'; '.join(parts)}."] if parts else []
+    return [f"- **Attention**: {'; '.join(parts)}."] if parts else []
 
 
 def _pathways(results: Path) -> list[str]:
@@ -208,9 +217,9 @@ def _pathways(results: Path) -> list[str]:
         rows.append(relative(screen, gain["pathways_minus"], gain["mean"]))
     if rows:
         ahead, level = ([row for row in rows if (row.verdict == "better") == wanted] for wanted in (1, 0))
-        parts.append(f"for unseen targets, L2 compared with permuted ones is smaller{_listed(ahead)}")
-        parts.append(f"and not smaller{_listed(level)}")
-    return [f"**Pathways**: {'; '.join(parts)}."] if parts else []
+        parts.append(f"for unseen targets, L2 compared with permuted ones is smaller in {_listed(ahead)}")
+        parts.append(f"and not smaller in {_listed(level)}")
+    return [f"- **Pathways**: {'; '.join(parts)}."] if parts else []
 
 
 def _joint(results: Path) -> list[str]:
@@ -223,7 +232,7 @@ def _joint(results: Path) -> list[str]:
     if not words:
         return []
     return [
-        "**Joint training**: for a drug that other cell types tested, L2 with their data and with the mean "
+        "- **Joint training**: for a drug that other cell types tested, L2 with their data and with the mean "
         f"of the own cell type, all that a model of it alone knows: {', '.join(words)}."
     ]
 

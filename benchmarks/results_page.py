@@ -142,11 +142,11 @@ def _of_category(folds: list[dict], category: str) -> np.ndarray:
 
 def _against_best(folds: list[dict], metric: str, chosen: np.ndarray) -> tuple[str, Interval, str]:
     """The best baseline's name, the model's score minus its score, and the verdict."""
-    names = [n for n in folds[0]["scores"]["values"][metric] if not n.startswith(METHOD)]
-    names = [n for n in names if n not in {CEILING, NULL}]
+    names = [n for n in folds[0]["scores"]["values"][metric] if not n.startswith((METHOD, CEILING, NULL))]
     sign = 1 if HIGHER_IS_BETTER[metric] else -1
     score = {name: values_of(folds, metric, name)[chosen] for name in names}
-    best = max(names, key=lambda name: sign * np.nanmean(score[name]))
+    score = {name: values for name, values in score.items() if np.isfinite(values).any()}
+    best = max(score, key=lambda name: sign * np.nanmean(score[name]))
     return best, *_difference(values_of(folds, metric, METHOD)[chosen] - score[best], sign)
 
 

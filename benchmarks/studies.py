@@ -130,6 +130,17 @@ STUDIES = {
         ("model.pathway={d_embed: 32, n_heads: 2}", "preprocess.n_top_genes=2000"),
         20,
     ),
+    "kang_types": Study(
+        "Kang 2018, IFN-beta in five types of blood cells; each fold holds out one of them, but for its controls",
+        [
+            _screen(
+                "kang18", "screens/kang18_pbmc_ifnb_5celltypes.h5ad", "ligand", {"column": "cell_type"}
+            )
+        ],
+        {"context": Split("kind: context", 5, calibrated=False)},
+        ("model.pathway={d_embed: 32, n_heads: 2}",),
+        20,
+    ),
 }  # fmt: skip
 
 

@@ -220,12 +220,13 @@ def test_the_page_opens_with_what_is_stored(results, tmp_path):
     stored = {"about": {"seed": 0}, "drugs, t": scores}
     (tmp_path / "contexts" / "known_drugs.json").write_text(json.dumps(stored))
     rows = [opening.relative("doubles", {"mean": 0.0, "low": -1.0, "high": 1.0}, 10.0)]
-    text, figure, _ = opening.opening(tmp_path, tmp_path / "results.md", rows)
-    assert "smaller than that of the best baseline in 1 of 2 comparisons" in text
-    assert "a known drug in another cell type -5.0%" in text
-    assert "level in 1: doubles +0.0%" in text
-    assert "t 38.0 against 50.0" in text
-    assert "(images/results.svg)" in figure
+    page = "\n".join(opening.opening(tmp_path, tmp_path / "results.md", rows))
+    assert "best baseline in 1 of 2 comparisons, level in 1 and larger in 0" in page
+    assert "- **Smaller**: a known drug in another cell type -5.0%." in page
+    assert "- **Level**: doubles +0.0%." in page
+    assert "**Larger**" not in page
+    assert "t 38.0 against 50.0" in page
+    assert "(images/results.svg)" in page
     svg = (tmp_path / "images" / "results.svg").read_text()
     assert svg.count('class="better"') == svg.count('class="level"') == 1
 
