@@ -119,8 +119,8 @@ def opening(results: Path, page: Path, rows: list[Row]) -> list[str]:
         [row for row in rows if row.verdict == verdict] for verdict in ("better", "level", "worse")
     )
     lines = [
-        "**In two minutes.** On conditions that tadvae has not seen, its error (L2) is smaller than that of the "
-        f"best baseline in {len(better)} of {len(rows)} comparisons, level in {len(level)} and larger in "
+        "**In two minutes.** On conditions that tadvae has not seen, its error (L2) is smaller than that of "
+        f"the best baseline in {len(better)} of {len(rows)} comparisons, level in {len(level)} and larger in "
         f"{len(worse)} (95% intervals).\n",
         *(
             f"- **{word}**: {_listed(some)}."

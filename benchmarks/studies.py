@@ -131,7 +131,7 @@ STUDIES = {
         20,
     ),
     "kang_types": Study(
-        "Kang 2018, IFN-beta in five types of blood cells; each fold holds out one of them, but for its controls",
+        "Kang 2018, IFN-beta in five types of blood cells, each held out in turn but for its controls",
         [
             _screen(
                 "kang18", "screens/kang18_pbmc_ifnb_5celltypes.h5ad", "ligand", {"column": "cell_type"}
