@@ -4,7 +4,7 @@
 
 The truth is the simulated one, the exact mean profile of each perturbation at each dose, less that of the
 control. Compared are the whole model, its network, its regression, the effect of the nearest dose of
-training, the mean of the two neighbours (at the ends the nearest), and the mean over the doses of training,
+training, a line between the two neighbours (at the ends the nearest), and the mean over the doses of training,
 which ignores the dose.
 """
 
@@ -21,6 +21,7 @@ from pipelines.convert import convert
 from tadvae.data.build_vocabulary import interventions
 from tadvae.data.splits import TEST
 from tadvae.evaluation.bootstrap import bootstrap_mean, paired_bootstrap_difference
+from tadvae.evaluation.dose_interpolation import interpolate
 from tadvae.evaluation.metrics import score_profiles
 from tadvae.model.predictor import Predictor
 from tadvae.settings.experiment import ExperimentConfig
@@ -49,7 +50,7 @@ METHODS = {
     "tadvae": "tadvae",
     "network": "its network alone",
     "regression": "its regression alone",
-    "neighbours": "mean of the two neighbouring doses",
+    "line": "line between the two neighbouring doses",
     "nearest": "nearest dose",
     "mean": "mean over the doses",
 }
@@ -101,21 +102,14 @@ def run(seed: int, fold: int, folder: Path) -> dict[str, Any]:
     }
     assert effects.observed is not None
     conditions = effects.observed.conditions
-    simple: dict[str, list[np.ndarray]] = {"neighbours": [], "nearest": [], "mean": []}
+    simple: dict[str, list[np.ndarray]] = {"line": [], "nearest": [], "mean": []}
     for pair in asked:
         (target, _, log_dose, _), *_ = pair
         rows = [i for i in range(len(conditions)) if conditions.targets[i, target]]
         logs = conditions.amounts[rows, 0]
         each = np.stack([effects.observed.effects[i] for i in rows])
-        order_of_rows = np.argsort(np.abs(logs - log_dose))
-        below, above = logs < log_dose, logs > log_dose
-        sides = [
-            np.flatnonzero(side)[np.argmin(np.abs(logs[side] - log_dose))]
-            for side in (below, above)
-            if side.any()
-        ]
-        simple["neighbours"].append(each[sides].mean(axis=0))
-        simple["nearest"].append(each[order_of_rows[0]])
+        simple["line"].append(interpolate(conditions.amounts[rows], each, np.array([log_dose, np.nan])))
+        simple["nearest"].append(each[np.argmin(np.abs(logs - log_dose))])
         simple["mean"].append(each.mean(axis=0))
     found |= {name: np.stack(values) for name, values in simple.items()}
     scores = {

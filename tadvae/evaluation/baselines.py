@@ -37,6 +37,9 @@ class Profiles:
         Training profiles of other contexts, each on its own genes; for baselines of contexts.
     new_context
         Whether no perturbation of this context is in training; ``means`` then come from other contexts.
+    amounts
+        Shape (N, 2): logarithms of dose and time of each training condition, NaN where it has none; None: no
+        condition has one.
 
     Raises
     ------
@@ -52,6 +55,7 @@ class Profiles:
     target_gene: Mapping[str, str | None] = field(default_factory=dict)
     elsewhere: Sequence["Profiles"] = ()
     new_context: bool = False
+    amounts: Array | None = None
 
     def __post_init__(self) -> None:
         control = np.asarray(self.control, dtype=np.float64)  # (G,)
@@ -63,6 +67,8 @@ class Profiles:
                 f"means: expected shape ({len(self.targets)}, {control.size}) for {len(self.targets)} "
                 f"conditions and a control of shape {control.shape}, got {means.shape}."
             )
+        if self.amounts is not None and self.amounts.shape != (len(self.targets), 2):
+            raise ValueError(f"amounts: expected shape ({len(self.targets)}, 2), got {self.amounts.shape}.")
         if not control.size:
             raise ValueError("profiles: no genes.")
         if len(self.genes) != control.size or len(set(self.genes)) != control.size:

@@ -22,6 +22,7 @@ from tadvae.evaluation.ceiling import resampled_metrics, split_half_ceiling
 from tadvae.evaluation.context_baselines import CONTEXT_BASELINES
 from tadvae.evaluation.differential_expression import DE_METRICS, Response, responding_genes
 from tadvae.evaluation.distances import energy_distance, median_bandwidths, mmd_unbiased
+from tadvae.evaluation.dose_interpolation import DoseInterpolation
 from tadvae.evaluation.latent_additive import LatentAdditive
 from tadvae.evaluation.leaks import check_leaks
 from tadvae.evaluation.metrics import (
@@ -179,6 +180,9 @@ def _score(
     more = [each for each in further if each.applies(question.profiles)]
     baselines = fit_all(question.profiles) | {each.name: each().fit(question.profiles) for each in more}
     predicted = {name: baseline.predict(question.targets) for name, baseline in baselines.items()}
+    if DoseInterpolation.applies(question.profiles):
+        line = DoseInterpolation().fit(question.profiles)
+        predicted[line.name] = line.predict(question.targets, question.amounts)
     predicted |= {name: own.mean for name, own in given.items()}
     scores: dict[tuple[str, str], np.ndarray] = {}
     responsive = responsive_genes(question.profiles.means - control) if len(question.profiles.means) else None

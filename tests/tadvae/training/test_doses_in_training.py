@@ -188,6 +188,8 @@ def test_a_held_out_dose_is_evaluated_and_reported(run, tmp_path, monkeypatch):
     scores = evaluate_run(str(run))
     assert set(scores.table["category"]) == {"unseen_dose"}
     assert not scores.abstained
+    l2 = scores.table[scores.table["metric"] == "l2"].groupby("method")["value"].mean()
+    assert l2["dose_interpolation"] < l2["mean"]  # it knows the drug
     report_run(str(run), str(tmp_path / "page.html"))
 
 
