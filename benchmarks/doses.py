@@ -4,8 +4,8 @@
 
 The truth is the simulated one, the exact mean profile of each perturbation at each dose, less that of the
 control. Compared are the whole model, its network, its regression, the effect of the nearest dose of
-training, a line between the two neighbours (at the ends the nearest), and the mean over the doses of training,
-which ignores the dose.
+training, a line between the two neighbours (at the ends the nearest), and the mean over the doses of
+training, which ignores the dose.
 """
 
 import argparse
