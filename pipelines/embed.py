@@ -22,6 +22,8 @@ def embed_to(
     values: Literal["counts", "log1p"] = "counts",
     smooth: int | None = None,
     workers: int = 1,
+    batch: str | None = None,
+    controls: str | None = None,
     gpu: bool = False,
 ) -> ad.AnnData:
     """Embed the cells of files with a run and write one ``.h5ad`` atomically; see :meth:`TADVAE.embed`."""
@@ -42,4 +44,6 @@ def embed_to(
         values=values,
         smooth=smooth,
         workers=workers,
+        batch=batch,
+        controls=controls,
     )

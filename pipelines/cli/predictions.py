@@ -180,6 +180,18 @@ def embed(
     workers: Annotated[
         int, typer.Option(min=1, help="Number of processes, each with one thread and a copy of the model.")
     ] = 1,
+    batch: Annotated[
+        str | None,
+        typer.Option(
+            metavar="OBS",
+            help="Column of obs with the batch of each cell (tadvae_file: the file): each batch is moved so "
+            "that its control cells have the mean of all control cells.",
+        ),
+    ] = None,
+    controls: Annotated[
+        str | None,
+        typer.Option(metavar="OBS=value", help="The control cells, for --batch; default: all cells."),
+    ] = None,
     gpu: OnGpu = False,
 ) -> None:
     """Write pathway activities and latent means of the cells of files, in bounded memory.
@@ -197,6 +209,8 @@ def embed(
         values=values,
         smooth=smooth,
         workers=workers,
+        batch=batch,
+        controls=controls,
         gpu=gpu,
     )
     available = found.uns["tadvae"]["available"]

@@ -158,6 +158,8 @@ class ReadsCells:
         smooth: int | None = None,
         advance: Callable[[int], object] = lambda n: None,
         workers: int = 1,
+        batch: str | None = None,
+        controls: str | None = None,
     ) -> ad.AnnData:
         """Activities, latent means and contributions of the cells of files, written in bounded memory.
 
@@ -181,6 +183,13 @@ class ReadsCells:
             - more: new processes with one thread and a copy of the network each; use them for large files.
               The result is that of one process with one thread, bit for bit. A script calls this below
               ``if __name__ == "__main__":``.
+        batch
+            Column of ``obs`` with the batch of each cell (a plate, a donor, ``tadvae_file`` for the file);
+            activities and latent means of every batch are then moved by a constant, so that its control cells
+            have the mean of all control cells. None: nothing is moved. Use it where batches differ though
+            their controls should not (``docs/batches.md``).
+        controls
+            ``OBS=value`` of the control cells; None: all cells, for batches of the same composition.
 
         Returns
         -------
@@ -193,15 +202,17 @@ class ReadsCells:
         Raises
         ------
         UserError
-            As :meth:`activities`; if there is no such pathway, or a file cannot be read.
+            As :meth:`activities`; if there is no such pathway, a file cannot be read, a cell has no batch, or
+            a batch no control cells.
         """
         settings = EmbedSettings(tuple(contributions), layer, values, self._axes(smooth))
         given = [files] if isinstance(files, str) else list(files)
         if workers > 1 and next(self.module.parameters()).device.type != "cpu":
             raise UserError(f"workers={workers}: several processes embed on CPUs only; use one on a GPU.")
         return embed_files(
-            self.module, self.vocabulary, self.config.preprocess, given, out, settings, advance, workers
-        )
+            self.module, self.vocabulary, self.config.preprocess, given, out, settings, advance, workers,
+            batch, controls,
+        )  # fmt: skip
 
     def _axes(self, smooth: int | None) -> int:
         """How many axes cells are projected onto; 0 for none."""

@@ -18,6 +18,7 @@ from tadvae.cells.normalize import PreprocessConfig
 from tadvae.data.vocabulary import Vocabulary
 from tadvae.model.cell_file import open_cells
 from tadvae.model.device import to_numpy
+from tadvae.model.embed_batches import Batches, BatchMeans
 from tadvae.model.embed_blocks import Block, BlockReader, EmbedSettings, OpenedFile, obsm_key
 from tadvae.model.embed_workers import Work, by_workers
 from tadvae.model.encode import CELLS_AT_ONCE, principal_axes
@@ -50,6 +51,8 @@ def embed_files(
     settings: EmbedSettings,
     advance: Callable[[int], object] = lambda n: None,
     workers: int = 1,
+    batch: str | None = None,
+    controls: str | None = None,
 ) -> ad.AnnData:
     """Write what a network reads in the cells of some files to one ``.h5ad`` file, in bounded memory.
 
@@ -70,6 +73,8 @@ def embed_files(
         raise UserError(f"{place}: expected a file name that ends in .h5ad.")
     if not files:
         raise UserError("embed: no files; give one .h5ad file or several.")
+    if controls is not None and batch is None:
+        raise UserError(f"controls '{controls}': name the column of batches with --batch too.")
     ids = vocabulary.membership.pathway_ids
     for pathway in settings.contributions:
         if pathway not in ids:
@@ -88,7 +93,11 @@ def embed_files(
         known = vocabulary.genes.iloc[trained][["gene", "symbol", "ensembl_id"]].fillna("")
         var = known.set_axis(pd.Index(unique_names(vocabulary.names(trained))))
         matched = np.stack([np.isin(trained, each.panel.genes) for each in opened], axis=1)  # (G, files)
-        result = ad.AnnData(obs=_obs(opened), var=var, varm={"matched": matched}, uns={"tadvae": about})
+        obs = _obs(opened)
+        means = None if batch is None else BatchMeans(Batches.of(obs, batch, controls))
+        if batch is not None:
+            about["batch"], about["controls"] = batch, controls or ""
+        result = ad.AnnData(obs=obs, var=var, varm={"matched": matched}, uns={"tadvae": about})
         with written_locally(place) as local:
             result.write_h5ad(local)
             with h5py.File(local, "r+") as file:
@@ -103,8 +112,12 @@ def embed_files(
                     n = block.stop - block.start
                     for key, value in values.items():
                         _array(file["obsm"], key, (len(result), value.shape[1]))[row : row + n] = value
+                    if means is not None:
+                        means.add(row, values)
                     row += n
                     advance(n)
+                if means is not None:
+                    means.correct(file["obsm"], CELLS_AT_ONCE)
     return result
 
 
