@@ -241,9 +241,9 @@ def _published(folds: list[dict], published: list[dict]) -> list[str]:
     if rows:
         number = ", ".join(str(each["about"]["fold"]) for _, each in scored)
         n = sum(len(each["scores"]["groups"]) for _, each in scored)
-        seeds = len(published[0]["about"]["seeds"])
+        seeds = ", ".join(map(str, published[0]["about"]["seeds"]))
         lines = [
-            f"Published models on the {n} groups of fold {number}, all categories, {seeds} seeds:\n",
+            f"Published models on the {n} groups of fold {number}, all categories, seed {seeds}:\n",
             "| model | Pearson-Δ ↑ | tadvae minus it | | L2 ↓ | tadvae minus it | |",
             "|---|---|---|---|---|---|---|",
             *rows, "", *lines,

@@ -30,6 +30,15 @@ class CovariateSpec(Config):
     unit: str = ""
     """Unit of a dose or a time, such as ``uM`` or ``h``; datasets of one store must agree."""
 
+    in_context: bool = False
+    """Whether the label is part of the context of a cell, for a covariate that is neither dose nor time.
+
+    - ``false``: the label is stored with the cells, and the model does not read it; use it for batches, sex
+      and other labels to look at.
+    - ``true``: cells of another label are another context, such as ``Jurkat, medium=rich``, with control
+      cells of their own; use it where controls or effects differ (a medium, a genotype, a stimulation).
+    """
+
     @field_validator("unit")
     @classmethod
     def _short(cls, unit: str) -> str:

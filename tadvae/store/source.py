@@ -216,7 +216,14 @@ class Source:
         if context is None:
             context = np.full(len(obs), spec.context.value, dtype=object)
         else:
-            self._require_names(context)
+            self._require_names(context, str(spec.context.column), "context.column")
+        for name, covariate in spec.covariates.items():
+            if covariate.in_context:
+                setting = f"covariates.{name}.column"
+                values = self._text(covariate.column, setting)
+                assert values is not None
+                self._require_names(values, covariate.column, setting)
+                context = context + f", {name}=" + values  # arrays of objects: joined cell by cell
         parsed = self._parsed(is_gene)
         rows = np.flatnonzero(parsed.keep)
         contexts, context_code = np.unique(context[rows].astype(str), return_inverse=True)
@@ -312,13 +319,12 @@ class Source:
         own = {*names, *(symbols or ()), *self.var.index.astype(str)} - {""}
         return parse_labels(column, self.spec, self.where, lambda name: name in own or is_gene(name))
 
-    def _require_names(self, context: np.ndarray) -> None:
-        blank = np.array([is_blank(name) for name in context])
+    def _require_names(self, labels: np.ndarray, column: str, setting: str) -> None:
+        blank = np.array([is_blank(name) for name in labels])
         if blank.any():
             raise UserError(
-                f"{self.where}: {int(blank.sum())} cells have no value in obs column "
-                f"'{self.spec.context.column}' (the text {context[blank][0]!r}); label them or name another "
-                "column in 'context.column'."
+                f"{self.where}: {int(blank.sum())} cells have no value in obs column '{column}' (the text "
+                f"{labels[blank][0]!r}); label them or name another column in '{setting}'."
             )
 
     def _column(self, frame: pd.DataFrame, name: str, of: str, setting: str) -> pd.Series:

@@ -224,7 +224,8 @@ class DatasetSpec(Config):
     """Quality control: columns of guides, and limits for cells that are left out; None: no limits."""
     covariates: dict[str, CovariateSpec] = {}
     """Covariates of cells by name: ``dose`` and ``time`` are numbers of a perturbation, with a ``unit``, and
-    the model reads them as such; any other name is a label that is stored with the cells, for example
+    the model reads them as such; any other name is a label that is stored with the cells, or with
+    ``in_context`` part of their context. Example:
     ``{dose: {column: dose, unit: uM}, donor: {column: donor}}``."""
 
     @field_validator("covariates")
@@ -237,6 +238,8 @@ class DatasetSpec(Config):
                 raise ValueError(
                     f"'{name}' is a label and has no unit; only {' and '.join(AMOUNTS)} have one"
                 )
+            if each.in_context and name in AMOUNTS:
+                raise ValueError(f"'{name}' is a number of a perturbation and cannot be part of the context")
         return covariates
 
     @field_validator("name", "modality", mode="before")

@@ -148,7 +148,7 @@ def test_published_models_are_compared_on_their_own_groups(results):
     theirs = {"about": about, "notes": ["dvae: 100 epochs"], "scores": {"values": values}}
     theirs["scores"]["groups"] = ours[1]["scores"]["groups"]
     lines = page._published(ours, [theirs])
-    assert "on the 2 groups of fold 1, all categories, 2 seeds" in lines[0]
+    assert "on the 2 groups of fold 1, all categories, seed 0, 1" in lines[0]
     assert "| dvae | 0.600 | +0.050 [+0.000, +0.100] | too few | 2.000 | +0.000 [" in lines[3]
     assert "- dvae: 100 epochs" in lines
     theirs["scores"]["groups"] = ours[0]["scores"]["groups"]

@@ -51,6 +51,28 @@ def test_perturbations_differ_by_dose_and_cells_keep_their_labels(dosed, write_s
     assert "covariates" in [table.title for table in as_tables(about)]
 
 
+def test_a_covariate_can_be_part_of_the_context(dosed, write_spec, tmp_path, refused):
+    """Two of them make a context each combination, whose control cells are its own."""
+    dosed.obs["sex"] = np.repeat(["f", "m"], 24)
+    covariates = {name: {"column": name, "in_context": True} for name in ("donor", "sex")}
+    spec = write_spec(dosed, covariates=covariates)
+    store = convert_locally(spec, Location.of(tmp_path / "store"))
+    first = load_spec(spec).datasets[0].context
+    line = dosed.obs[first.column].astype(str) if first.column else pd.Series(first.value, dosed.obs_names)
+    expected = line + ", donor=" + dosed.obs["donor"].astype(str) + ", sex=" + dosed.obs["sex"].astype(str)
+    cells = pd.concat([pq.read_table(p).to_pandas() for p in (tmp_path / "store/cells").rglob("*.parquet")])
+    cells = cells.set_index("cell_id").loc[dosed.obs_names]
+    assert cells["context"].tolist() == expected.tolist()
+    assert sorted(store.manifest.contexts) == sorted(set(expected))
+    assert cells["covariate_donor"].tolist() == dosed.obs["donor"].tolist()
+    dosed.obs["donor"] = "nan"
+    said = refused(
+        lambda: convert_locally(write_spec(dosed, covariates=covariates), Location.of(tmp_path / "s"))
+    )
+    assert "48 cells have no value in obs column 'donor'" in said
+    assert "'covariates.donor.column'" in said
+
+
 def test_without_covariates_a_store_has_no_more_columns(screen, write_spec, tmp_path):
     store = convert_locally(write_spec(screen), Location.of(tmp_path / "store"))
     assert not store.has_amounts
@@ -93,6 +115,7 @@ def test_words_are_no_doses_and_columns_must_exist(dosed, write_spec, tmp_path, 
         ({"donor": {"column": "donor", "unit": "h"}}, "is a label and has no unit"),
         ({"a b": {"column": "donor"}}, "no name of a covariate"),
         ({"dose": {"column": "dose", "unit": "a+b"}}, "a short unit"),
+        ({"dose": {"column": "dose", "in_context": True}}, "'dose' is a number of a perturbation"),
     ],
 )
 def test_a_spec_that_makes_no_sense_is_refused(dosed, write_spec, refused, covariates, said):
