@@ -137,6 +137,8 @@ class Ensemble(PredictsMany):
         result.layers["seed_spread"] = seed_spread(cells).astype(np.float32)
         result.var["predicted_mean"] = means.mean(axis=0)
         result.var["seed_spread"] = seed_spread(means)
+        result.var = result.var.drop(columns="se", errors="ignore")  # of one member, whose mean is another
+        result.uns["tadvae"].pop("no_se", None)
         about = result.uns["tadvae"]
         about["members"] = len(self.members)
         reason = self._no_interval(about["dataset"], context)
@@ -212,6 +214,9 @@ class Ensemble(PredictsMany):
             return Means(mean, spread, mean + shift - half, mean + shift + half)
 
         level = None if self.calibration is None or reason is not None else self.calibration.level
+        first = members[0]
+        if self.calibration is None:  # the regression is the same for all members
+            return MeansAt(start, means, level, reason, members, first.errors, first.no_standard_error)
         return MeansAt(start, means, level, reason, members)
 
     def _no_interval(self, dataset: str, context: str) -> str | None:

@@ -35,7 +35,7 @@ from tadvae.model.mean_table import PredictsMany
 from tadvae.model.new_cells import cells_of
 from tadvae.model.predictor import Predictor
 from tadvae.model.run_folder import RunFolder
-from tadvae.model.standard_errors import standard_errors_at
+from tadvae.model.standard_errors import Errors, standard_errors_at
 from tadvae.model.start import Means, MeansAt, Start, require_cells, start_at, start_from
 from tadvae.model.targets import dataset_like, find_target, used_amounts, with_amounts
 from tadvae.model.weights import CONFIG, WEIGHTS, build_with_weights, finish_model, state_tensors
@@ -208,10 +208,12 @@ class TADVAE(ReadsCells, PredictsMany):
         -------
         Predicted cells: ``X`` in log-normalised units, one row per control cell; for a dataset of signatures
         one row, the signed effect in the units of its file (``uns["tadvae"]["values"]`` is ``effects``, of
-        expression ``log1p`` or ``counts``). ``var["predicted_mean"]``,
-        ``var["control_mean"]``; ``uns["tadvae"]`` says from what. Genes have the names of the file of
-        ``controls``, or else of the dataset's file; ``var`` has today's ``symbol`` and ``ensembl_id`` too,
-        empty where a gene has none, and the model's key ``gene``.
+        expression ``log1p`` or ``counts``). ``var["predicted_mean"]``, ``var["control_mean"]``, and for
+        ``log1p`` values and effects ``var["se"]``, the standard error of the predicted mean
+        (:mod:`tadvae.model.standard_errors`; NaN or absent where it is not known,
+        ``uns["tadvae"]["no_se"]`` says why). ``uns["tadvae"]`` says from what. Genes have the names of the
+        file of ``controls``, or else of the dataset's file; ``var`` has today's ``symbol`` and
+        ``ensembl_id`` too, empty where a gene has none, and the model's key ``gene``.
 
         Raises
         ------
@@ -253,6 +255,12 @@ class TADVAE(ReadsCells, PredictsMany):
             "values": "effects" if self.vocabulary.datasets[d].has_effects else units,
             **used_amounts(pairs, self.vocabulary),
         }
+        if units == "log1p":
+            errors, no_se = self._errors_at(start)
+            if errors is not None:
+                var["se"] = errors([pairs], var["predicted_mean"].to_numpy(np.float64)[None])[0]
+            else:
+                about["no_se"] = no_se
         return ad.AnnData(predicted, obs=obs, var=var, uns={"tadvae": about})
 
     def predict_means(
@@ -304,11 +312,14 @@ class TADVAE(ReadsCells, PredictsMany):
 
     def _means_of(self, start: Start) -> MeansAt:
         some = self.predictor.means_from(start.cells, start.genes, start.profile, start.dataset, start.row)
-        n_kept = len(start.cells) if start.row in self.controls else None
-        errors, no_se = standard_errors_at(start, self.effects, n_kept)
+        errors, no_se = self._errors_at(start)
         return MeansAt(
             start, lambda perturbations: Means(some(perturbations)), errors=errors, no_standard_error=no_se
         )
+
+    def _errors_at(self, start: Start) -> tuple[Errors | None, str | None]:
+        n_kept = len(start.cells) if start.row in self.controls else None
+        return standard_errors_at(start, self.effects, n_kept)
 
     def start_from(
         self, controls: ad.AnnData, dataset: int, context: str, values: Literal["counts", "log1p"]

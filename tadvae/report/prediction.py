@@ -25,13 +25,14 @@ class Prediction:
     perturbation, context, dataset, started_from
         What was predicted, and the control cells that it starts from.
     members
-        Models that predicted; 1 for a single model, which has no uncertainty.
+        Models that predicted.
     level
         Of the intervals of an ensemble; None where it gives none.
     genes
         One row per gene, the largest change first: ``gene``, ``control`` and ``predicted`` (mean, log1p),
         ``change``; of an ensemble ``seed_spread``, the standard deviation of its members' means, and with
-        intervals ``half_width``; ``targeted``, whether the perturbation acts on the gene itself.
+        intervals ``half_width``; of one model ``standard_error``, where it is known; ``targeted``, whether
+        the perturbation acts on the gene itself.
     pathways
         One row per measured pathway, the largest enrichment first: ``pathway``, ``genes`` (measured),
         ``mean_change``, ``enrichment`` (see :func:`tadvae.evaluation.enrichment.rank_biserial`), ``activity``
@@ -75,6 +76,8 @@ def prediction_of(model: Model, adata: ad.AnnData) -> Prediction:
     members = int(about.get("members", 1))
     if members > 1:
         frame["seed_spread"] = var["seed_spread"].to_numpy(np.float64)[order]
+    elif "se" in var and np.isfinite(var["se"]).any():
+        frame["standard_error"] = var["se"].to_numpy(np.float64)[order]
     level = about.get("interval_level")
     if level is not None:
         low, high = adata.varm["interval"][order].T

@@ -17,6 +17,11 @@ PATHWAYS = 20
 """Pathways in the picture; the table has all."""
 LARGE = 0.1
 """Change in log1p units that the sentence counts from: about 10%."""
+CERTAINTY = {
+    "seed_spread": "standard deviation between seeds",
+    "standard_error": "standard error",
+}
+"""Columns that a change is set against in the chart of genes, the first that there is."""
 FEW, MANY = 0.1, 1000.0
 """Limits of change over spread: what is beyond is drawn at them."""
 UP, DOWN = COLOURS[1], COLOURS[0]
@@ -39,6 +44,7 @@ def prediction_page(found: Prediction) -> str:
             answer=answer(found),
             facts=facts,
             members=found.members,
+            has_errors="standard_error" in found.genes,
             level=found.level,
             has_activity="activity" in found.pathways,
             genes_chart=genes_chart(found),
@@ -66,6 +72,9 @@ def answer(found: Prediction) -> str:
     if "half_width" in genes:
         outside = int((genes["change"].abs() > genes["half_width"]).sum())
         sentence += f"; for {outside:,} genes the {found.level:.0%} interval excludes no change"
+    elif "standard_error" in genes:
+        outside = int((genes["change"].abs() > 1.96 * genes["standard_error"]).sum())
+        sentence += f"; for {outside:,} genes the change is larger than 1.96 standard errors"
     ends = [_named(pathways, "pathway", "enrichment", "+.2f", sign) for sign in (1, -1)]
     words = "; ".join(f"{way}: {names}" for way, names in zip(("up", "down"), ends, strict=True) if names)
     return sentence + (f". Pathways whose genes move most, {words}." if words else ".")
@@ -80,22 +89,24 @@ def _named(frame: pd.DataFrame, name: str, value: str, form: str, sign: int, mos
 def genes_chart(found: Prediction) -> Markup:
     """Return the genes that change most: their change against its certainty, or against their expression.
 
-    An ensemble's change is set against its size over the standard deviation between seeds, as in a volcano
-    plot; one model has no uncertainty, so that its change is set against the mean of control cells.
+    As in a volcano plot, an ensemble's change is set against its size over the standard deviation between
+    seeds, that of one model against its size over the standard error; without either, the change is set
+    against the mean of control cells.
     """
     genes = found.genes.head(DRAWN)
     bottom, top, left, right = HEIGHT - 46.0, 24.0, 62.0, WIDTH - 20.0
     reach = float(genes["change"].abs().max()) or 1.0
     across = Scale(-1.1 * reach, 1.1 * reach, left, right)
-    if "seed_spread" in genes:
-        spread = genes["seed_spread"].to_numpy()
+    certainty = next((name for name in CERTAINTY if name in genes), None)
+    if certainty is not None:
+        spread = genes[certainty].to_numpy()
         with np.errstate(divide="ignore", invalid="ignore"):
             ratio = np.clip(np.nan_to_num(genes["change"].abs().to_numpy() / spread, nan=FEW), FEW, MANY)
         height, upright = (
             Scale(float(ratio.min()) / 1.1, float(ratio.max()) * 1.1, bottom, top, log=True),
             ratio,
         )
-        name = "change over standard deviation between seeds"
+        name = f"change over {CERTAINTY[certainty]}"
     else:
         upright = genes["control"].to_numpy(dtype=np.float64)
         height, name = Scale.over(upright, bottom, top), "mean of control cells"
@@ -104,8 +115,8 @@ def genes_chart(found: Prediction) -> Markup:
     for i, row in enumerate(genes.to_dict("records")):
         x, y = across(row["change"]), height(float(upright[i]))
         words = f"{row['gene']}: {row['change']:+.3f} from {row['control']:.3f}"
-        if "seed_spread" in row:
-            words += f"; standard deviation between seeds {row['seed_spread']:.3f}"
+        if certainty is not None:
+            words += f"; {CERTAINTY[certainty]} {row[certainty]:.3f}"
         if "half_width" in row:
             words += f"; interval ±{row['half_width']:.3f}"
         sure = "half_width" not in row or abs(row["change"]) > row["half_width"]

@@ -170,6 +170,15 @@ def test_one_model_gives_standard_errors_by_their_equation(spelt_model):
     np.testing.assert_allclose(table.layers["se"][1], np.sqrt(expected), rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(table.layers["se"][0], np.sqrt(variance / len(kept)), rtol=1e-5)
     assert np.isnan(table.layers["se"][3]).all()
+    one = spelt_model.predict("JUN", context="OLD")
+    np.testing.assert_allclose(one.var["se"], table.layers["se"][1], rtol=1e-4, atol=1e-6)
+    assert "no_se" not in one.uns["tadvae"]
+    assert "se" not in spelt_model.predict("JUN", context="OLD", units="counts").var
+    seeds = Ensemble([spelt_model, spelt_model])
+    assert set(seeds.predict_many(["JUN"], context="OLD").layers) == {"seed_spread", "se"}
+    of_two = seeds.predict_many(["JUN"], context="OLD").layers["se"]
+    np.testing.assert_allclose(of_two, table.layers["se"][:2], rtol=1e-4)
+    assert "se" not in seeds.predict("JUN", context="OLD").var
     counts = spelt_model.predict_many(["JUN"], context="OLD", units="counts")
     rises = counts.X[1] > 0.0
     assert (counts.layers["se"][1][rises] > 0.0).all()
@@ -180,6 +189,9 @@ def test_why_there_is_no_standard_error(spelt_model, spelt_folder, monkeypatch):
     given = spelt_model.predict_many(["KLF1"], context="HERE", dataset="old", controls=own)
     assert list(given.layers) == []
     assert "given control cells" in given.uns["tadvae"]["no_se"][0]
+    one = spelt_model.predict("KLF1", context="HERE", dataset="old", controls=own)
+    assert "given control cells" in one.uns["tadvae"]["no_se"]
+    assert "se" not in one.var
     for part, word in (("observed", "of a version"), (None, "effects.weight=0")):
         with monkeypatch.context() as patch:
             if part:

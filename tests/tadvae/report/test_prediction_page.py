@@ -44,7 +44,15 @@ def test_it_shows_what_was_predicted(spelt_model):
     assert row["genes"] == 6
     html = prediction_page(found)
     assert answer(found) in html.replace("&#39;", "'")
-    assert "does not know how certain" in " ".join(html.split())
+    se = found.genes["standard_error"]
+    n = int((found.genes["change"].abs() > 1.96 * se).sum())
+    assert f"for {n} genes the change is larger than 1.96 standard errors" in answer(found)
+    assert se.tolist() == pytest.approx(adata.var["se"].loc[found.genes["gene"]].tolist())
+    assert "over its standard error" in " ".join(html.split())
+    without = adata.copy()
+    del without.var["se"]
+    page = prediction_page(prediction_of(spelt_model, without))
+    assert "does not know how certain" in " ".join(page.split())
     assert "seed_spread" not in found.genes
     assert genes_chart(found).count("<circle") == len(found.genes)
     counts = spelt_model.predict("H2AFZ", context="OLD", units="counts")
