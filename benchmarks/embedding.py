@@ -1,4 +1,4 @@
-"""Embedding of cells in bounded memory: 10,000 and 100,000 cells of 2,000 genes by ``tadvae embed``.
+"""Embedding of cells in bounded memory: 100,000 and 1,000,000 cells of 2,000 genes by ``tadvae embed``.
 
 A network of the default size before its first step reads the cells of one file on one thread, with 100
 pathways and the usual smoothing, and writes activities and latent means. Memory is that above the memory
@@ -44,7 +44,7 @@ def main() -> None:
     options = parse(__doc__)
     torch.set_num_threads(1)
     claims = Claims("embedding", about(__doc__))
-    sizes = (500, 1_500) if options.quick else (10_000, 100_000)
+    sizes = (500, 1_500) if options.quick else (100_000, 1_000_000)
     with scratch(options) as folder:
         paths = [folder / f"embedded-{n}.h5ad" for n in sizes]
         for n, path in zip(sizes, paths, strict=True):
