@@ -1,6 +1,7 @@
 """The beginning of docs/results.md: a summary, one figure, and the tables of the studies of structure."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -101,13 +102,15 @@ def chart(rows: list[Row]) -> str:
     return str(chart) + "\n"
 
 
-def opening(results: Path, page: Path, rows: list[Row]) -> list[str]:
+def opening(results: Path, page: Path, rows: list[Row], further: Sequence[str] = ()) -> list[str]:
     """The sentences and the figure, which is written next to the page; nothing without results.
 
     Parameters
     ----------
     rows
         Of the studies of the page.
+    further
+        Lines that end the summary.
     """
     rows = [*rows, *context_rows(results)]
     if not rows:
@@ -130,6 +133,7 @@ def opening(results: Path, page: Path, rows: list[Row]) -> list[str]:
         *_attention(results),
         *_pathways(results),
         *_joint(results),
+        *further,
     ]
     figure = f"![L2 compared with the best baseline]({FIGURE.as_posix()})"
     note = (

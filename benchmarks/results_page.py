@@ -1,6 +1,7 @@
 """Writes docs/results.md from the stored scores; no figure in it is typed by hand."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -44,7 +45,8 @@ def write_page(results: Path, page: Path) -> None:
     stored = {name: _read(results / name) for name in STUDIES}
     published = {name: _read(results / name / "published") for name in STUDIES}
     head, about = INTRODUCTION.split("\n\n", 1)
-    parts = [f"{head}\n", *opening(results, page, _rows(stored)), about]
+    further = [*_level_together(stored), *_behind(stored)]
+    parts = [f"{head}\n", *opening(results, page, _rows(stored), further), about]
     parts += [*_summary(stored), *structure(results), *_together(stored)]
     for name, study in STUDIES.items():
         found = stored[name]
@@ -67,16 +69,33 @@ def _read(folder: Path) -> list[dict]:
 def _rows(stored: dict[str, list[dict]]) -> list[Row]:
     """L2 against the best baseline, for every table with enough groups."""
     rows = []
+    for label, folds, chosen in _tables(stored):
+        if chosen.sum() >= FEWEST:
+            best, gain, _ = _against_best(folds, "l2", chosen)
+            score = np.nanmean(values_of(folds, "l2", best)[chosen])
+            rows.append(relative(label, gain._asdict(), score))
+    return rows
+
+
+def _tables(stored: dict[str, list[dict]]) -> Iterator[tuple[str, list[dict], np.ndarray]]:
+    """Every table of the page by its name: its folds, and which of their groups."""
     for name, found in stored.items():
         for kind in STUDIES[name].splits if STUDIES[name].part_of is None else ():
             folds = _of_split(found, kind)
             for category in _categories(folds):
-                chosen = _of_category(folds, category)
-                if chosen.sum() >= FEWEST:
-                    best, gain, _ = _against_best(folds, "l2", chosen)
-                    score = np.nanmean(values_of(folds, "l2", best)[chosen])
-                    rows.append(relative(f"{name}, {kind}: {category}", gain._asdict(), score))
-    return rows
+                yield f"{name}, {kind}: {category}", folds, _of_category(folds, category)
+
+
+def _behind(stored: dict[str, list[dict]]) -> list[str]:
+    """Where the correlation is worse than that of the best baseline, for the beginning of the page."""
+    found = []
+    for label, folds, chosen in _tables(stored):
+        best, gain, verdict = _against_best(folds, "pearson_delta", chosen)
+        if verdict == "worse":
+            found.append(f"{label} {gain.mean:+.3f} ({best})")
+    return [
+        f"- **Pearson-Δ** is smaller than the best baseline's in {len(found)}: {'; '.join(found)}."
+    ] * bool(found)
 
 
 def _summary(stored: dict[str, list[dict]]) -> list[str]:
@@ -91,17 +110,13 @@ def _summary(stored: dict[str, list[dict]]) -> list[str]:
         "|---|---|---|---|---|---|---|---|",
     ]
     gains: dict[str, list[float]] = {metric: [] for metric in _MAIN}
-    for name, found in stored.items():
-        for kind in STUDIES[name].splits if STUDIES[name].part_of is None else ():
-            folds = _of_split(found, kind)
-            for category in _categories(folds):
-                chosen = _of_category(folds, category)
-                row = [f"{name}, {kind}: {category}", str(int(chosen.sum()))]
-                for metric in _MAIN:
-                    best, gain, text = _against_best(folds, metric, chosen)
-                    gains[metric].append(gain.mean)
-                    row += [best, f"{gain.mean:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}]", text]
-                lines.append("| " + " | ".join(row) + " |")
+    for label, folds, chosen in _tables(stored):
+        row = [label, str(int(chosen.sum()))]
+        for metric in _MAIN:
+            best, gain, text = _against_best(folds, metric, chosen)
+            gains[metric].append(gain.mean)
+            row += [best, f"{gain.mean:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}]", text]
+        lines.append("| " + " | ".join(row) + " |")
     if not gains["l2"]:
         return []
     means = [f"{np.nanmean(gains[metric]):+.4f}" for metric in _MAIN]
@@ -158,9 +173,8 @@ def _difference(values: np.ndarray, sign: int) -> tuple[Interval, str]:
     return gain, "**better**" if low > 0 else "worse" if high < 0 else "level"
 
 
-def _together(stored: dict[str, list[dict]]) -> list[str]:
-    """Whether training on more screens helps: studies compared with the larger study that contains them."""
-    lines = []
+def _alone(stored: dict[str, list[dict]]) -> Iterator[tuple[str, int, dict[str, tuple[Interval, str]]]]:
+    """Studies that are part of a larger one: name and split, groups, and by metric together minus alone."""
     for name, found in stored.items():
         whole = STUDIES[name].part_of
         for kind in STUDIES[name].splits if whole is not None else ():
@@ -169,18 +183,23 @@ def _together(stored: dict[str, list[dict]]) -> list[str]:
             both = [each for each in _of_split(stored[whole], kind) if each["about"]["fold"] in number]
             if not alone or not both:
                 continue
-            row = [f"{name}, {kind}"]
+            gains, common = {}, []
             for metric in _MAIN:
                 values = [_by_group(folds, metric) for folds in (both, alone)]
                 common = sorted(values[0].keys() & values[1].keys())
-                gain, verdict = _difference(
-                    np.array([values[0][group] - values[1][group] for group in common]),
-                    1 if HIGHER_IS_BETTER[metric] else -1,
-                )
-                if metric == _MAIN[0]:
-                    row.append(str(len(common)))
-                row += [f"{gain.mean:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}]", verdict]
-            lines.append("| " + " | ".join(row) + " |")
+                less = np.array([values[0][group] - values[1][group] for group in common])
+                gains[metric] = _difference(less, 1 if HIGHER_IS_BETTER[metric] else -1)
+            yield f"{name}, {kind}", len(common), gains
+
+
+def _together(stored: dict[str, list[dict]]) -> list[str]:
+    """Whether training on more screens helps: studies compared with the larger study that contains them."""
+    lines = []
+    for label, n, gains in _alone(stored):
+        row = [label, str(n)]
+        for gain, verdict in gains.values():
+            row += [f"{gain.mean:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}]", verdict]
+        lines.append("| " + " | ".join(row) + " |")
     if not lines:
         return []
     head = [
@@ -191,6 +210,14 @@ def _together(stored: dict[str, list[dict]]) -> list[str]:
         "|---|---|---|---|---|---|",
     ]
     return [*head, *lines, ""]
+
+
+def _level_together(stored: dict[str, list[dict]]) -> list[str]:
+    """The same in a sentence, for the beginning of the page."""
+    words = [f"{label} {gains['l2'][0].mean:+.3f} ({gains['l2'][1]})" for label, _, gains in _alone(stored)]
+    return [f"- **Screens of cells together**, L2 minus that of each alone: {'; '.join(words)}."] * bool(
+        words
+    )
 
 
 def _by_group(folds: list[dict], metric: str) -> dict[tuple, float]:
