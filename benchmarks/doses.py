@@ -25,8 +25,9 @@ from tadvae.evaluation.dose_interpolation import interpolate
 from tadvae.evaluation.metrics import score_profiles
 from tadvae.model.predictor import Predictor
 from tadvae.settings.experiment import ExperimentConfig
+from tadvae.simulation.config import ScreenConfig, SimulationConfig
 from tadvae.simulation.files import write_simulation
-from tadvae.simulation.simulate import ScreenConfig, SimulationConfig, simulate
+from tadvae.simulation.simulate import simulate
 from tadvae.store.reader import Store
 from tadvae.training.fit import fit
 

@@ -19,8 +19,9 @@ from truth import activity_scores
 from pipelines.convert import convert
 from tadvae.evaluation.evaluate import evaluate
 from tadvae.settings.experiment import ExperimentConfig
+from tadvae.simulation.config import SimulationConfig
 from tadvae.simulation.files import write_simulation
-from tadvae.simulation.simulate import Simulation, SimulationConfig, simulate
+from tadvae.simulation.simulate import Simulation, simulate
 from tadvae.store.reader import Store
 from tadvae.training.fit import fit
 

@@ -29,8 +29,8 @@ from tadvae.evaluation.bootstrap import paired_bootstrap_difference
 from tadvae.model.predictor import Predictor
 from tadvae.model.tadvae import TADVAE
 from tadvae.settings.experiment import ExperimentConfig
+from tadvae.simulation.config import ScreenConfig, SimulationConfig
 from tadvae.simulation.files import simulate_to
-from tadvae.simulation.simulate import ScreenConfig, SimulationConfig
 from tadvae.store.reader import Store
 from tadvae.training.fit import fit
 from tadvae.training.pretrained import Pretrained

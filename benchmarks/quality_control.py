@@ -29,7 +29,8 @@ from tadvae.cells.normalize import normalize
 from tadvae.evaluation.bootstrap import paired_bootstrap_difference
 from tadvae.screen_qc.escaped_cells import GeneMoments, divide_cells, responding
 from tadvae.screen_qc.thresholds import QcConfig
-from tadvae.simulation.simulate import SimulationConfig, simulate
+from tadvae.simulation.config import SimulationConfig
+from tadvae.simulation.simulate import simulate
 
 DEFAULT = Path(__file__).resolve().parents[2] / "shared" / "data"
 DATA = Path(os.environ.get("TADVAE_DATA", DEFAULT))

@@ -32,8 +32,9 @@ from tadvae.evaluation.bootstrap import bootstrap_mean
 from tadvae.evaluation.questions import ask
 from tadvae.model.tadvae import TADVAE
 from tadvae.settings.experiment import ExperimentConfig
+from tadvae.simulation.config import ScreenConfig, SimulationConfig
 from tadvae.simulation.files import write_simulation
-from tadvae.simulation.simulate import ScreenConfig, Simulation, SimulationConfig, simulate
+from tadvae.simulation.simulate import Simulation, simulate
 from tadvae.store.reader import Store
 from tadvae.training.fit import fit
 from tadvae.training.prepare import prepare_training

@@ -7,8 +7,8 @@ from pathlib import Path
 import yaml
 
 from pipelines.convert import convert
+from tadvae.simulation.config import SimulationConfig
 from tadvae.simulation.files import simulate_to
-from tadvae.simulation.simulate import SimulationConfig
 
 DATA = Path(os.environ.get("TADVAE_DATA", Path(__file__).parents[2] / "shared" / "data"))
 

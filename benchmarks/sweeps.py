@@ -17,8 +17,8 @@ from claims import Claims, about, parse, scratch
 
 from pipelines.cluster.connection import ray_session
 from pipelines.convert import convert
+from tadvae.simulation.config import SimulationConfig
 from tadvae.simulation.files import simulate_to
-from tadvae.simulation.simulate import SimulationConfig
 from tune.config import DEFAULT_SPACE, PAPER, SweepConfig
 from tune.sweep import run_sweep
 

@@ -22,8 +22,9 @@ from scipy.optimize import linear_sum_assignment
 from pipelines.convert import convert
 from tadvae.model.tadvae import TADVAE
 from tadvae.settings.experiment import ExperimentConfig
+from tadvae.simulation.config import SimulationConfig
 from tadvae.simulation.files import write_simulation
-from tadvae.simulation.simulate import Simulation, SimulationConfig, simulate
+from tadvae.simulation.simulate import Simulation, simulate
 from tadvae.store.reader import Store
 from tadvae.training.fit import fit
 

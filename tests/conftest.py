@@ -31,8 +31,9 @@ from pipelines.cluster import connection
 from pipelines.cluster.connection import start_local_ray
 from tadvae.base.errors import UserError
 from tadvae.base.filesystem import Location
+from tadvae.simulation.config import ScreenConfig, SimulationConfig
 from tadvae.simulation.files import write_simulation
-from tadvae.simulation.simulate import ScreenConfig, Simulation, SimulationConfig, simulate
+from tadvae.simulation.simulate import Simulation, simulate
 from tadvae.store.reader import Store
 
 # No test is about wall time. By default every run has the same examples; look for others with

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from tadvae.settings.experiment import ExperimentConfig
-from tadvae.simulation.simulate import ScreenConfig, SimulationConfig
+from tadvae.simulation.config import ScreenConfig, SimulationConfig
 
 SCREENS = SimulationConfig(
     seed=3,

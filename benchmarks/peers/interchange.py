@@ -9,8 +9,8 @@ from pipelines.convert import convert
 from tadvae.pathways.gmt import write_gmt
 from tadvae.pathways.read import read_pathways
 from tadvae.settings.experiment import ExperimentConfig
+from tadvae.simulation.config import SimulationConfig
 from tadvae.simulation.files import simulate_to
-from tadvae.simulation.simulate import SimulationConfig
 from tadvae.store.reader import Store
 from tadvae.training.fit import fit
 

@@ -30,8 +30,9 @@ from peers.exchange import normalised, read_activity, smoothed, write_case, writ
 from tadvae.genes.harmonise import canonical_targets
 from tadvae.model.encode import AXES
 from tadvae.pathways.read import read_pathways
+from tadvae.simulation.config import SimulationConfig
 from tadvae.simulation.files import write_simulation
-from tadvae.simulation.simulate import Simulation, SimulationConfig, simulate
+from tadvae.simulation.simulate import Simulation, simulate
 from tadvae.store.reader import Store
 
 HALVINGS, SEEDS = 4, 5

@@ -174,8 +174,8 @@ def simulate(
 
     Example: tadvae simulate --out demo
     """
+    from tadvae.simulation.config import SimulationConfig
     from tadvae.simulation.files import simulate_to
-    from tadvae.simulation.simulate import SimulationConfig
 
     config = SimulationConfig.load(None, [f"seed={seed}", *(settings or [])])
     spec = simulate_to(Path(out_), config)

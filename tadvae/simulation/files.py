@@ -10,7 +10,8 @@ import numpy as np
 
 from tadvae.base.errors import UserError
 from tadvae.pathways.gmt import write_gmt
-from tadvae.simulation.simulate import CONTROL, ScreenTruth, Simulation, SimulationConfig, Truth, simulate
+from tadvae.simulation.config import SimulationConfig
+from tadvae.simulation.simulate import CONTROL, ScreenTruth, Simulation, Truth, simulate
 
 
 def simulate_to(out: Path, config: SimulationConfig) -> Path:

@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 
 from tadvae.pathways.default import packaged
-from tadvae.simulation.simulate import ScreenConfig, SimulationConfig, simulate
+from tadvae.simulation.config import ScreenConfig, SimulationConfig
+from tadvae.simulation.simulate import simulate
 
 SCREENS = SimulationConfig(
     seed=5,

@@ -11,8 +11,9 @@ from tadvae.base.filesystem import Location
 from tadvae.report.screen_qc_page import answer, findings, screen_qc_page
 from tadvae.screen_qc.check import check_screens
 from tadvae.screen_qc.thresholds import QcConfig
+from tadvae.simulation.config import SimulationConfig
 from tadvae.simulation.files import write_simulation
-from tadvae.simulation.simulate import SimulationConfig, simulate
+from tadvae.simulation.simulate import simulate
 
 UP, DOWN = SimulationConfig().screens
 SIMULATION = SimulationConfig(  # the screens of the demo

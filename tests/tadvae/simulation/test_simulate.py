@@ -11,8 +11,9 @@ from scipy import sparse
 import tadvae.simulation.files as module
 from tadvae.base.errors import UserError
 from tadvae.pathways.gmt import read_gmt
+from tadvae.simulation.config import ScreenConfig, SimulationConfig
 from tadvae.simulation.files import simulate_to, write_simulation
-from tadvae.simulation.simulate import ScreenConfig, SimulationConfig, latent, simulate
+from tadvae.simulation.simulate import latent, simulate
 
 SMALL = {
     "n_genes": 120,

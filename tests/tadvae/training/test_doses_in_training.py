@@ -16,8 +16,9 @@ from tadvae.data.splits import TEST, SplitConfig, split_groups
 from tadvae.model.ensemble import Ensemble
 from tadvae.model.tadvae import TADVAE
 from tadvae.settings.experiment import ExperimentConfig
+from tadvae.simulation.config import ScreenConfig, SimulationConfig
 from tadvae.simulation.files import write_simulation
-from tadvae.simulation.simulate import ScreenConfig, SimulationConfig, dose_response, simulate
+from tadvae.simulation.simulate import dose_response, simulate
 from tadvae.store.reader import Store
 from tadvae.training.fit import fit
 from tadvae.training.prepare import prepare_training
