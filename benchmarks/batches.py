@@ -170,7 +170,7 @@ def main() -> int:
         print(f"{DATA}: no such folder; set TADVAE_DATA to the data folder.", file=sys.stderr)
         return 2
     torch.set_num_threads(1)
-    judge = environment(HERE / "work" / "scib-metrics", options.python)
+    judge = environment(HERE.parent / "build" / "scib-metrics", options.python)
     scores = {}
     for name, study in STUDIES.items():
         with tempfile.TemporaryDirectory() as folder:

@@ -48,7 +48,7 @@ def pertpy(folder: Path) -> dict:
     return {"energy distance of observed and predicted cells": distance}
 
 
-def scgen(folder: Path) -> dict:
+def expimap(folder: Path) -> dict:
     import scvi
 
     def setup() -> None:
@@ -75,7 +75,7 @@ def gears(folder: Path) -> dict:
 PACKAGES = {
     "decoupler": ("decoupler", "anndata"),
     "pertpy": ("pertpy", "anndata"),
-    "scgen": ("scvi-tools", "anndata"),
+    "expimap": ("scvi-tools", "anndata"),
     "gears": ("scanpy", "anndata"),
 }
 

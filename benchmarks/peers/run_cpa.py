@@ -7,7 +7,7 @@ It predicts combinations of targets that it has seen alone, from control cells.
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["cpa-tools==0.8.8"]
+# dependencies = ["cpa-tools==0.8.8", "pyarrow==17.0.0"]
 # [tool.tadvae-peer]
 # python = "3.10"
 # job = "prediction"

@@ -10,7 +10,7 @@ the score takes absolute correlations.
 # /// script
 # requires-python = ">=3.11"
 # dependencies = [
-#   "scarches==0.6.1", "torch==2.13.0", "anndata==0.10.9", "numpy==1.26.4", "pandas==2.3.3", "scipy==1.15.3",
+#   "scarches==0.6.1", "torch==2.13.0", "anndata==0.11.4", "numpy==1.26.4", "pandas==2.3.3", "scipy==1.15.3",
 # ]
 # [tool.tadvae-peer]
 # python = "3.11"
