@@ -8,7 +8,7 @@ is older than their format.
 
 # /// script
 # requires-python = ">=3.8,<3.9"
-# dependencies = ["scvega==0.0.2", "pytorch-lightning==1.7.7", "torchmetrics==0.9.3"]
+# dependencies = ["scvega==0.0.2", "pytorch-lightning==1.7.7", "torchmetrics==0.9.3", "numpy==1.23.5"]
 # [tool.tadvae-peer]
 # python = "3.8"
 # job = "pathways"
