@@ -17,6 +17,7 @@ It predicts combinations of targets that it has seen alone, from control cells.
 import sys
 from pathlib import Path
 
+import anndata as ad
 import cpa
 import numpy as np
 import torch
@@ -26,14 +27,24 @@ from stop_on_budget import StopOnBudget
 EPOCHS, BATCH = 2000, 512
 
 
+def controls_as(adata: ad.AnnData, condition: str) -> ad.AnnData:
+    """Control cells, under the label of a combination to predict: its labels have to be known before."""
+    cells = adata[(adata.obs["condition"] == "ctrl").to_numpy()].copy()
+    cells.obs["condition"], cells.obs["split"] = condition, "ood"
+    return cells
+
+
 def main(case: Path, out: Path) -> None:
     about = read(case)
     torch.set_num_threads(1)
     adata = about.adata
     del adata.layers["counts"]
     adata.obs["condition"] = [str(each).replace("control", "ctrl") for each in adata.obs["condition"]]
-    adata.obs["dose"] = ["+".join("1" for _ in each.split("+")) for each in adata.obs["condition"]]
     adata.obs["split"] = np.where(np.random.default_rng(SEED).random(adata.n_obs) < 0.1, "valid", "train")
+    seen = {name for each in adata.obs["condition"] for name in each.split("+")}
+    asked = [each for each in about.test if set(each[1].split("+")) <= seen]
+    adata = ad.concat([adata, *(controls_as(adata, condition) for _, condition in asked)], index_unique="-")
+    adata.obs["dose"] = ["+".join("1" for _ in each.split("+")) for each in adata.obs["condition"]]
     cpa.CPA.setup_anndata(
         adata, perturbation_key="condition", control_group="ctrl", dosage_key="dose",
         categorical_covariate_keys=["context"], is_count_data=False, max_comb_len=2,
@@ -48,15 +59,10 @@ def main(case: Path, out: Path) -> None:
         check_val_every_n_epoch=5, callbacks=[StopOnBudget(clock)], save_path=str(out / "model"),
     )  # fmt: skip
     seconds, epochs, means = clock.seconds, model.trainer.current_epoch, {}
-    seen = {name for each in adata.obs["condition"] for name in each.split("+")}
-    for context, condition in about.test:
-        parts = condition.split("+")
-        if not set(parts) <= seen:
-            continue
-        cells = adata[(adata.obs["condition"] == "ctrl").to_numpy()].copy()
-        cells.obs["condition"], cells.obs["dose"] = condition, "+".join("1" for _ in parts)
-        model.predict(cells, batch_size=BATCH)
-        means[context, condition] = np.asarray(cells.obsm["CPA_pred"]).mean(axis=0)
+    model.predict(adata, batch_size=BATCH)
+    for context, condition in asked:
+        own = (adata.obs["split"] == "ood") & (adata.obs["condition"] == condition)
+        means[context, condition] = np.asarray(adata.obsm["CPA_pred"])[own.to_numpy()].mean(axis=0)
     shown = int((adata.obs["split"] == "train").sum()) * epochs
     save(out, means, adata.var_names.tolist(), seconds, shown, epochs)
 

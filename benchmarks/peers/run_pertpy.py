@@ -8,7 +8,8 @@ Early stopping with a patience of 25 epochs, or when the budget of CPU seconds i
 # /// script
 # requires-python = ">=3.11"
 # dependencies = [
-#   "pertpy==1.0.3", "jax==0.10.2", "flax==0.12.8", "torch==2.13.0", "anndata==0.12.19", "statsmodels==0.14.4",
+#   "pertpy==1.0.3", "jax==0.10.2", "flax==0.12.8", "torch==2.13.0", "anndata==0.12.19",
+#   "statsmodels==0.14.4", "scvi-tools==1.4.2",
 # ]
 # [tool.tadvae-peer]
 # python = "3.11"
