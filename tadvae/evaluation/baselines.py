@@ -132,13 +132,16 @@ class Baseline(ABC):
         self._fit(profiles)
         return self
 
-    def predict(self, targets: Sequence[Perturbation]) -> Array:
+    def predict(self, targets: Sequence[Perturbation], amounts: Array | None = None) -> Array:
         """Predict mean profiles.
 
         Parameters
         ----------
         targets
             M perturbations; an empty tuple is the control.
+        amounts
+            Shape (M, 2): logarithms of their dose and time, NaN without one, for baselines that know doses;
+            None: no perturbation has one.
 
         Returns
         -------
@@ -148,15 +151,21 @@ class Baseline(ABC):
         """
         if not hasattr(self, "deltas"):
             raise RuntimeError(f"baseline {self.name}: call fit before predict.")
+        amounts = np.full((len(targets), 2), np.nan) if amounts is None else amounts
         result = np.tile(self.control, (len(targets), 1))  # (M, G)
-        for row, perturbation in zip(result, targets, strict=True):
+        for row, perturbation, wanted in zip(result, targets, amounts, strict=True):
             if key := perturbation_key(perturbation):
-                row += self._delta(key)
+                row += self._delta_at(key, wanted)
         return result
 
     def _fit(self, profiles: Profiles) -> None:
         """Prepare what ``_delta`` needs; the attributes of the class are already set."""
         del profiles
+
+    def _delta_at(self, key: Perturbation, amounts: Array) -> Array:
+        """The same at a dose and a time, (2,); most baselines do not know them."""
+        del amounts
+        return self._delta(key)
 
     @abstractmethod
     def _delta(self, key: Perturbation) -> Array:

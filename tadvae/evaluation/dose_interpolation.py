@@ -4,8 +4,6 @@ It is not in ``BASELINES``, which know no doses; the evaluation adds it where pe
 times.
 """
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from tadvae.evaluation.baselines import Array, Baseline, Perturbation, Profiles, perturbation_key
@@ -40,26 +38,16 @@ class DoseInterpolation(Baseline):
             key: (amounts[chosen], profiles.means[chosen] - profiles.control) for key, chosen in rows.items()
         }  # (n, 2) and (n, G) of each perturbation
 
-    def predict(self, targets: Sequence[Perturbation], amounts: Array | None = None) -> Array:
-        """Predict mean profiles, (M, G), at ``amounts``: logarithms of dose and time, (M, 2)."""
-        if amounts is None:
-            return super().predict(targets)
-        result = np.tile(self.control, (len(targets), 1))  # (M, G)
-        for row, perturbation, wanted in zip(result, targets, amounts, strict=True):
-            if key := perturbation_key(perturbation):
-                row += self._at(key, wanted)
-        return result
-
-    def _at(self, key: Perturbation, wanted: Array) -> Array:
+    def _delta_at(self, key: Perturbation, amounts: Array) -> Array:
         if key in self._series:
-            return interpolate(*self._series[key], wanted)
+            return interpolate(*self._series[key], amounts)
         singles = [self._series.get((target,)) for target in key]
-        parts = [self.mean_delta if each is None else interpolate(*each, wanted) for each in singles]
+        parts = [self.mean_delta if each is None else interpolate(*each, amounts) for each in singles]
         total: Array = np.sum(parts, axis=0)
         return total
 
     def _delta(self, key: Perturbation) -> Array:
-        return self._at(key, np.array([np.nan, np.nan]))
+        return self._delta_at(key, np.array([np.nan, np.nan]))
 
 
 def interpolate(amounts: Array, effects: Array, wanted: Array) -> Array:

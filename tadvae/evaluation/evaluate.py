@@ -176,13 +176,12 @@ def _score(
 ) -> list[dict[str, Any]]:
     """Rows of all methods for the groups of one question."""
     control, observed, effects = question.control, question.observed, question.has_effects
-    further: tuple[type[Baseline], ...] = (LatentAdditive, *CONTEXT_BASELINES)
+    further: tuple[type[Baseline], ...] = (LatentAdditive, *CONTEXT_BASELINES, DoseInterpolation)
     more = [each for each in further if each.applies(question.profiles)]
     baselines = fit_all(question.profiles) | {each.name: each().fit(question.profiles) for each in more}
-    predicted = {name: baseline.predict(question.targets) for name, baseline in baselines.items()}
-    if DoseInterpolation.applies(question.profiles):
-        line = DoseInterpolation().fit(question.profiles)
-        predicted[line.name] = line.predict(question.targets, question.amounts)
+    predicted = {
+        name: baseline.predict(question.targets, question.amounts) for name, baseline in baselines.items()
+    }
     predicted |= {name: own.mean for name, own in given.items()}
     scores: dict[tuple[str, str], np.ndarray] = {}
     responsive = responsive_genes(question.profiles.means - control) if len(question.profiles.means) else None

@@ -45,6 +45,8 @@ class Question:
         Mean control profile, shape (G,).
     controls
         Control cells, at most ``CELLS``.
+    amounts
+        Logarithms of dose and time of each group, shape (M, 2), NaN where it has none.
     profiles
         Training profiles that the baselines are fitted to.
     observed
@@ -58,8 +60,6 @@ class Question:
     elsewhere
         For a context without any perturbation in training, the training cells of the dataset's other contexts
         by (context, perturbation); otherwise empty.
-    amounts
-        Logarithms of dose and time of each group, shape (M, 2), NaN where it has none; None: no group has.
     """
 
     place: tuple[int, int]
@@ -68,13 +68,13 @@ class Question:
     genes: np.ndarray
     control: np.ndarray
     controls: Cells
+    amounts: np.ndarray
     profiles: Profiles
     observed: np.ndarray
     cells: list[Cells]
     has_cells: bool
     has_effects: bool = False
     elsewhere: dict[tuple[int, int], Cells] = field(default_factory=dict)
-    amounts: np.ndarray | None = None
 
     @property
     def perturbations(self) -> list[int]:
@@ -182,7 +182,7 @@ def ask(
             has_cells=has_cells,
             has_effects=entry.has_effects,
             elsewhere=elsewhere,
-            amounts=_amounts(store, [p for *_, p in keys]),
+            amounts=store.log_amounts[[p for *_, p in keys]],
         )
 
 
@@ -208,7 +208,7 @@ def training_profiles(
             targets=[names[p] for p in means],
             means=np.stack(list(means.values())) if means else np.empty((0, len(control))),
             genes=keys[vocabulary.datasets[of[0]].genes].tolist(),
-            amounts=_amounts(store, list(means)),
+            amounts=store.log_amounts[list(means)],
             **more,
         )
 
@@ -231,10 +231,6 @@ def training_profiles(
         ],
         new_context=new_context,
     )
-
-
-def _amounts(store: Store, perturbations: list[int]) -> np.ndarray | None:
-    return store.log_amounts[perturbations] if store.has_amounts else None
 
 
 def _require_apart(known: GroupMeans, tested: pd.DataFrame) -> None:
