@@ -212,18 +212,12 @@ class Source:
             Whether a name is that of a gene; names in ``var`` are such without being asked for.
         """
         obs, spec = self.obs, self.spec
-        context = self._text(spec.context.column, "context.column")
-        if context is None:
-            context = np.full(len(obs), spec.context.value, dtype=object)
-        else:
-            self._require_names(context, str(spec.context.column), "context.column")
+        context = np.full(len(obs), spec.context.value, dtype=object)
+        if spec.context.column is not None:
+            context = self._names(spec.context.column, "context.column")
         for name, covariate in spec.covariates.items():
-            if covariate.in_context:
-                setting = f"covariates.{name}.column"
-                values = self._text(covariate.column, setting)
-                assert values is not None
-                self._require_names(values, covariate.column, setting)
-                context = context + f", {name}=" + values  # arrays of objects: joined cell by cell
+            if covariate.in_context:  # arrays of objects: joined cell by cell
+                context = context + f", {name}=" + self._names(covariate.column, f"covariates.{name}.column")
         parsed = self._parsed(is_gene)
         rows = np.flatnonzero(parsed.keep)
         contexts, context_code = np.unique(context[rows].astype(str), return_inverse=True)
@@ -319,13 +313,17 @@ class Source:
         own = {*names, *(symbols or ()), *self.var.index.astype(str)} - {""}
         return parse_labels(column, self.spec, self.where, lambda name: name in own or is_gene(name))
 
-    def _require_names(self, labels: np.ndarray, column: str, setting: str) -> None:
+    def _names(self, column: str, setting: str) -> np.ndarray:
+        """Labels that name contexts: no cell is without one."""
+        labels = self._text(column, setting)
+        assert labels is not None
         blank = np.array([is_blank(name) for name in labels])
         if blank.any():
             raise UserError(
                 f"{self.where}: {int(blank.sum())} cells have no value in obs column '{column}' (the text "
                 f"{labels[blank][0]!r}); label them or name another column in '{setting}'."
             )
+        return labels
 
     def _column(self, frame: pd.DataFrame, name: str, of: str, setting: str) -> pd.Series:
         if name not in frame.columns:
