@@ -8,7 +8,7 @@ import anndata as ad
 from tadvae.base.errors import UserError
 from tadvae.base.filesystem import Location
 from tadvae.evaluation.ranking import MOST_CELLS, Ranking, Score, rank_towards
-from tadvae.model.cell_file import read_cells
+from tadvae.model.cell_file import column_and_value, read_cells
 from tadvae.model.combinations import Combinations
 from tadvae.model.device import chosen_device
 from tadvae.model.ensemble import load_model
@@ -103,9 +103,7 @@ def _state(towards: str, cells: str | None) -> ad.AnnData:
 
 def _chosen(words: str, cells: str | None, option: str) -> ad.AnnData:
     """Cells of a file by ``OBS=value``."""
-    column, mark, value = words.partition("=")
-    if not mark:
-        raise UserError(f"{option} {words}: expected OBS=value, a column of obs and one of its values.")
+    chosen = column_and_value(words, f"{option} {words}")
     if cells is None:
         raise UserError(f"{option} {words}: names cells of no file; give the file with --cells FILE.h5ad.")
-    return read_cells(cells, MOST_CELLS, (column, value))
+    return read_cells(cells, MOST_CELLS, chosen)

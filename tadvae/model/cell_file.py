@@ -104,6 +104,14 @@ def open_cells(path: str, layer: str | None) -> Iterator[CellFile]:
         yield cells
 
 
+def column_and_value(words: str, what: str) -> tuple[str, str]:
+    """The parts of ``OBS=value``; ``what`` begins the sentence of an error."""
+    column, mark, value = words.partition("=")
+    if not mark:
+        raise UserError(f"{what}: expected OBS=value, a column of obs and one of its values.")
+    return column, value
+
+
 def read_cells(path: str, n: int, where: tuple[str, str] | None = None) -> ad.AnnData:
     """At most n cells of a file, spread evenly, in memory.
 

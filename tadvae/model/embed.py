@@ -94,8 +94,9 @@ def embed_files(
         var = known.set_axis(pd.Index(unique_names(vocabulary.names(trained))))
         matched = np.stack([np.isin(trained, each.panel.genes) for each in opened], axis=1)  # (G, files)
         obs = _obs(opened)
-        means = None if batch is None else BatchMeans(Batches.of(obs, batch, controls))
+        means = None
         if batch is not None:
+            means = BatchMeans(Batches.of(obs, batch, controls))
             about["batch"], about["controls"] = batch, controls or ""
         result = ad.AnnData(obs=obs, var=var, varm={"matched": matched}, uns={"tadvae": about})
         with written_locally(place) as local:

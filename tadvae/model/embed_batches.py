@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from tadvae.base.errors import UserError
+from tadvae.model.cell_file import column_and_value
 
 CORRECTED = ("X_tadvae", "X_tadvae_activity")
 """What is corrected; contributions of genes are not."""
@@ -53,12 +54,9 @@ class Batches:
             )
         control = np.ones(len(obs), dtype=bool)
         if controls is not None:
-            name, mark, value = controls.partition("=")
-            if not mark:
-                raise UserError(
-                    f"controls '{controls}': expected OBS=value, a column of obs and its value for controls."
-                )
-            control = (_column(obs, name, f"controls '{controls}'").astype(str) == value).to_numpy()
+            what = f"controls '{controls}'"
+            name, value = column_and_value(controls, what)
+            control = (_column(obs, name, what).astype(str) == value).to_numpy()
         codes, names = pd.factorize(labels.astype(str), sort=True)
         without = np.setdiff1d(np.arange(len(names)), codes[control])
         if len(without):

@@ -126,6 +126,7 @@ class Ensemble(PredictsMany):
             "values": values,
             "dose": dose,
             "time": time,
+            "errors": False,  # of one member, whose mean is another
         }
         logs = self._parts(target, options)
         parts = logs if units == "log1p" else self._parts(target, options | {"units": units}, quiet=True)
@@ -137,8 +138,6 @@ class Ensemble(PredictsMany):
         result.layers["seed_spread"] = seed_spread(cells).astype(np.float32)
         result.var["predicted_mean"] = means.mean(axis=0)
         result.var["seed_spread"] = seed_spread(means)
-        result.var = result.var.drop(columns="se", errors="ignore")  # of one member, whose mean is another
-        result.uns["tadvae"].pop("no_se", None)
         about = result.uns["tadvae"]
         about["members"] = len(self.members)
         reason = self._no_interval(about["dataset"], context)

@@ -178,6 +178,7 @@ class TADVAE(ReadsCells, PredictsMany):
         units: Literal["log1p", "counts"] = "log1p",
         dose: float | None = None,
         time: float | None = None,
+        errors: bool = True,
     ) -> ad.AnnData:
         """Predict cells under a perturbation.
 
@@ -203,6 +204,8 @@ class TADVAE(ReadsCells, PredictsMany):
         dose, time
             Of the perturbation, in the units of the screens, for a model of screens with doses or times; may
             lie between those of training, and beyond them with a warning. None: the largest of training.
+        errors
+            Whether the standard error of the mean is computed.
 
         Returns
         -------
@@ -255,10 +258,10 @@ class TADVAE(ReadsCells, PredictsMany):
             "values": "effects" if self.vocabulary.datasets[d].has_effects else units,
             **used_amounts(pairs, self.vocabulary),
         }
-        if units == "log1p":
-            errors, no_se = self._errors_at(start)
-            if errors is not None:
-                var["se"] = errors([pairs], var["predicted_mean"].to_numpy(np.float64)[None])[0]
+        if errors and units == "log1p":
+            errors_of, no_se = self._errors_at(start)
+            if errors_of is not None:
+                var["se"] = errors_of([pairs], var["predicted_mean"].to_numpy(np.float64)[None])[0]
             else:
                 about["no_se"] = no_se
         return ad.AnnData(predicted, obs=obs, var=var, uns={"tadvae": about})
