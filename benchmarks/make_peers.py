@@ -25,6 +25,7 @@ from peers.interchange_checks import PACKAGES
 from peers.page import decision, write_page
 from peers.pathways_of_tadvae import target_scores
 from peers.summary import write_readme
+from stored import store_once
 from synthetic import screen
 
 HERE = Path(__file__).parent
@@ -208,18 +209,15 @@ def main(given: list[str] | None = None) -> None:
 
 
 def store(place: Path, about: dict[str, Any], find: Callable[[], dict[str, Any]]) -> None:
-    """Find and store what is not stored yet; an error is tried again by the next call."""
-    if place.exists():
-        stored = json.loads(place.read_text())
-        if stored["about"] == about and "error" not in stored:
-            print(f"{place}: already there", flush=True)
-            return
-    try:
-        found = find()
-    except PeerError as error:
-        found = {"error": str(error)}
-    place.write_text(json.dumps({"about": about} | found, indent=1) + "\n")
-    print(f"{place}: written", flush=True)
+    """Find and store what is not stored yet; an error is stored, and tried again by the next call."""
+
+    def found() -> dict[str, Any]:
+        try:
+            return find()
+        except PeerError as error:
+            return {"error": str(error)}
+
+    store_once(place, about, found, indent=1)
 
 
 if __name__ == "__main__":

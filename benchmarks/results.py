@@ -18,12 +18,13 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from results_page import write_page
+from stored import store_once
 from studies import DATA, STUDIES, Split, Study, make_store
 
 from pipelines.cluster.connection import ray_map, ray_session
@@ -183,29 +184,14 @@ def run_study(name: str, study: Study, arguments: argparse.Namespace) -> None:
             of_ours = {"seeds": seeds, "epochs": epochs, "settings": [*study.settings, *split.extra]}
             place = results / f"{kind}-fold-{fold}.json"
             store_once(
-                place, about | of_ours, folder,
-                lambda: run_fold(store, folder, config, seeds, split.calibrated),  # noqa: B023  called at once
-            )  # fmt: skip
+                place, about | of_ours, partial(run_fold, store, folder, config, seeds, split.calibrated)
+            )
             if study.part_of is None and fold < arguments.published_folds:
                 some = seeds[:PUBLISHED_SEEDS]
                 of_theirs = {"seeds": some, "models": {n: c.summary for n, c in published(config).items()}}
                 place = results / "published" / place.name
-                store_once(
-                    place, about | of_theirs, folder,
-                    lambda: run_published(store, folder, config, some),  # noqa: B023  called at once
-                )  # fmt: skip
-
-
-def store_once(place: Path, about: dict, work: Path, found: Callable[[], dict]) -> None:
-    """Write what ``found`` returns, unless it is there with the same ``about``; ``work`` is removed."""
-    if place.exists() and json.loads(place.read_text())["about"] == about:
-        print(f"{place}: already there", flush=True)
-        return
-    result = {"about": about} | found()
-    place.parent.mkdir(parents=True, exist_ok=True)
-    place.write_text(json.dumps(result) + "\n")
-    shutil.rmtree(work, ignore_errors=True)
-    print(f"{place}: written", flush=True)
+                store_once(place, about | of_theirs, partial(run_published, store, folder, config, some))
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def run_structure(out: Path) -> None:

@@ -93,9 +93,9 @@ def _behind(stored: dict[str, list[dict]]) -> list[str]:
         best, gain, verdict = _against_best(folds, "pearson_delta", chosen)
         if verdict == "worse":
             found.append(f"{label} {gain.mean:+.3f} ({best})")
-    return [
-        f"- **Pearson-Δ** is smaller than the best baseline's in {len(found)}: {'; '.join(found)}."
-    ] * bool(found)
+    if not found:
+        return []
+    return [f"- **Pearson-Δ** is smaller than the best baseline's in {len(found)}: {'; '.join(found)}."]
 
 
 def _summary(stored: dict[str, list[dict]]) -> list[str]:
@@ -215,9 +215,9 @@ def _together(stored: dict[str, list[dict]]) -> list[str]:
 def _level_together(stored: dict[str, list[dict]]) -> list[str]:
     """The same in a sentence, for the beginning of the page."""
     words = [f"{label} {gains['l2'][0].mean:+.3f} ({gains['l2'][1]})" for label, _, gains in _alone(stored)]
-    return [f"- **Screens of cells together**, L2 minus that of each alone: {'; '.join(words)}."] * bool(
-        words
-    )
+    if not words:
+        return []
+    return [f"- **Screens of cells together**, L2 minus that of each alone: {'; '.join(words)}."]
 
 
 def _by_group(folds: list[dict], metric: str) -> dict[tuple, float]:

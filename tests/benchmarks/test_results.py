@@ -186,6 +186,7 @@ def test_verdicts_and_screens_together(results, monkeypatch, n_alone, worse, lev
         ][:n_alone],
     }
     (row,) = [line for line in page._summary(stored) if line.startswith("| both, combo: combo_seen2 | 6 |")]
+    assert row.count("additive") == 2
     assert "| +0.2000 [" in row
     assert row.index("**better**") < row.index("| level |")
     (row,) = [line for line in page._together(stored) if line.startswith(f"| alone, combo | {2 * n_alone} |")]
