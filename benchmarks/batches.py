@@ -1,6 +1,6 @@
 """Correction of batches in what ``tadvae embed`` writes, judged by scib-metrics.
 
-    python benchmarks/batches.py [--out FILE] [--python PYTHON]
+    python benchmarks/batches.py [--out FILE]
 
 Two studies: lung cancer lines by two techniques (a file each; not all lines are in both), and blood cells of
 two donors with and without IFN-beta. A model is trained on the cells, which ``tadvae embed`` then embeds,
@@ -12,7 +12,6 @@ is the environment variable TADVAE_DATA, or ../shared/data next to the repositor
 
 import argparse
 import json
-import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ import numpy as np
 import scanpy as sc
 import torch
 import yaml
+from peers.environment import Peer, python_of, run_script
 from sklearn.decomposition import PCA
 from studies import DATA
 
@@ -37,7 +37,8 @@ from tadvae.training.fit import fit
 HERE = Path(__file__).parent
 RESULTS, PAGE = HERE / "results" / "batches.json", HERE.parent / "docs" / "batches.md"
 HEADING = "## Measured"
-REQUIREMENTS = ("scib-metrics==0.5.10", "harmonypy==2.1.0")
+SCRIPT = HERE / "batches_judge.py"
+JUDGE = Peer.of(SCRIPT)
 SETTINGS = ["split.kind=none", "train={epochs: 20, trackers: []}"]
 COLUMNS = ("Batch correction", "Bio conservation", "Total", "KMeans NMI", "cLISI", "iLISI", "PCR comparison")
 
@@ -131,20 +132,10 @@ def shifted(values: np.ndarray, batches: Batches) -> np.ndarray:
     return (values + means.shift("X_tadvae")[batches.of_cell]).astype(np.float32)
 
 
-def environment(folder: Path, python: str) -> Path:
-    """A Python with scib-metrics, made once."""
-    inside = folder / "bin" / "python"
-    if not (folder / "installed").exists():
-        subprocess.run([python, "-m", "venv", "--clear", str(folder)], check=True)
-        subprocess.run([str(inside), "-m", "pip", "install", "--quiet", *REQUIREMENTS], check=True)
-        (folder / "installed").touch()
-    return inside
-
-
 def write_page(results: Path = RESULTS, page: Path = PAGE) -> None:
     """Write the measured part of the page from the stored scores."""
     stored = json.loads(results.read_text())
-    judge = REQUIREMENTS[0].replace("==", " ")
+    judge = JUDGE.requirements[0].replace("==", " ")
     lines = [
         HEADING,
         "",
@@ -164,26 +155,20 @@ def write_page(results: Path = RESULTS, page: Path = PAGE) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--out", type=Path, default=RESULTS)
-    parser.add_argument("--python", default=sys.executable, help="makes the environment of scib-metrics")
     options = parser.parse_args()
     if not DATA.is_dir():
         print(f"{DATA}: no such folder; set TADVAE_DATA to the data folder.", file=sys.stderr)
         return 2
     torch.set_num_threads(1)
-    judge = environment(HERE.parent / "build" / "scib-metrics", options.python)
+    judge = python_of(JUDGE, HERE.parent / "build")
     scores = {}
     for name, study in STUDIES.items():
         with tempfile.TemporaryDirectory() as folder:
             place = Path(folder)
             embedded(study, place).write_h5ad(place / "embedded.h5ad")
-            command = [
-                str(HERE / "batches_judge.py"),
-                str(place / "embedded.h5ad"),
-                str(place / "scores.json"),
-            ]
-            subprocess.run([str(judge), *command], check=True)
+            run_script(judge, SCRIPT, place / "embedded.h5ad", place, limit=3600.0)
             scores[name] = json.loads((place / "scores.json").read_text())
-    about = {"script": "batches.py", "settings": SETTINGS, "judge": REQUIREMENTS}
+    about = {"script": "batches.py", "settings": SETTINGS, "judge": JUDGE.requirements}
     options.out.write_text(json.dumps({"about": about, "scores": scores}, indent=1) + "\n")
     if options.out.resolve() == RESULTS.resolve():
         write_page()

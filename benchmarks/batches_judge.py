@@ -1,16 +1,25 @@
 """Scores of embeddings by scib-metrics, in an environment of its own; used by ``batches.py``.
 
-    python batches_judge.py FILE.h5ad OUT.json
+    python batches_judge.py FILE.h5ad OUT
 
 FILE has ``obs["batch"]``, ``obs["label"]`` and the embeddings in ``obsm``, ``genes, none`` among them, with
 which the variance between batches is compared; those whose name ends in ``, none`` are corrected by Harmony
-too.
+too. The scores are written to ``OUT/scores.json``.
 """
+
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["scib-metrics==0.5.10", "harmonypy==2.1.0"]
+# [tool.tadvae-peer]
+# python = "3.11"
+# job = "judge"
+# ///
 
 import json
 import logging
 import sys
 import warnings
+from pathlib import Path
 
 import anndata as ad
 import harmonypy
@@ -36,8 +45,7 @@ def main(path: str, out: str) -> None:
     )  # fmt: skip
     judge.benchmark()
     table = judge.get_results(min_max_scale=False).drop(index="Metric Type").astype(float)
-    with open(out, "w") as file:
-        json.dump(table.round(4).to_dict("index"), file)
+    (Path(out) / "scores.json").write_text(json.dumps(table.round(4).to_dict("index")))
 
 
 if __name__ == "__main__":
