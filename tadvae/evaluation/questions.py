@@ -45,8 +45,6 @@ class Question:
         Mean control profile, shape (G,).
     controls
         Control cells, at most ``CELLS``.
-    amounts
-        Logarithms of dose and time of each group, shape (M, 2), NaN where it has none.
     profiles
         Training profiles that the baselines are fitted to.
     observed
@@ -60,6 +58,8 @@ class Question:
     elsewhere
         For a context without any perturbation in training, the training cells of the dataset's other contexts
         by (context, perturbation); otherwise empty.
+    amounts
+        Logarithms of dose and time of each group, shape (M, 2), NaN where it has none; None: no group has.
     """
 
     place: tuple[int, int]
@@ -68,13 +68,13 @@ class Question:
     genes: np.ndarray
     control: np.ndarray
     controls: Cells
-    amounts: np.ndarray
     profiles: Profiles
     observed: np.ndarray
     cells: list[Cells]
     has_cells: bool
     has_effects: bool = False
     elsewhere: dict[tuple[int, int], Cells] = field(default_factory=dict)
+    amounts: np.ndarray | None = None
 
     @property
     def perturbations(self) -> list[int]:
