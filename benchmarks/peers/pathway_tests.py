@@ -163,11 +163,12 @@ def _write_targets(folder: Path, study: str) -> list[Path]:
 
 
 def target_cells(
-    store: Store, file: str, control: str, pathways: Path
+    store: Store, file: str, control: str, pathways: Path, most: int = CELLS_PER_CONDITION
 ) -> dict[str, tuple[sparse.csr_matrix, list[str], list[str], int]]:
     """Perturbed cells, then controls, of every target in a pathway, without its own gene.
 
-    Values by gene of the target: (n, G), genes, names of cells, and how many of the first are perturbed.
+    At most ``most`` cells of a condition. Values by gene of the target: (n, G), genes, names of cells, and
+    how many of the first are perturbed.
     """
     adata = ad.read_h5ad(DATA / file)
     keys = store.genes["gene"].to_numpy()
@@ -175,29 +176,33 @@ def target_cells(
     members = {gene for genes in read_pathways(pathways).genes for gene in genes}
     condition, rng = adata.obs["condition"].astype(str).to_numpy(), np.random.default_rng(0)
     suffix = "" if control == "control" else f"+{control}"
-    controls, result = _some(np.flatnonzero(condition == control), rng), {}
+    controls, result = _some(np.flatnonzero(condition == control), rng, most), {}
     for name in sorted(set(condition) - {"control", control}):
         target = name.removesuffix(suffix)
         key = canonical_targets([target], store.gene_reference)[0]
         if "+" in target or (suffix and not name.endswith(suffix)) or key not in members:
             continue
-        perturbed = _some(np.flatnonzero(condition == name), rng)
+        perturbed = _some(np.flatnonzero(condition == name), rng, most)
         rows, kept = np.r_[perturbed, controls], np.flatnonzero(np.array(genes) != key)
         names = adata.obs_names[rows].tolist()
         result[key] = X[rows][:, kept], [genes[g] for g in kept], names, len(perturbed)
     return result
 
 
-def _some(rows: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    return np.sort(rng.permutation(rows)[:CELLS_PER_CONDITION])
+def _some(rows: np.ndarray, rng: np.random.Generator, most: int) -> np.ndarray:
+    return np.sort(rng.permutation(rows)[:most])
 
 
 def _score_targets(case: Path, about: dict, read: Reader) -> dict[str, float]:
     """Area under the curve by target; its pathways are the true ones, also where genes are permuted."""
-    true = read_pathways(case / about["pathways"].replace("permuted", "true"))
+    return target_areas(case / about["pathways"].replace("permuted", "true"), about["perturbed"], read)
+
+
+def target_areas(pathways: Path, perturbed: dict[str, int], read: Reader) -> dict[str, float]:
+    """Area under the curve by target; of its cells, the first ``perturbed`` are not controls."""
+    true, result = read_pathways(pathways), {}
     members = {name: set(genes) for name, genes in zip(true.ids, true.genes, strict=True)}
-    result = {}
-    for target, n in about["perturbed"].items():
+    for target, n in perturbed.items():
         activity = read(target)
         values = np.nan_to_num(activity.to_numpy(np.float64))
         spread = values[n:].std(axis=0)

@@ -150,19 +150,23 @@ def read_yaml(path: str | Path) -> Any:
 def override(data: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
     """Return a copy of ``data`` with ``a.b=value`` settings applied; values are parsed as YAML.
 
+    In a group with names of settings as keys, such as the parameters of a sweep, what is left is such a name.
+
     Examples
     --------
     >>> override({"train": {"epochs": 5}}, ["train.epochs=1", "seed=3"])
     {'train': {'epochs': 1}, 'seed': 3}
+    >>> override({"parameters": {"train.epochs": {"choice": [5]}}}, ["parameters.loss.sparsity={choice: [0]}"])
+    {'parameters': {'train.epochs': {'choice': [5]}, 'loss.sparsity': {'choice': [0]}}}
     """
     result = _copy(data)
     for item in overrides:
         key, sign, text = item.partition("=")
         if not sign or not key.strip():
             raise UserError(f"--set {item}: expected key=value, for example --set train.epochs=1.")
-        node = result
-        *parents, leaf = key.strip().split(".")
-        for name in parents:
+        node, leaf = result, key.strip()
+        while "." in leaf and not any("." in name for name in node):
+            name, _, leaf = leaf.partition(".")
             node = node.setdefault(name, {})
             if not isinstance(node, dict):
                 raise UserError(f"--set {item}: '{name}' is a value, not a group of settings.")

@@ -44,6 +44,19 @@ def test_round_trip():
     assert Outer.load_text(config.to_yaml(), "x") == config
 
 
+def test_override_of_a_key_with_dots():
+    data = {"parameters": {"loss.sparsity": {"choice": [0, 1]}}, "train": {"epochs": 5}}
+    items = [
+        "parameters.loss.sparsity={choice: [2]}",
+        "parameters.train.epochs={choice: [3]}",
+        "train.epochs=1",
+    ]
+    assert override(data, items) == {
+        "parameters": {"loss.sparsity": {"choice": [2]}, "train.epochs": {"choice": [3]}},
+        "train": {"epochs": 1},
+    }
+
+
 def test_override_leaves_its_input_alone():
     data = {"a": {"b": 1}}
     assert override(data, ["a.b=2", "a.c.d=null", "e=[1, 2]"]) == {
