@@ -112,7 +112,8 @@ class Ensemble(PredictsMany):
         ``X``: mean of the members' cells, and ``layers["seed_spread"]`` their standard deviation.
         ``var["predicted_mean"]``; ``var["seed_spread"]``, the standard deviation of the members' means;
         ``varm["interval"]``, shape (G, 2): a conformal interval of the mean profile of such cells, NaN where
-        none can be guaranteed. ``uns["tadvae"]`` says at which level, or why there is none.
+        none can be guaranteed. ``uns["tadvae"]`` says at which level, or why there is none. Without
+        calibration also ``var["se"]``, as :meth:`TADVAE.predict` has it.
 
         Raises
         ------
@@ -126,7 +127,7 @@ class Ensemble(PredictsMany):
             "values": values,
             "dose": dose,
             "time": time,
-            "errors": False,  # of one member, whose mean is another
+            "errors": False,  # those of one member are of another mean
         }
         logs = self._parts(target, options)
         parts = logs if units == "log1p" else self._parts(target, options | {"units": units}, quiet=True)
@@ -162,6 +163,14 @@ class Ensemble(PredictsMany):
         else:
             about["no_interval"] = reason or "this ensemble was not calibrated"
         result.varm["interval"] = interval
+        if self.calibration is None and units == "log1p":
+            at = {name: option for name, option in options.items() if name != "errors"}
+            with _quiet():
+                table = self.predict_many([target], **at)
+            if "se" in table.layers:
+                result.var["se"] = table.layers["se"][1]
+            else:
+                about["no_se"] = table.uns["tadvae"]["no_se"][0]
         return result
 
     def _parts(

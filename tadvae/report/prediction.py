@@ -76,7 +76,7 @@ def prediction_of(model: Model, adata: ad.AnnData) -> Prediction:
     members = int(about.get("members", 1))
     if members > 1:
         frame["seed_spread"] = var["seed_spread"].to_numpy(np.float64)[order]
-    elif "se" in var and np.isfinite(var["se"]).any():
+    if "se" in var and np.isfinite(var["se"]).any():
         frame["standard_error"] = var["se"].to_numpy(np.float64)[order]
     level = about.get("interval_level")
     if level is not None:

@@ -178,7 +178,8 @@ def test_one_model_gives_standard_errors_by_their_equation(spelt_model):
     assert set(seeds.predict_many(["JUN"], context="OLD").layers) == {"seed_spread", "se"}
     of_two = seeds.predict_many(["JUN"], context="OLD").layers["se"]
     np.testing.assert_allclose(of_two, table.layers["se"][:2], rtol=1e-4)
-    assert "se" not in seeds.predict("JUN", context="OLD").var
+    np.testing.assert_array_equal(seeds.predict("JUN", context="OLD").var["se"], of_two[1])
+    assert "se" not in seeds.predict("JUN", context="OLD", units="counts").var
     counts = spelt_model.predict_many(["JUN"], context="OLD", units="counts")
     rises = counts.X[1] > 0.0
     assert (counts.layers["se"][1][rises] > 0.0).all()
@@ -192,6 +193,10 @@ def test_why_there_is_no_standard_error(spelt_model, spelt_folder, monkeypatch):
     one = spelt_model.predict("KLF1", context="HERE", dataset="old", controls=own)
     assert "given control cells" in one.uns["tadvae"]["no_se"]
     assert "se" not in one.var
+    several = Ensemble([spelt_model, spelt_model]).predict(
+        "KLF1", context="HERE", dataset="old", controls=own
+    )
+    assert several.uns["tadvae"]["no_se"] == one.uns["tadvae"]["no_se"]
     for part, word in (("observed", "of a version"), (None, "effects.weight=0")):
         with monkeypatch.context() as patch:
             if part:
