@@ -156,8 +156,8 @@ def override(data: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any
     --------
     >>> override({"train": {"epochs": 5}}, ["train.epochs=1", "seed=3"])
     {'train': {'epochs': 1}, 'seed': 3}
-    >>> override({"parameters": {"train.epochs": {"choice": [5]}}}, ["parameters.loss.sparsity={choice: [0]}"])
-    {'parameters': {'train.epochs': {'choice': [5]}, 'loss.sparsity': {'choice': [0]}}}
+    >>> override({"parameters": {"train.epochs": 5}}, ["parameters.train.learning_rate=0.1"])
+    {'parameters': {'train.epochs': 5, 'train.learning_rate': 0.1}}
     """
     result = _copy(data)
     for item in overrides:
