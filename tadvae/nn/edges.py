@@ -60,6 +60,8 @@ class ActiveEdges:
         Whether no edge of the genes is left out.
     order
         All edges of the table in the order of a GPU's kernel, if these are all; else None.
+    every
+        Whether every gene has an edge to every pathway, in the order of the pathways.
     """
 
     genes: Tensor
@@ -71,6 +73,7 @@ class ActiveEdges:
     n_pathways: int
     is_whole: bool = False
     order: "EdgeOrder | None" = None
+    every: bool = False
 
     @property
     def n_edges(self) -> int:
@@ -290,6 +293,7 @@ def every_pair(genes: Tensor, token_gene: Tensor, n_pathways: int) -> ActiveEdge
         pathway=pathway.repeat(len(genes)),
         token_gene=token_gene,
         n_pathways=n_pathways,
+        every=True,
     )
 
 

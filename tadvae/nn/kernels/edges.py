@@ -7,7 +7,8 @@ For a token of gene g with expression x, an edge e = (g, p) and a head::
 and the activity of pathway p in a cell is ``Σ_heads softmax(logit)·value`` over the cell's tokens with an
 edge to p. Edges are sorted by gene, with heads innermost: the scalars of one token's edges are contiguous in
 memory, and the loops over them are long enough to be vectorised. Scalars of pathways are scattered in memory;
-they are gathered in separate loops, so that the arithmetic loops stay contiguous.
+they are gathered in separate loops, so that the arithmetic loops stay contiguous. Where ``every`` gene has
+an edge to every pathway, in their order, they are contiguous too.
 
 Forward works cell by cell and stores three numbers for every (cell, pathway, head): the largest logit, the
 inverse of the sum of weights, and the mean value. Backward works gene by gene, because then every token and
@@ -77,6 +78,7 @@ def attention_forward(
     load: Any,  # (n_basis, E, h)
     has_match: bool,
     has_shift: bool,
+    every: Any,
     top: Any,  # (B, P, h) out
     inverse: Any,  # (B, P, h) out
     mean: Any,  # (B, P, h) out
@@ -100,21 +102,29 @@ def attention_forward(
                 continue
             e0, n = span(starts, gene[t])
             logits(weight, n * h, e0 * h, x[t], match, shift, has_match, has_shift)
-            for i in range(n):
-                at = np.uint64(pathway[e0 + i]) * h
-                for j in range(h):
-                    z = weight[i * h + j]
-                    # not "z > top": a NaN has to become the maximum, so that a diverged model is noticed
-                    top_b[at + j] = z if not z <= top_b[at + j] else top_b[at + j]
+            # not "z > top": a NaN has to become the maximum, so that a diverged model is noticed
+            if every is not None:
+                for i in range(n * h):
+                    top_b[i] = weight[i] if not weight[i] <= top_b[i] else top_b[i]
+            else:
+                for i in range(n):
+                    at = np.uint64(pathway[e0 + i]) * h
+                    for j in range(h):
+                        z = weight[i * h + j]
+                        top_b[at + j] = z if not z <= top_b[at + j] else top_b[at + j]
         for t in range(offsets[b], offsets[b + 1]):
             if gene[t] < 0:
                 continue
             e0, n = span(starts, gene[t])
             # `value` holds the gathered maxima until exp has used them: one buffer less in the cache.
-            for i in range(n):
-                at = np.uint64(pathway[e0 + i]) * h
-                for j in range(h):
-                    value[i * h + j] = top_b[at + j]
+            if every is not None:
+                for i in range(n * h):
+                    value[i] = top_b[i]
+            else:
+                for i in range(n):
+                    at = np.uint64(pathway[e0 + i]) * h
+                    for j in range(h):
+                        value[i * h + j] = top_b[at + j]
             logits(weight, n * h, e0 * h, x[t], match, shift, has_match, has_shift)
             for i in range(n * h):
                 weight[i] = exponential(weight[i] - value[i])
@@ -123,11 +133,16 @@ def attention_forward(
                 row = load[np.uint64(first[t]) + k]
                 for i in range(n * h):
                     value[i] += phi[t, k] * row[e0 * h + i]
-            for i in range(n):
-                at = np.uint64(pathway[e0 + i]) * h
-                for j in range(h):
-                    total[at + j] += weight[i * h + j]
-                    sums[at + j] += weight[i * h + j] * value[i * h + j]
+            if every is not None:
+                for i in range(n * h):
+                    total[i] += weight[i]
+                    sums[i] += weight[i] * value[i]
+            else:
+                for i in range(n):
+                    at = np.uint64(pathway[e0 + i]) * h
+                    for j in range(h):
+                        total[at + j] += weight[i * h + j]
+                        sums[at + j] += weight[i * h + j] * value[i * h + j]
         for p in range(P):
             activity[b, p] = 0.0
             for j in range(p * h, p * h + h):
@@ -157,10 +172,11 @@ def attention_backward(
     has_match: bool,
     has_shift: bool,
     needs_x: bool,
-    top: Any,  # (B, P, h)
-    inverse: Any,  # (B, P, h)
-    mean: Any,  # (B, P, h)
-    d_activity: Any,  # (B, P)
+    every: Any,
+    top: Any,  # (B, P h)
+    mean: Any,  # (B, P h) negative
+    per_weight: Any,  # (B, P h) gradient of an activity over the sum of its weights
+    h: Any,
     d_x: Any,  # (T,) out; like d_phi only where it is needed
     d_phi: Any,  # (T, J) out
     d_match: Any,  # (E, h) out, like the rest zero before
@@ -168,7 +184,7 @@ def attention_backward(
     d_load: Any,  # (n_basis, E, h) out
 ) -> None:
     """Compute gradients; every token and every edge belongs to one gene, and so to one part."""
-    h, J = np.uint64(top.shape[2]), np.uint64(phi.shape[1])
+    h, J = np.uint64(h), np.uint64(phi.shape[1])
     match, d_match = match.reshape(-1), d_match.reshape(-1)
     shift, d_shift = shift.reshape(-1), d_shift.reshape(-1)
     load, d_load = load.reshape(load.shape[0], -1), d_load.reshape(load.shape[0], -1)  # (n_basis, E h)
@@ -179,20 +195,29 @@ def attention_backward(
         for place in range(token_starts[g], token_starts[g + 1]):
             t = np.uint64(token_order[place])
             b = np.uint64(cell[t])
-            for i in range(n):
-                p = np.uint64(pathway[e0 + i])
-                for j in range(h):
-                    value[i * h + j] = top[b, p, j]
-                    scale[i * h + j] = d_activity[b, p] * inverse[b, p, j]
+            if every is not None:
+                for i in range(n * h):
+                    value[i] = top[b, i]
+                    scale[i] = per_weight[b, i]
+            else:
+                for i in range(n):
+                    at = np.uint64(pathway[e0 + i]) * h
+                    for j in range(h):
+                        value[i * h + j] = top[b, at + j]
+                        scale[i * h + j] = per_weight[b, at + j]
             logits(share, n * h, e0 * h, x[t], match, shift, has_match, has_shift)
             for i in range(n * h):
                 share[i] = exponential(share[i] - value[i]) * scale[i]
             # The gradient of a softmax logit is weight · (value − mean value) · output gradient; the sum
             # below therefore starts at −mean.
-            for i in range(n):
-                p = np.uint64(pathway[e0 + i])
-                for j in range(h):
-                    value[i * h + j] = -mean[b, p, j]
+            if every is not None:
+                for i in range(n * h):
+                    value[i] = mean[b, i]
+            else:
+                for i in range(n):
+                    at = np.uint64(pathway[e0 + i]) * h
+                    for j in range(h):
+                        value[i * h + j] = mean[b, at + j]
             for k in range(J):
                 basis = np.uint64(first[t]) + k
                 row, d_row = load[basis], d_load[basis]

@@ -73,23 +73,24 @@ class EdgeAttention(torch.autograd.Function):
         arrays = _arrays(edges.token_gene, x, first, phi, edges.starts, edges.pathway, *own)
         has = match is not None, shift is not None
         out = _arrays(*saved, activity)
-        run(edge_kernels.attention_forward, cut(offsets), offsets, *arrays, *has, *out)
+        run(edge_kernels.attention_forward, cut(offsets), offsets, *arrays, *has, edges.every or None, *out)
         return activity
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_activity: Tensor) -> Gradients:
         """Gradients of x, phi, match, shift and load."""
-        x, phi, match, shift, load, first, *saved = ctx.saved_tensors
+        x, phi, match, shift, load, first, top, inverse, mean = ctx.saved_tensors
         edges: ActiveEdges = ctx.edges
         by_gene, order, bounds = _by_gene(edges)
+        statistics = _arrays(*(each.flatten(1) for each in (top, -mean, d_activity[..., None] * inverse)))
         own = *_or_empty(load, 2, match, shift), load
         inputs = _arrays(ctx.cells.cell, x, first, phi, edges.starts, edges.pathway, *own)
         has = match is not None, shift is not None
         needs_x = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
         out = [np.zeros_like(array) for array in _arrays(x, phi, *own)]
-        gradients = *_arrays(*saved, d_activity), *out
-        run(edge_kernels.attention_backward, bounds, by_gene, order, *inputs, *has, needs_x, *gradients)
+        arguments = *inputs, *has, needs_x, edges.every or None, *statistics, top.shape[2], *out
+        run(edge_kernels.attention_backward, bounds, by_gene, order, *arguments)
         d_x, d_phi, d_match, d_shift, d_load = map(torch.from_numpy, out)
         return d_x, d_phi, d_match if has[0] else None, d_shift if has[1] else None, d_load, None, None, None
 

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import threading
+from functools import partial
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from tadvae.base.errors import UserError
 from tadvae.base.numba_jit import kernel
 from tadvae.nn import attention
 from tadvae.nn.attention import edge_attention, edge_dot, edge_sum, member_mean, scaled_rows, token_attention
-from tadvae.nn.edges import EdgeTable
+from tadvae.nn.edges import EdgeTable, every_pair
 from tadvae.nn.kernels.exponential import exponential
 from tadvae.nn.kernels.sums import group
 from tadvae.nn.kernels.threads import PARTS, cut, run
@@ -47,6 +48,9 @@ class Inputs:
         self.key, self.value = self.random(T, HEADS, WIDTH), self.random(T, HEADS, WIDTH)
         self.gate, self.offset = self.random(E), self.random(E)
         self.rows, self.summand = self.random(problem.mask.shape[1], 5), self.random(5)
+        self.whole = every_pair(*torch.unique(self.cells.gene_ids, return_inverse=True), P)
+        E = self.whole.n_edges
+        self.of_whole = self.random(E, HEADS), self.random(E, HEADS), self.random(FUNCTIONS, E, HEADS)
 
     def random(self, *shape):
         values = torch.randn(*shape, generator=self.generator, dtype=torch.float64)
@@ -69,7 +73,7 @@ class Inputs:
         }
         for has_first, has_second in OPTIONAL:
 
-            def edge(x, phi, load, *rest, has_first=has_first, has_second=has_second):
+            def edge(x, phi, load, *rest, has_first=has_first, has_second=has_second, edges=edges):
                 rest = iter(rest)
                 match = next(rest) if has_first else None
                 shift = next(rest) if has_second else None
@@ -85,6 +89,10 @@ class Inputs:
             ends = f"{'match ' * has_first}{'shift' * has_second}"
             own = [self.match] * has_first + [self.shift] * has_second
             found[f"edge {ends}"] = edge, [cells.values, self.phi, self.load, *own]
+            match, shift, load = self.of_whole
+            own = [match] * has_first + [shift] * has_second
+            whole = partial(edge, edges=self.whole)
+            found[f"every edge {ends}"] = whole, [cells.values, self.phi, load, *own]
             own = [self.gate] * has_first + [self.offset] * has_second
             found[f"token {ends}"] = token, [self.query, self.readout, self.key, self.value, *own]
         return found
