@@ -12,7 +12,7 @@ settings of the same grid on two halves of the genes. All write ``docs/paper-tab
 
 import argparse
 import shutil
-from functools import partial
+from itertools import product
 from pathlib import Path
 
 import pandas as pd
@@ -154,16 +154,20 @@ def run(study: str, seeds: int, work: Path) -> pd.DataFrame:
     return trials
 
 
-def run_panels(seeds: int, work: Path) -> pd.DataFrame:
-    """The scores of the same grid of settings on panels."""
-    config, found = SweepConfig.load(PAPER, ALL), []
-    for values in config.points():
+def run_panels(place: Path, seeds: int, work: Path) -> None:
+    """Store the scores of the same grid of settings on panels, each when it is known."""
+    config = SweepConfig.load(PAPER, ALL)
+    rows = pd.read_csv(place).to_dict("records") if place.exists() else []
+    known = {tuple(str(row[key]) for key in ("settings", "seed")) for row in rows}
+    for seed, values in product(range(seeds), config.points()):
         settings = [f"{key}={value}" for key, value in config.settings(values).items()]
-        for seed in range(seeds):
-            value = panels(settings, seed, work / "panel_transfer")
-            found.append({**{key: values.get(key) for key in SETTINGS}, "seed": seed, "panels": value})
-            print(f"{' '.join(settings)}, halving {seed}: {value:.3f}", flush=True)
-    return pd.DataFrame(found)
+        if (" ".join(settings), str(seed)) in known:
+            continue
+        value = panels(settings, seed, work / "panel_transfer")
+        row = {key: values.get(key) for key in SETTINGS}
+        rows.append({**row, "settings": " ".join(settings), "seed": seed, "panels": round(value, 4)})
+        pd.DataFrame(rows).to_csv(place, index=False)
+        print(f"{' '.join(settings)}, halving {seed}: {value:.4f}", flush=True)
 
 
 def main() -> None:
@@ -171,19 +175,22 @@ def main() -> None:
     parser.add_argument("--study", nargs="*", choices=[*ABOUT, PANELS], default=[])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--work", type=Path, default=ROOT / "benchmarks" / "work")
+    parser.add_argument("--out", type=Path, default=STORED)
     options = parser.parse_args()
     torch.set_num_threads(1)
+    options.out.mkdir(parents=True, exist_ok=True)
     for study in options.study:
-        place = STORED / f"{study}.csv"
-        if not place.exists():
-            made = run_panels if study == PANELS else partial(run, study)
-            made(options.seeds, options.work).to_csv(place, index=False)
+        place = options.out / f"{study}.csv"
+        if study == PANELS:
+            run_panels(place, options.seeds, options.work)
+        elif not place.exists():
+            run(study, options.seeds, options.work).to_csv(place, index=False)
     lines = list(HEAD)
     for study in ABOUT:
-        if (STORED / f"{study}.csv").exists():
-            lines += section(study, pd.read_csv(STORED / f"{study}.csv"))
-    if (STORED / f"{PANELS}.csv").exists():
-        lines += panels_section(pd.read_csv(STORED / f"{PANELS}.csv"))
+        if (place := options.out / f"{study}.csv").exists():
+            lines += section(study, pd.read_csv(place))
+    if (place := options.out / f"{PANELS}.csv").exists():
+        lines += panels_section(pd.read_csv(place))
     PAGE.write_text("\n".join(lines).rstrip() + "\n")
 
 

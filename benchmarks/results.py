@@ -61,6 +61,12 @@ STRUCTURE = {
     ],
     "fine_tuning": ["fine_tuning.py", "--out"],
     "doses.json": ["doses.py", "--seeds", "2", "--out"],
+    "quality_control.json": ["quality_control.py", "--json"],
+    "batches.json": ["batches.py", "--out"],
+    "paper_table": [
+        *("paper_table.py", "--study", "simulated", "norman_mcfaline", "datlinger", "panels"),
+        *("--seeds", "3", "--out"),
+    ],
 } | {
     f"quality_{study}_{masking}.json": [
         *("quality.py", "--only", study, "--seeds", str(seeds)),
