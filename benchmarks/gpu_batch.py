@@ -10,7 +10,8 @@ import torch
 
 from tadvae.cells.ragged import Cells
 from tadvae.data.batches import Bag, Batch
-from tadvae.data.vocabulary import ContextEntry, DatasetEntry, TargetEntry, Vocabulary
+from tadvae.data.entries import ContextEntry, DatasetEntry, TargetEntry
+from tadvae.data.vocabulary import Vocabulary
 from tadvae.nn.pack import pack
 from tadvae.nn.packed import ModelBatch
 from tadvae.pathways.membership import Membership

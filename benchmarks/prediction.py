@@ -25,7 +25,8 @@ from synthetic import make_pathways, make_screen, store_of
 from pipelines.cluster.connection import ray_session
 from tadvae.evaluation.ranking import rank_towards
 from tadvae.model.combinations import Combinations
-from tadvae.model.mean_table import MeanTable, write_many
+from tadvae.model.mean_table import MeanTable
+from tadvae.model.predict_many import write_many
 from tadvae.model.tadvae import TADVAE
 from tadvae.settings.experiment import ExperimentConfig
 from tadvae.store.reader import Store

@@ -11,7 +11,8 @@ from tadvae.base.filesystem import Location
 from tadvae.model.combinations import Combinations
 from tadvae.model.device import chosen_device
 from tadvae.model.ensemble import load_model
-from tadvae.model.mean_table import MeanTable, Written, write_many
+from tadvae.model.mean_table import MeanTable
+from tadvae.model.predict_many import Written, write_many
 from tadvae.report.prediction import prediction_of
 from tadvae.report.prediction_page import prediction_page
 from tadvae.store.h5ad import read_adata, write_adata

@@ -9,9 +9,10 @@ import pandas as pd
 from tadvae.cells.ragged import Cells
 from tadvae.data.amounts import Pair, SeenAmounts
 from tadvae.data.decode import DatasetView
+from tadvae.data.entries import ContextEntry, DatasetEntry, TargetEntry
 from tadvae.data.origin import Origin
 from tadvae.data.splits import TEST, VALIDATION
-from tadvae.data.vocabulary import ContextEntry, DatasetEntry, TargetEntry, Vocabulary
+from tadvae.data.vocabulary import Vocabulary
 from tadvae.pathways.membership import MIN_MEASURED, Membership
 from tadvae.store.covariates import AMOUNTS
 from tadvae.store.reader import Store

@@ -18,7 +18,7 @@ _LABELS = pa.schema([("dataset", pa.int32()), ("label", pa.string()), ("targets"
 
 
 class Spelled(Protocol):
-    """What a dataset of a vocabulary has; see :class:`tadvae.data.vocabulary.DatasetEntry`."""
+    """What a dataset of a vocabulary has; see :class:`tadvae.data.entries.DatasetEntry`."""
 
     @property
     def genes(self) -> np.ndarray:

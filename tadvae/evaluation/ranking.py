@@ -180,7 +180,7 @@ def rank_towards(
         Cells in the wanted state, at least five, with any panel.
     targets, context, dataset, controls
         Which perturbations, and where they start, as for
-        :meth:`tadvae.model.mean_table.PredictsMany.predict_many`; of one context.
+        :meth:`tadvae.model.predict_many.PredictsMany.predict_many`; of one context.
     values
         Whether ``state`` and ``controls`` hold counts or log1p values.
     score

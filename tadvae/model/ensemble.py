@@ -19,7 +19,7 @@ from tadvae.model.conformal import Calibration
 from tadvae.model.counts import Counts
 from tadvae.model.device import to_numpy
 from tadvae.model.factor_graph import edge_stability
-from tadvae.model.mean_table import PredictsMany
+from tadvae.model.predict_many import PredictsMany
 from tadvae.model.predictor import Pairs
 from tadvae.model.run_folder import RunFolder
 from tadvae.model.start import Means, MeansAt

@@ -16,7 +16,8 @@ from scipy import sparse
 from tadvae.base.errors import UserError, clause
 from tadvae.cells.normalize import PreprocessConfig, normalize
 from tadvae.cells.ragged import Cells
-from tadvae.data.vocabulary import DatasetEntry, Vocabulary
+from tadvae.data.entries import DatasetEntry
+from tadvae.data.vocabulary import Vocabulary
 from tadvae.genes.features import FEATURE_TYPES, listed, other_features
 from tadvae.genes.harmonise import harmonise, shared_prefix
 from tadvae.store.source import SYMBOL_COLUMNS

@@ -42,7 +42,7 @@ class Start:
     depth
         Library size of each cell, shape (n,); NaN where it is not known.
     method
-        How the cells were normalised; see :class:`tadvae.data.vocabulary.DatasetEntry`.
+        How the cells were normalised; see :class:`tadvae.data.entries.DatasetEntry`.
     """
 
     dataset: int

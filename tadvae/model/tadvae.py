@@ -31,8 +31,8 @@ from tadvae.model.controls import check_controls
 from tadvae.model.counts import counts_of
 from tadvae.model.device import to_numpy
 from tadvae.model.hub import HUB, download, upload
-from tadvae.model.mean_table import PredictsMany
 from tadvae.model.new_cells import cells_of
+from tadvae.model.predict_many import PredictsMany
 from tadvae.model.predictor import Predictor
 from tadvae.model.run_folder import RunFolder
 from tadvae.model.standard_errors import Errors, standard_errors_at

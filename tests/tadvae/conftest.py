@@ -15,7 +15,8 @@ from small_screens import SCREENS, small_config
 from tadvae.base.filesystem import Location
 from tadvae.cells.ragged import Cells
 from tadvae.data.batches import Bag, Batch
-from tadvae.data.vocabulary import ContextEntry, DatasetEntry, TargetEntry, Vocabulary
+from tadvae.data.entries import ContextEntry, DatasetEntry, TargetEntry
+from tadvae.data.vocabulary import Vocabulary
 from tadvae.model.tadvae import TADVAE
 from tadvae.nn.network import TADVAEModule
 from tadvae.nn.pack import pack

@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 
 from pipelines.cli.main import main
 from tadvae.cells.ragged import Cells
-from tadvae.model import combinations, mean_table
+from tadvae.model import combinations, mean_table, predict_many
 from tadvae.model.combinations import Combinations, read_targets
 from tadvae.model.conformal import Calibration, Errors
 from tadvae.model.counts import Counts
 from tadvae.model.ensemble import Ensemble
-from tadvae.model.mean_table import MeanTable, write_many
+from tadvae.model.mean_table import MeanTable
+from tadvae.model.predict_many import write_many
 from tadvae.model.start import Start
 from tadvae.model.tadvae import TADVAE
 from tadvae.nn.network import TADVAEModule
@@ -272,7 +273,7 @@ def test_what_cannot_be_asked(spelt_model, small_vocabulary, tmp_path, refused, 
     assert "the list is empty" in refused(many, [])
     assert "expected a list" in refused(many, "everything")
     assert "expected 'log1p' or 'counts'" in refused(many, ["KLF1"], units="tpm")
-    monkeypatch.setattr(mean_table, "MOST_VALUES", 10)
+    monkeypatch.setattr(predict_many, "MOST_VALUES", 10)
     assert "name ends in .parquet" in refused(many, "pairs")
     table = MeanTable(spelt_model, Combinations((), True))
     assert "too many for one AnnData" in refused(write_many, table, str(tmp_path / "a.h5ad"))

@@ -12,7 +12,8 @@ import torch
 
 from tadvae.base.errors import UserError
 from tadvae.data.batches import Batch
-from tadvae.data.vocabulary import ContextEntry, DatasetEntry, TargetEntry, Vocabulary
+from tadvae.data.entries import ContextEntry, DatasetEntry, TargetEntry
+from tadvae.data.vocabulary import Vocabulary
 from tadvae.nn.network import TADVAEModule
 from tadvae.nn.packed import PackedCells
 from tadvae.pathways.membership import Membership, hidden_units
