@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from tadvae.report.charts import element
 
@@ -207,7 +208,25 @@ def _attention(results: Path) -> list[str]:
             f"attention, {linear:.3f} with a linear layer, {plain:.3f} with plain sums of members: "
             f"attention adds {'nothing' if own <= plain else f'{own - plain:.3f}'} to plain sums"
         )
+    parts += _layers_of_the_paper(results / "paper_table")
     return [f"- **Attention**: {'; '.join(parts)}."] if parts else []
+
+
+def _layers_of_the_paper(folder: Path) -> list[str]:
+    """What the default and ``linear`` are worth beside the best of the layers that the paper describes."""
+    words = []
+    for place in sorted(folder.glob("*.csv")):
+        trials = pd.read_csv(place)
+        if "val_pearson_delta" in trials:
+            layers = ["model.pathway.masking", "model.pathway.d_embed", "model.encoder.kind"]
+            mean = trials.groupby(layers, dropna=False)["val_pearson_delta"].mean()
+            own, linear = (mean[name].iloc[0] for name in ("agreement", "linear"))
+            best = mean.drop(["agreement", "linear"]).max()
+            words.append(f"{place.stem} {own:.3f}, {linear:.3f}, {best:.3f}")
+    if not words:
+        return []
+    said = "the network alone with the default attention, a linear layer, the best layer of the paper"
+    return [f"Pearson-Δ of {said} ([all layers](paper-table.md)): {'; '.join(words)}"]
 
 
 def _pathways(results: Path) -> list[str]:
