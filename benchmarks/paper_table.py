@@ -41,7 +41,8 @@ ABOUT = {
 ALL = ["parameters.model.pathway.masking={choice: [agreement, linear, hard, soft, soft_log, none]}"]
 """The default masking, ``agreement``, is not in the paper; it is a trial of its own here."""
 SETTINGS = [MASKING, WIDTH, ENCODER]
-JUDGED = {"truth": "activity truth", "targets": "target recovery", "replicability": "replicability"}
+OF_SEEDS = "replicability"
+JUDGED = {"truth": "activity truth", "targets": "target recovery", OF_SEEDS: "replicability"}
 HEAD = [
     "# The paper's table",
     "",
@@ -79,7 +80,8 @@ def section(study: str, trials: pd.DataFrame) -> list[str]:
         if less and len(gap) > 1:
             less += f" ± {t.ppf(0.975, len(gap) - 1) * gap.sem():.3f}"
         cells = [*_layer(layer), _spread(own["val_pearson_delta"], 3), _spread(own["val_l2"], 2), less]
-        cells += [_spread(own[name], 3) for name in judged]
+        cells += [_spread(own[name], 3) for name in judged if name != OF_SEEDS]
+        cells += [f"{own[name].mean():.3f}" for name in judged if name == OF_SEEDS]
         lines.append(f"| {' | '.join(cells)} | {own['seconds'].mean():.0f} |")
     return [*lines, "", *verdict(done, linear, judged)]
 
@@ -93,7 +95,7 @@ def _layer(layer: tuple[str, float, str]) -> list[str]:
 def _spread(values: pd.Series, digits: int) -> str:
     """Mean, and with several values their standard deviation."""
     mean = f"{values.mean():.{digits}f}"
-    return f"{mean} ({values.std():.{digits}f})" if values.nunique() > 1 else mean
+    return f"{mean} ({values.std():.{digits}f})" if len(values) > 1 else mean
 
 
 def verdict(done: pd.DataFrame, linear: pd.DataFrame, judged: list[str]) -> list[str]:
@@ -118,7 +120,10 @@ def verdict(done: pd.DataFrame, linear: pd.DataFrame, judged: list[str]) -> list
 
 def panels_section(found: pd.DataFrame) -> list[str]:
     """Lines of the table of panels."""
-    about = f"10x PBMC, unperturbed cells; {found['seed'].nunique()} halvings of the genes."
+    about = (
+        f"10x PBMC, unperturbed cells; {found['seed'].nunique()} halvings of the genes (a layer without a "
+        "standard deviation: one)."
+    )
     lines = ["## Panels", "", about, "", "| masking | width/heads | encoder | MRR |", "|---|---|---|---|"]
     for layer, rows in found.fillna({WIDTH: 0, ENCODER: "none"}).groupby(SETTINGS):
         lines.append(f"| {' | '.join([*_layer(layer), _spread(rows['panels'], 3)])} |")
