@@ -165,7 +165,7 @@ def override(data: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any
         if not sign or not key.strip():
             raise UserError(f"--set {item}: expected key=value, for example --set train.epochs=1.")
         node, leaf = result, key.strip()
-        while "." in leaf and not any("." in name for name in node):
+        while "." in leaf and not any("." in str(name) for name in node):
             name, _, leaf = leaf.partition(".")
             node = node.setdefault(name, {})
             if not isinstance(node, dict):

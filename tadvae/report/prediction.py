@@ -31,7 +31,7 @@ class Prediction:
     genes
         One row per gene, the largest change first: ``gene``, ``control`` and ``predicted`` (mean, log1p),
         ``change``; of an ensemble ``seed_spread``, the standard deviation of its members' means, and with
-        intervals ``half_width``; of one model ``standard_error``, where it is known; ``targeted``, whether
+        intervals ``half_width``; ``standard_error``, where it is known; ``targeted``, whether
         the perturbation acts on the gene itself.
     pathways
         One row per measured pathway, the largest enrichment first: ``pathway``, ``genes`` (measured),

@@ -78,7 +78,7 @@ def attention_forward(
     load: Any,  # (n_basis, E, h)
     has_match: bool,
     has_shift: bool,
-    every: Any,
+    every: Any,  # True or None; numba compiles a kernel for each
     top: Any,  # (B, P, h) out
     inverse: Any,  # (B, P, h) out
     mean: Any,  # (B, P, h) out
@@ -172,7 +172,7 @@ def attention_backward(
     has_match: bool,
     has_shift: bool,
     needs_x: bool,
-    every: Any,
+    every: Any,  # True or None; numba compiles a kernel for each
     top: Any,  # (B, P h)
     mean: Any,  # (B, P h) negative
     per_weight: Any,  # (B, P h) gradient of an activity over the sum of its weights

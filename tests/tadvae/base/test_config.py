@@ -55,6 +55,7 @@ def test_override_of_a_key_with_dots():
         "parameters": {"loss.sparsity": {"choice": [2]}, "train.epochs": {"choice": [3]}},
         "train": {"epochs": 1},
     }
+    assert override({"names": {3: "a"}}, ["names.b=c"]) == {"names": {3: "a", "b": "c"}}
 
 
 def test_override_leaves_its_input_alone():
