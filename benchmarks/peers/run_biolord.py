@@ -20,7 +20,7 @@ A context is a categorical attribute. Predicted from the control cells.
 # [tool.tadvae-peer]
 # python = "3.11"
 # job = "prediction"
-# cases = ["norman_alone-single"]
+# cases = ["norman_alone", "datlinger", "kang_types"]
 # ///
 
 import sys
