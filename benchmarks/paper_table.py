@@ -134,8 +134,8 @@ def run(study: str, seeds: int, work: Path) -> pd.DataFrame:
     """Run or continue a study's sweep; its trials, with what their networks are worth."""
     (work / study).mkdir(parents=True, exist_ok=True)
     out = work / f"paper-table-{study}"
-    store, settings = make_store(STUDIES[study], work / study)
     with ray_session(3):
+        store, settings = make_store(STUDIES[study], work / study)
         if out.exists():
             run_sweep(str(store), str(out), None, resume=True)
         else:
@@ -190,11 +190,17 @@ def main() -> None:
             run_panels(place, options.seeds, options.work)
         elif not place.exists():
             run(study, options.seeds, options.work).to_csv(place, index=False)
+    if options.out.resolve() == STORED:
+        write_page()
+
+
+def write_page() -> None:
+    """Write the page from what is stored."""
     lines = list(HEAD)
     for study in ABOUT:
-        if (place := options.out / f"{study}.csv").exists():
+        if (place := STORED / f"{study}.csv").exists():
             lines += section(study, pd.read_csv(place))
-    if (place := options.out / f"{PANELS}.csv").exists():
+    if (place := STORED / f"{PANELS}.csv").exists():
         lines += panels_section(pd.read_csv(place))
     PAGE.write_text("\n".join(lines).rstrip() + "\n")
 

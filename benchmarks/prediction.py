@@ -71,7 +71,7 @@ def main() -> None:
 
 def fitted(folder: Path, n_cells: int, n_genes: int, n_targets: int) -> TADVAE:
     """A small model of a synthetic screen."""
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     path = folder / f"targets-{n_cells}.h5ad"
     make_screen(path, n_cells, n_genes, 300, n_targets)
     with ray_session():

@@ -127,7 +127,6 @@ class Ensemble(PredictsMany):
             "values": values,
             "dose": dose,
             "time": time,
-            "errors": False,  # those of one member are of another mean
         }
         logs = self._parts(target, options)
         parts = logs if units == "log1p" else self._parts(target, options | {"units": units}, quiet=True)
@@ -164,9 +163,8 @@ class Ensemble(PredictsMany):
             about["no_interval"] = reason or "this ensemble was not calibrated"
         result.varm["interval"] = interval
         if self.calibration is None and units == "log1p":
-            at = {name: option for name, option in options.items() if name != "errors"}
             with _quiet():
-                table = self.predict_many([target], **at)
+                table = self.predict_many([target], **options)
             if "se" in table.layers:
                 result.var["se"] = table.layers["se"][1]
             else:
@@ -177,6 +175,7 @@ class Ensemble(PredictsMany):
         self, target: str | Sequence[str], options: dict[str, Any], quiet: bool = False
     ) -> list[ad.AnnData]:
         """The prediction of each member; what is said about the given cells is the same for all of them."""
+        options = options | {"errors": False}  # those of one member are of another mean
         with _quiet() if quiet else nullcontext():
             first = self.members[0].predict(target, **options)
         with _quiet():
