@@ -15,7 +15,7 @@ from gpu_rows import Rows, products, seconds
 from torch.autograd import DeviceType
 
 from tadvae.nn.attention import token_attention
-from tadvae.nn.cell_attention import Lengths, by_buckets
+from tadvae.nn.cell_attention import Lengths, by_buckets, by_lengths
 from tadvae.nn.packed import ModelBatch
 from tadvae.training.learner import Learner
 
@@ -113,27 +113,16 @@ def cell_attention(rows: Rows, device: torch.device, sizes: Sizes, dtype: torch.
     h, w, m, n = max(sizes.d_embed // 16, 1), 16, 32, len(lengths)
     shapes = (m * n, h, w), (sum(lengths), h, w), (sum(lengths), h, w)
     inputs = [torch.randn(*shape, device=device, dtype=dtype, requires_grad=True) for shape in shapes]
-    starts_q = torch.arange(0, m * n + 1, m, device=device)
-    starts_k = torch.tensor(np.concatenate([[0], np.cumsum(lengths)]), device=device)
-
-    def buckets(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        return by_buckets(q, k, v, Lengths.same(m, n), Lengths(lengths))
-
-    def varlen(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        from torch.nn.attention.varlen import varlen_attn
-
-        found: torch.Tensor = varlen_attn(q, k, v, starts_q.int(), starts_k.int(), m, max(lengths))
-        return found
-
+    about_lengths = Lengths.same(m, n), Lengths(lengths)
     expected: list[torch.Tensor] = []
-    for how in (buckets, varlen):
-        about = {"what": "attention", "how": how.__name__, "precision": str(dtype).removeprefix("torch.")}
-        if how is varlen and (dtype == torch.float32 or device.type == "cpu"):
+    for name, how in (("buckets", by_buckets), ("varlen", by_lengths)):
+        about = {"what": "attention", "how": name, "precision": str(dtype).removeprefix("torch.")}
+        if how is by_lengths and (dtype == torch.float32 or device.type == "cpu"):
             continue  # it has no others
         with rows.failing(**about):
 
             def call(how: Callable[..., torch.Tensor] = how) -> list[torch.Tensor]:
-                found = how(*inputs)
+                found = how(*inputs, *about_lengths)
                 return [found.detach(), *torch.autograd.grad(found.float().square().sum(), inputs)]
 
             found = call()

@@ -171,12 +171,10 @@ class AttentionLayer(PathwayLayer):
         self, cells: PackedCells, edges: ActiveEdges
     ) -> tuple[PackedCells, ActiveEdges, tuple[Tensor, Tensor, Tensor, Tensor]]:
         """The cells and edges of the tokens with an edge alone; queries, read-outs, their keys and values."""
-        read = torch.nonzero(edges.token_gene >= 0)[:, 0]  # (T',)
-        kept = replace(cells, gene_ids=cells.gene_ids[read], values=cells.values[read], cell=cells.cell[read])
+        kept, edges, read = with_edges(cells, edges)
         embedding = self.embedding()
         query, readout = self.queries(embedding), self._heads(self.readout)
-        projected = query, readout, *self.keys_and_values(cells, embedding, read)
-        return kept, replace(edges, token_gene=edges.token_gene[read]), projected
+        return kept, edges, (query, readout, *self.keys_and_values(cells, embedding, read))
 
     def pairs(self, cells: PackedCells, pathway: int | None = None) -> Pairs:
         """Attention weights and values of every pair, for one pathway or for all; in plain torch."""
@@ -203,3 +201,10 @@ class AttentionLayer(PathwayLayer):
         """Contributions α·(o·v) of every gene, summed over heads."""
         pairs = self.pairs(cells, pathway)
         return Contributions(pairs.cell, pairs.gene, pairs.pathway, (pairs.weight * pairs.value).sum(-1))
+
+
+def with_edges(cells: PackedCells, edges: ActiveEdges) -> tuple[PackedCells, ActiveEdges, Tensor]:
+    """The cells with those tokens alone that have an edge, their edges, and the tokens' positions, (T',)."""
+    read = torch.nonzero(edges.token_gene >= 0)[:, 0]
+    kept = replace(cells, gene_ids=cells.gene_ids[read], values=cells.values[read], cell=cells.cell[read])
+    return kept, replace(edges, token_gene=edges.token_gene[read]), read

@@ -12,7 +12,7 @@ from tadvae.nn.edges import ActiveEdges, CellEdges, EdgeTable, softmax_by_slot, 
 from tadvae.nn.embedding import GivenVectors
 from tadvae.nn.encoder import EncoderConfig
 from tadvae.nn.packed import PackedCells
-from tadvae.nn.strategies.attention import AttentionLayer, Pairs
+from tadvae.nn.strategies.attention import AttentionLayer, Pairs, with_edges
 
 if TYPE_CHECKING:
     from tadvae.nn.strategies.base import PathwayConfig
@@ -64,9 +64,9 @@ class MemberMasking(AttentionLayer, name="members"):
                 basis = self.expression.of(part.values)
                 parts.append(edge_sum(part, edges, basis, total, self.numba))
             else:
-                pairs = edges.expand(part)
-                value = (weight[pairs.edge] * self.token_values(part, edges, pairs)).sum(-1)  # (N,)
-                parts.append(sum_by_slot(value, pairs).view(part.n_cells, -1))
+                _, pairs, value = self.encoded_values(part, edges)
+                total = (weight[pairs.edge] * value).sum(-1)  # (N,)
+                parts.append(sum_by_slot(total, pairs).view(part.n_cells, -1))
             rows.append(row)
         if not parts:
             return self.bias.new_zeros(0, len(self.bias))
@@ -98,14 +98,18 @@ class MemberMasking(AttentionLayer, name="members"):
         size: Tensor = self.edges.size.to(self.bias.dtype)
         return size.sqrt()[edges.pathway]
 
-    def token_values(self, cells: PackedCells, edges: ActiveEdges, pairs: CellEdges) -> Tensor:
-        """Read-out ``√m_p (x/h + o_p·v_t / √d_head)`` of encoded tokens, one per pair, (N, h)."""
-        _, value = self.keys_and_values(cells, self.embedding())
+    def encoded_values(
+        self, cells: PackedCells, edges: ActiveEdges
+    ) -> tuple[PackedCells, CellEdges, Tensor]:
+        """The tokens with an edge, their pairs, and of each ``√m_p (x/h + o_p·v_t / √d_head)``, (N, h)."""
+        kept, edges, read = with_edges(cells, edges)
+        pairs = edges.expand(kept)
+        _, value = self.keys_and_values(cells, self.embedding(), read)  # (T', h, d_head)
         pathway = edges.pathway[pairs.edge]
         learned = (self._readouts()[pathway] * value[pairs.token]).sum(-1)
-        basis = self.expression.of(cells.values).dense(self.expression.n_basis)  # (T, n_basis)
+        basis = self.expression.of(kept.values).dense(self.expression.n_basis)  # (T', n_basis)
         own = (basis @ self.identity.to(basis.dtype))[pairs.token, None]  # (N, 1)
-        return self.size_factor(edges)[pairs.edge, None] * (own / learned.shape[-1] + learned)
+        return kept, pairs, self.size_factor(edges)[pairs.edge, None] * (own / learned.shape[-1] + learned)
 
     def pairs(self, cells: PackedCells, pathway: int | None = None) -> Pairs:
         """Attention weights and values of every pair, for one pathway or for all; in plain torch.
@@ -115,11 +119,11 @@ class MemberMasking(AttentionLayer, name="members"):
         found = []
         for part, panel, row in by_panel(self.tokens_of(cells)):
             edges = self.edges.active(part, pathway, panel)
-            pairs = edges.expand(part)
             if self.encoder is None:
+                pairs = edges.expand(part)
                 value = edge_values(self.expression.of(part.values), self.loads(edges), pairs)
             else:
-                value = self.token_values(part, edges, pairs)
+                part, pairs, value = self.encoded_values(part, edges)
             found.append(
                 Pairs(
                     cell=row[part.cell[pairs.token]],

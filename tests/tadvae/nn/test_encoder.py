@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from reference_attention import encode
 
 from tadvae.nn import encoder as encoder_module
-from tadvae.nn.cell_attention import SLACK, Lengths, by_buckets, by_slices
+from tadvae.nn.cell_attention import SLACK, Lengths, by_buckets, by_lengths, by_slices
 from tadvae.nn.encoder import ROWS, EncoderConfig, TokenEncoder
 from tadvae.nn.network import ModelConfig
 from tadvae.nn.token_rows import DenseTokens, ScaledTokens
@@ -123,6 +123,26 @@ def test_attention_by_cell(sizes):
     for path in (by_slices, by_buckets):
         found = path(q, k, v, n_queries, n_keys, 0.7)
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+
+
+@SEEDED
+@given(st.lists(st.tuples(st.integers(1, 5), st.integers(1, 9)), min_size=1, max_size=6))
+def test_a_gpu_attends_in_one_call(sizes):
+    """What PyTorch's kernel for variable lengths is given means the same; the kernel itself needs a GPU."""
+    n_queries, n_keys = (Lengths(part) for part in zip(*sizes, strict=True))
+    generator = torch.Generator().manual_seed(0)
+    rows = (sum(n_queries), sum(n_keys), sum(n_keys))
+    q, k, v = (torch.randn(n, HEADS, 4, generator=generator, dtype=torch.float64) for n in rows)
+
+    def kernel(q, k, v, starts_q, starts_k, longest_q, longest_k):
+        assert starts_q.dtype == starts_k.dtype == torch.int32
+        assert (longest_q, longest_k) == (max(n_queries), max(n_keys))
+        found = by_slices(q, k, v, Lengths.of(starts_q), Lengths.of(starts_k))
+        return found
+
+    with patch("torch.nn.attention.varlen.varlen_attn", kernel):
+        found = by_lengths(q, k, v, n_queries, n_keys, 0.7)
+    torch.testing.assert_close(found, by_slices(q, k, v, n_queries, n_keys, 0.7), rtol=0, atol=1e-12)
 
 
 def test_a_gpu_pads_a_little():
