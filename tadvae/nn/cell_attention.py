@@ -80,11 +80,11 @@ def attention_by_cell(
     """
     if query.device.type == "cpu":
         return by_slices(query, key, value, n_queries, n_keys, scale)
-    kind = query.device.type
-    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else query.dtype
-    if kind == "cuda" and dtype in (torch.bfloat16, torch.float16) and all(n_queries) and all(n_keys):
-        rows = (part.to(dtype) for part in (query, key, value))
-        return by_lengths(*rows, n_queries, n_keys, scale)
+    if query.device.type == "cuda" and all(n_queries) and all(n_keys):
+        dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else query.dtype
+        if dtype in (torch.bfloat16, torch.float16):
+            rows = (part.to(dtype) for part in (query, key, value))
+            return by_lengths(*rows, n_queries, n_keys, scale)
     return by_buckets(query, key, value, n_queries, n_keys, scale)
 
 

@@ -4,10 +4,12 @@ from contextlib import nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from fake_device import DEVICE, Elsewhere, FakeDevice
 
+import tadvae.nn.cell_attention as cell_attention
 from tadvae.cells.ragged import Cells
 from tadvae.data.batches import Bag, Batch
 from tadvae.nn.one_copy import to_device
@@ -54,6 +56,11 @@ def two(cells):
     return Cells.concat([cells, replace(cells, values=cells.values / 2)])
 
 
+def not_empty(cells):
+    """The cells that have a token."""
+    return cells.take(np.flatnonzero(np.diff(cells.offsets)))
+
+
 def network(vocabulary, name):
     encoder = name if name in ("inducing", "full") else "none"
     masking = name if name in STRATEGIES else "hard"
@@ -96,6 +103,69 @@ def test_a_step(small_vocabulary, small_interventions, eight_bags, name):
             assert 0 < waits <= WAITS[name], device.waits
         for key, value in module.named_parameters():
             torch.testing.assert_close(value.grad.here, gradients[key], rtol=1e-3, atol=1e-5, msg=key)
+    torch.testing.assert_close(found.here, expected.detach(), rtol=1e-5, atol=1e-5)
+
+
+@torch.library.custom_op("tadvae_tests::attention", mutates_args=())
+def attention(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor,
+    starts_q: torch.Tensor, starts_k: torch.Tensor, longest_q: int, longest_k: int,
+) -> torch.Tensor:  # fmt: skip
+    """Stands for PyTorch's kernel for variable lengths: one operation."""
+    lengths = (cell_attention.Lengths.of(starts) for starts in (starts_q, starts_k))
+    return cell_attention.by_slices(q, k, v, *lengths)
+
+
+@torch.library.custom_op("tadvae_tests::attention_backward", mutates_args=())
+def attention_backward(
+    gradient: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor,
+    starts_q: torch.Tensor, starts_k: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
+    """Its gradient: one operation."""
+    by_cell = [part.split(torch.diff(starts_q).tolist()) for part in (gradient, q)]
+    by_cell += [part.split(torch.diff(starts_k).tolist()) for part in (k, v)]
+    parts = []
+    for rows in zip(*by_cell, strict=True):
+        gradient, q, k, v = (part.transpose(0, 1) for part in rows)  # (h, n, w)
+        scale = q.shape[-1] ** -0.5
+        weight = torch.softmax(scale * q @ k.mT, -1)
+        d_weight = gradient @ v.mT
+        d_logit = scale * weight * (d_weight - (weight * d_weight).sum(-1, keepdim=True))
+        found = d_logit @ k, d_logit.mT @ q, weight.mT @ gradient
+        parts.append([part.transpose(0, 1) for part in found])
+    return tuple(torch.cat(part) for part in zip(*parts, strict=True))
+
+
+attention.register_autograd(
+    lambda ctx, gradient: (*attention_backward(gradient, *ctx.saved_tensors), None, None, None, None),
+    setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs[:5]),
+)
+
+
+@pytest.mark.parametrize(("name", "operations", "most_waits"), [("none", 500, 1), ("inducing", 690, 4)])
+def test_a_step_in_half_precision(
+    monkeypatch, small_vocabulary, small_interventions, eight_bags, name, operations, most_waits
+):
+    """Attention within cells that are not empty is one call there, and the loss is the same."""
+    bags = [
+        replace(bag, cells=not_empty(bag.cells), controls=not_empty(bag.controls)) for bag in eight_bags.bags
+    ]
+    eight_bags = Batch(bags)
+    monkeypatch.setattr(cell_attention, "by_buckets", cell_attention.by_lengths)
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", attention)
+    interventions, rows = small_interventions
+    _, module = network(small_vocabulary, name)
+    degree = module.pathway.edges.degree()
+    expected, _ = module(pack(eight_bags, small_vocabulary, rows, interventions), 1.5, None)
+    with FakeDevice() as device:
+        module.to(DEVICE)
+        batch = pack(eight_bags, small_vocabulary, rows, interventions, DEVICE, degree)
+        module(batch, 1.5, None)
+        device.forget()
+        found, _ = module(batch, 1.5, None)
+        assert device.waits.total() <= most_waits, device.waits
+        found.backward()
+        assert device.launched.total() <= operations
     torch.testing.assert_close(found.here, expected.detach(), rtol=1e-5, atol=1e-5)
 
 
