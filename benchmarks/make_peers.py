@@ -23,7 +23,7 @@ from peers.environment import Peer, PeerError, peers, python_of, run, run_checks
 from peers.interchange import write_files
 from peers.interchange_checks import PACKAGES
 from peers.page import decision, write_page
-from peers.pathways_of_tadvae import target_scores
+from peers.pathways_of_tadvae import TIMED, target_scores
 from peers.summary import write_readme
 from stored import store_once
 from synthetic import screen
@@ -42,6 +42,7 @@ def of_pathways(peer: Peer, work: Path, environments: Path) -> dict[str, Any]:
     python = python_of(peer, environments)
     scores: dict[str, dict[str, dict[str, float]]] = {}
     errors: dict[str, dict[str, str]] = {}
+    took: dict[str, dict[str, dict[str, float]]] = {}
     for case in cases:
         out = work / "out" / peer.name / case.name
         run_once(peer, python, case, out)
@@ -52,7 +53,9 @@ def of_pathways(peer: Peer, work: Path, environments: Path) -> dict[str, Any]:
             else:
                 found = pathway_tests.score(case, pathway_tests.reader(method))
                 scores.setdefault(method.name, {})[case.name] = _short(found)
-    return {"versions": _named(versions(python), peer), "scores": scores, "errors": errors}
+                took.setdefault(method.name, {})[case.name] = _short(pathway_tests.took(method))
+    about = {"versions": _named(versions(python), peer), "scores": scores, "errors": errors}
+    return about | {"took": took}
 
 
 def run_once(peer: Peer, python: Path, case: Path, out: Path) -> None:
@@ -135,9 +138,12 @@ def interchange(work: Path, environments: Path) -> dict[str, Any]:
 
 
 def ours(work: Path) -> dict[str, Any]:
-    """Scores of our own on the cases of ``targets``; those of the other tests are stored already."""
+    """Scores of our own on the cases of ``targets``, those of the other tests are stored already; and times."""
     pathway_tests.write_cases(work / "pathways")
-    return {"scores": target_scores(work / "pathways", _short)}
+    out = work / "out" / "tadvae" / TIMED
+    run_script(Path(sys.executable), OWN / "pathways_of_tadvae.py", work / "pathways" / TIMED, out, None)
+    took = {"agreement": {TIMED: _short(pathway_tests.took(out / "agreement"))}}
+    return {"scores": target_scores(work / "pathways", _short), "took": took}
 
 
 def _short(scores: dict[str, float]) -> dict[str, float]:

@@ -104,7 +104,7 @@ def versions(python: Path) -> dict[str, str]:
 
 
 def run(peer: Peer, python: Path, case: Path, out: Path, limit: float) -> None:
-    """Run a program on one case, one thread, at most ``limit`` seconds of wall time.
+    """Run a program on one case, at most ``limit`` seconds of wall time.
 
     Raises
     ------
@@ -114,10 +114,12 @@ def run(peer: Peer, python: Path, case: Path, out: Path, limit: float) -> None:
     run_script(python, peer.script, case, out, limit)
 
 
-def run_script(python: Path, script: Path, case: Path, out: Path, limit: float) -> None:
-    """Run a file of this folder on one case, one thread."""
+def run_script(python: Path, script: Path, case: Path, out: Path, limit: float | None) -> None:
+    """Run a file of this folder on one case, with the threads that it asks for, or one."""
     out.mkdir(parents=True, exist_ok=True)
-    _run([str(python), str(script), str(case), str(out)], limit)
+    about = case / "case.json"
+    threads = json.loads(about.read_text()).get("threads", 1) if about.exists() else 1
+    _run([str(python), str(script), str(case), str(out)], limit, threads)
 
 
 def run_checks(python: Path, script: Path, program: str, folder: Path) -> str:
@@ -125,9 +127,13 @@ def run_checks(python: Path, script: Path, program: str, folder: Path) -> str:
     return _run([str(python), str(script), program, str(folder)], 900.0).splitlines()[-1]
 
 
-def _run(command: list[str], limit: float | None) -> str:
-    threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"), "1")
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | threads
+def _run(command: list[str], limit: float | None, threads: int = 1) -> str:
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
+    environment |= dict.fromkeys(names, str(threads))
+    several = str(threads > 1).lower()
+    flags = f"--xla_cpu_multi_thread_eigen={several} intra_op_parallelism_threads={threads}"
+    environment["XLA_FLAGS"] = flags
     try:
         done = subprocess.run(
             command, check=True, capture_output=True, text=True, timeout=limit, env=environment

@@ -27,14 +27,19 @@ def normalised(X: sparse.csr_matrix) -> tuple[np.ndarray, np.ndarray, np.ndarray
     return X.indices.astype(np.int64), data, offsets
 
 
-def measure(batches: Iterable[sparse.csr_matrix], out: Path, prepared: Path | None) -> None:
-    """Pass over batches; ``prepared`` is what the program made of the file to read from, if it did."""
+def measure(
+    batches: Iterable[sparse.csr_matrix], out: Path, prepared: Path | None, controls: float = 0.0
+) -> None:
+    """Pass over batches; ``prepared`` is what the program made of the file to read from, if it did.
+
+    ``controls`` is the share of a batch's rows that are control cells besides, which do not count as cells.
+    """
     wall, cpu = time.perf_counter(), time.process_time()
     first, cells, tokens = 0.0, 0, 0
     for X in batches:
         ids, _, _ = normalised(X)
         first = first or time.process_time() - cpu
-        cells, tokens = cells + X.shape[0], tokens + len(ids)
+        cells, tokens = cells + round(X.shape[0] * (1 - controls)), tokens + len(ids)
         if time.process_time() - cpu > LONGEST:
             break
     finish(out, cells, tokens, first, time.process_time() - cpu, time.perf_counter() - wall, prepared)

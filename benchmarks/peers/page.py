@@ -10,6 +10,8 @@ from results_opening import panel_scores
 from peers import loading_page, prediction_page, summary
 from peers.environment import peers
 from peers.pathway_tests import VARIANTS
+from peers.pathways_of_tadvae import TIMED
+from peers.prediction_tests import LONGER
 from tadvae.evaluation.bootstrap import bootstrap_mean
 
 INTRODUCTION = """# Beside other programs
@@ -38,6 +40,13 @@ same projected onto their 20 leading principal axes. `TADVAE.activities` does th
 each cell's mean over its genes; our scores on panels were made before it did.
 """
 
+
+TOOK = """### Time and memory
+
+For the 700 cells of one panel and the true pathways, one thread: CPU seconds, and the largest resident set of
+the process, in which all methods of a program run. Training before is on other cells; VEGA and expiMap train
+on the cells themselves, until ten CPU seconds are spent.
+"""
 
 DECISION = """Ours is one model (of activities, that with the better masking); bold is the better of the two.
 The best program is that with the best figure, of as many as the last column says, at the budgets below;
@@ -78,6 +87,8 @@ def write_page(results: Path, page: Path) -> None:
     if predicted:
         lines += [*prediction_page.tables(predicted), *_notes(predicted), ""]
         lines += prediction_page.training(predicted)
+        if any(test.cases[0] in each.get("scores", {}) for test in LONGER for each in predicted.values()):
+            lines += prediction_page.longer(predicted)
     if loaded:
         lines += [*loading_page.table(loaded), *_notes(loaded), ""]
     lines += [*_pathways(results, stored), *_missing(stored), *_interchange(stored)]
@@ -118,9 +129,29 @@ def _pathways(results: Path, stored: dict[str, Any]) -> list[str]:
     lines = [PATHWAYS]
     for test, table in (("truth", _truth), ("panels", _panels), ("targets", _targets)):
         lines += [f"### {test.capitalize()}\n", *table(rows.get(test, {}), found), ""]
+    lines += _took(found)
     if "tadvae" not in found:
         lines.append('- tadvae: not run on *targets* yet (`make peers PEERS="--peer tadvae"`: 16 trainings).')
     return [*lines, *_notes(found), WHY]
+
+
+def _took(found: dict[str, Any]) -> list[str]:
+    """Time and memory for the cells of one panel."""
+    rows = [
+        (f"{name}, {method}", cases[TIMED])
+        for name, each in found.items()
+        for method, cases in each.get("took", {}).items()
+        if TIMED in cases
+    ]
+    if not rows:
+        return []
+    lines = [TOOK, "| method | CPU seconds | training before, CPU s | peak, GiB |", "|---" * 4 + "|"]
+    lines += [
+        f"| {prediction_page.bold(name)} | {one['seconds']:.2f} | {one['training']:.1f} "
+        f"| {one['peak'] / 2**30:.2f} |"
+        for name, one in rows
+    ]
+    return [*lines, ""]
 
 
 def _notes(found: dict[str, Any]) -> list[str]:

@@ -6,6 +6,8 @@ Needs numpy and pandas only; see :mod:`peers.exchange` for the files.
 from __future__ import annotations
 
 import json
+import resource
+import time
 from pathlib import Path
 from typing import Callable  # noqa: UP035 - Python 3.8 runs this file too
 
@@ -35,17 +37,29 @@ def each_file(
         done = folder / f"{name}.npz"
         if done.exists():
             continue
+        start = time.process_time()
         try:
             found = activity(case / place, sets)
         except Exception as error:  # noqa: BLE001 - said in the table
             (folder / "error.txt").write_text(f"{type(error).__name__}: {error}")
             return
-        save(done, found)
+        save(done, found, time.process_time() - start)
 
 
-def save(done: Path, activity: pd.DataFrame) -> None:
-    """Write activities (n, P) at once."""
+def save(done: Path, activity: pd.DataFrame, seconds: float, training: float = 0.0) -> None:
+    """Write activities (n, P) at once, with the CPU seconds that they took, and a training before.
+
+    The largest resident set until now, in bytes, goes with them.
+    """
     partial = done.with_suffix(".partial.npz")
     names = np.array(activity.columns, dtype=np.str_)
-    np.savez_compressed(partial, activity=activity.to_numpy(np.float32), pathways=names)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    np.savez_compressed(
+        partial,
+        activity=activity.to_numpy(np.float32),
+        pathways=names,
+        seconds=seconds,
+        training=training,
+        peak=peak,
+    )
     partial.rename(done)

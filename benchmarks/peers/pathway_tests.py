@@ -54,17 +54,21 @@ def _simulated(seed: int) -> Simulation:
 
 def write_cases(folder: Path, wanted: tuple[str, ...] = ("",)) -> list[Path]:
     """Write what is missing of the cases whose names begin so; returns their folders."""
+
+    def has(start: str) -> bool:
+        return any(start.startswith(name) or name.startswith(start) for name in wanted)
+
     cases = []
     for seed in range(SEEDS):
-        if f"truth-{seed}".startswith(wanted):
+        if has(f"truth-{seed}"):
             cases.append(_write_truth(folder / f"truth-{seed}", seed))
     for halving in range(HALVINGS):
-        if f"panels-{halving}-".startswith(wanted):
+        if has(f"panels-{halving}-"):
             cases += _write_panels(folder, halving)
     for study in PERTURBED:
-        if f"targets-{study}-".startswith(wanted):
+        if has(f"targets-{study}-"):
             cases += _write_targets(folder, study)
-    return cases
+    return [case for case in cases if case.name.startswith(wanted)]
 
 
 def score(case: Path, read: Reader) -> dict[str, float]:
@@ -72,6 +76,18 @@ def score(case: Path, read: Reader) -> dict[str, float]:
     about = json.loads((case / "case.json").read_text())
     test = {"truth": _score_truth, "panels": _score_panels, "targets": _score_targets}[about["test"]]
     return test(case, about, read)
+
+
+def took(out: Path) -> dict[str, float]:
+    """CPU seconds a file of cells, of a training before, and the largest resident set in bytes."""
+    files = []
+    for place in sorted(out.glob("*.npz")):
+        with np.load(place) as found:
+            keys = ("seconds", "training", "peak")
+            files.append({key: float(found[key]) for key in keys if key in found})
+    table = pd.DataFrame(files)
+    mean = table.drop(columns="peak", errors="ignore").mean().to_dict()
+    return mean | ({"peak": table["peak"].max()} if "peak" in table else {})
 
 
 def reader(out: Path) -> Reader:

@@ -1,14 +1,29 @@
-"""Our own activities on the cases of ``targets``: a model per screen, pathways and seed."""
+"""Our own activities on the cases of ``targets``: a model per screen, pathways and seed.
+
+Run as a file, it trains a model on the two panels of a case of ``panels`` and reads the held-out cells, for
+its time and memory::
+
+    python pathways_of_tadvae.py CASE OUT
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import json
+import time
 from collections.abc import Callable
-from pathlib import Path
 
 import anndata as ad
 import pandas as pd
+import torch
 from panel_transfer import FIXED, KINDS
 
+
 from peers import pathway_tests
+from peers.pathway_case import save
 from peers.pathway_tests import PERTURBED
 from tadvae.model.tadvae import TADVAE
 from tadvae.settings.experiment import ExperimentConfig
@@ -17,6 +32,8 @@ from tadvae.training.fit import fit
 
 MASKS, SEEDS, EPOCHS = ("members", "linear"), 2, 5
 SETTINGS = [f"train.epochs={EPOCHS}", *FIXED]
+
+TIMED, TIMED_EPOCHS = "panels-0-true", 10
 
 Scores = dict[str, float]
 
@@ -50,3 +67,25 @@ def _reader(model: TADVAE, case: Path) -> pathway_tests.Reader:
         return activity.loc[:, activity.notna().all()]
 
     return read
+
+
+def main(case: Path, out: Path) -> None:
+    torch.set_num_threads(1)
+    about = json.loads((case / "case.json").read_text())
+    store = Store.open(str(case / about["pathways"]).replace("true.gmt", "store"))
+    config = ExperimentConfig.load(
+        None, [f"pathways.file={case / about['pathways']}", f"train.epochs={TIMED_EPOCHS}", *FIXED]
+    )
+    start = time.process_time()
+    model, _ = fit(store, config)
+    training = time.process_time() - start
+    (out / "agreement").mkdir(parents=True, exist_ok=True)
+    for name, place in about["cells"].items():
+        if not name.endswith("smoothed cells"):  # it smooths cells itself
+            adata, start = ad.read_h5ad(case / place), time.process_time()
+            activity = model.activities(adata, values="log1p")
+            save(out / "agreement" / f"{name}.npz", activity, time.process_time() - start, training)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]).resolve(), Path(sys.argv[2]).resolve())

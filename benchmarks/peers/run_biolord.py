@@ -20,7 +20,7 @@ A context is a categorical attribute. Predicted from the control cells.
 # [tool.tadvae-peer]
 # python = "3.11"
 # job = "prediction"
-# cases = ["norman_alone", "datlinger", "kang_types"]
+# cases = ["norman_alone", "datlinger", "kang_types", "simulated"]
 # ///
 
 import sys
@@ -39,7 +39,7 @@ RATES = {"attribute_nn_lr": 1e-2, "attribute_nn_wd": 4e-8}
 
 def main(case: Path, out: Path) -> None:
     about = read(case)
-    torch.set_num_threads(1)
+    torch.set_num_threads(about.threads)
     scvi.settings.seed = SEED
     adata = about.adata
     del adata.layers["counts"]
@@ -61,14 +61,14 @@ def main(case: Path, out: Path) -> None:
     model = biolord.Biolord(
         adata, module_params={"gene_likelihood": "normal", "seed": SEED}, model_name=str(out / "model")
     )
-    clock = Clock()
+    clock = Clock(about)
     model.train(
         max_epochs=EPOCHS, batch_size=BATCH, plan_kwargs=RATES,
         early_stopping=True, early_stopping_patience=20,
         check_val_every_n_epoch=10, callbacks=[StopOnBudget(clock)], enable_checkpointing=False,
         enable_progress_bar=False, accelerator="cpu",
     )  # fmt: skip
-    seconds, epochs = clock.seconds, model.trainer.current_epoch
+    took, epochs = clock.took, model.trainer.current_epoch
     model.module.eval()
     means = {}
     for context, condition in about.test:
@@ -77,7 +77,7 @@ def main(case: Path, out: Path) -> None:
         cells["perturbation"] = torch.from_numpy(np.tile(table[condition], (int(rows.sum()), 1)))
         with torch.no_grad():
             means[context, condition] = model.module.get_expression(cells)[0].numpy().mean(axis=0)
-    save(out, means, adata.var_names.tolist(), seconds, round(0.9 * adata.n_obs) * epochs, epochs)
+    save(out, means, adata.var_names.tolist(), took, round(0.9 * adata.n_obs) * epochs, epochs)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ for the control cells themselves, added to their mean.
 # [tool.tadvae-peer]
 # python = "3.10"
 # job = "prediction"
-# cases = ["norman_alone-combo", "datlinger"]
+# cases = ["norman_alone-combo", "datlinger", "simulated"]
 # ///
 
 import sys
@@ -60,7 +60,7 @@ def profile(adata: ad.AnnData, rows: pd.Series) -> np.ndarray:
 
 def main(case: Path, out: Path) -> None:
     about = read(case)
-    torch.set_num_threads(1)
+    torch.set_num_threads(about.threads)
     adata = about.adata
     control = np.asarray(adata.X[(adata.obs["condition"] == "control").to_numpy()].mean(axis=0)).ravel()
     adata.X = adata.layers.pop("counts").astype(np.float32)
@@ -78,20 +78,20 @@ def main(case: Path, out: Path) -> None:
         adata, split_key="split", train_split="train", valid_split="valid", test_split="ood",
         seed=SEED, **MODEL,
     )  # fmt: skip
-    clock = Clock()
+    clock = Clock(about)
     model.train(
         max_epochs=EPOCHS, batch_size=BATCH, use_gpu=False, early_stopping_patience=10,
         check_val_every_n_epoch=5, plan_kwargs=TRAINING, callbacks=[StopOnBudget(clock)],
         save_path=str(out / "model"),
     )  # fmt: skip
-    seconds, epochs, means = clock.seconds, model.trainer.current_epoch, {}
+    took, epochs, means = clock.took, model.trainer.current_epoch, {}
     model.predict(adata, batch_size=BATCH)
     before = profile(adata, adata.obs["condition"] == "ctrl")
     for context, condition in asked:
         after = profile(adata, (adata.obs["split"] == "ood") & (adata.obs["condition"] == condition))
         means[context, condition] = np.maximum(control + after - before, 0)
     shown = int((adata.obs["split"] == "train").sum()) * epochs
-    save(out, means, adata.var_names.tolist(), seconds, shown, epochs)
+    save(out, means, adata.var_names.tolist(), took, shown, epochs)
 
 
 if __name__ == "__main__":

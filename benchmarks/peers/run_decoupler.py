@@ -11,7 +11,6 @@ python run_decoupler.py CASE OUT
 # job = "pathways"
 # ///
 
-import json
 import sys
 from pathlib import Path
 
@@ -19,6 +18,7 @@ import anndata as ad
 import decoupler as dc
 import numpy as np
 import pandas as pd
+from pathway_case import MIN_GENES, each_file
 
 METHODS = {
     "ulm": ("truth", "panels", "targets"),
@@ -32,41 +32,20 @@ METHODS = {
 gsva runs on one simulation only: it takes a minute of CPU for the 700 cells of one panel.
 """
 
-MIN_GENES = 5
-
 
 def main(case: Path, out: Path) -> None:
-    about = json.loads((case / "case.json").read_text())
-    net = read_gmt(case / about["pathways"])
-    for name, place in about["cells"].items():
-        adata = ad.read_h5ad(case / place)
-        for method, cases in METHODS.items():
-            done = out / method / f"{name}.npz"
-            if not case.name.startswith(cases) or done.exists() or (out / method / "error.txt").exists():
-                continue
-            done.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                values = adata.to_df().astype(np.float32)
-                found = getattr(dc.mt, method)(values, net, tmin=MIN_GENES, empty=False)
-                found = found[0] if isinstance(found, tuple) else found
-            except Exception as error:  # noqa: BLE001 - said in the table
-                (done.parent / "error.txt").write_text(f"{type(error).__name__}: {error}")
-                continue
-            save(done, found)
+    for method, cases in METHODS.items():
+        if case.name.startswith(cases):
+            each_file(case, out, method, lambda place, sets, method=method: activity(method, place, sets))
 
 
-def read_gmt(place: Path) -> pd.DataFrame:
-    lines = [line.split("\t") for line in place.read_text().splitlines()]
-    return pd.DataFrame(
-        [(line[0], gene) for line in lines for gene in dict.fromkeys(line[2:])], columns=["source", "target"]
+def activity(method: str, place: Path, sets: dict[str, list[str]]) -> pd.DataFrame:
+    net = pd.DataFrame(
+        [(name, gene) for name, genes in sets.items() for gene in genes], columns=["source", "target"]
     )
-
-
-def save(place: Path, activity: pd.DataFrame) -> None:
-    partial = place.with_suffix(".partial.npz")
-    names = np.array(activity.columns, dtype=np.str_)
-    np.savez_compressed(partial, activity=activity.to_numpy(np.float32), pathways=names)
-    partial.rename(place)
+    values = ad.read_h5ad(place).to_df().astype(np.float32)
+    found = getattr(dc.mt, method)(values, net, tmin=MIN_GENES, empty=False)
+    return found[0] if isinstance(found, tuple) else found
 
 
 if __name__ == "__main__":

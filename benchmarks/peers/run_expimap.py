@@ -1,8 +1,8 @@
-"""expiMap of scArches, with the squared error of log-normalised values, on the simulations only.
+"""expiMap of scArches, with the squared error of log-normalised values; trained on the cells that are scored.
 
 Layers of 256, weights of its tutorial (alpha 0.7, alpha_kl 0.5, annealed over 100 epochs), up to 400 epochs
-with early stopping, or until the budget of CPU seconds is spent. The sign of a latent direction is free, and
-the score takes absolute correlations.
+with early stopping, or until the budget of CPU seconds is spent. The sign of a latent direction is free: it
+is set so that the weights of its genes have a positive sum, as its own function does.
 
     python run_expimap.py CASE OUT
 """
@@ -15,7 +15,7 @@ the score takes absolute correlations.
 # [tool.tadvae-peer]
 # python = "3.11"
 # job = "pathways"
-# cases = ["truth"]
+# cases = ["truth", "panels"]
 # ///
 
 import sys
@@ -55,7 +55,9 @@ def activity(place: Path, sets: dict[str, list[str]]) -> pd.DataFrame:
     )  # fmt: skip
     Trainer.check_early_stop = check
     found = model.get_latent(adata.X, np.array(["one"] * adata.n_obs), mean=True)
-    return pd.DataFrame(np.asarray(found)[:, : len(mask)], columns=list(mask))
+    model.latent_directions(method="sum")
+    sign = model.adata.uns["directions"]
+    return pd.DataFrame((np.asarray(found) * sign)[:, : len(mask)], columns=list(mask))
 
 
 if __name__ == "__main__":

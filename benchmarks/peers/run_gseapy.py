@@ -1,6 +1,6 @@
 """Single-sample gene set enrichment of GSEApy with its defaults, for pathways of five or more measured genes.
 
-It runs on the simulations only.
+Permuted pathways are left out: a panel takes it minutes.
 
     python run_gseapy.py CASE OUT
 """
@@ -11,7 +11,7 @@ It runs on the simulations only.
 # [tool.tadvae-peer]
 # python = "3.11"
 # job = "pathways"
-# cases = ["truth"]
+# cases = ["truth", "panels-0-true", "panels-1-true", "panels-2-true", "panels-3-true"]
 # ///
 
 import sys

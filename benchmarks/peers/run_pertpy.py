@@ -17,11 +17,8 @@ Early stopping with a patience of 25 epochs, or when the budget of CPU seconds i
 # cases = ["kang_types"]
 # ///
 
-import os
 import sys
 from pathlib import Path
-
-os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
 
 import numpy as np
 import pertpy as pt
@@ -34,23 +31,23 @@ EPOCHS, BATCH = 100, 32
 
 def main(case: Path, out: Path) -> None:
     about = read(case)
-    torch.set_num_threads(1)
+    torch.set_num_threads(about.threads)
     np.random.seed(SEED)  # noqa: NPY002 - it draws cells with the old generator
     adata = about.adata
     del adata.layers["counts"]
     adata.X = adata.X.toarray()
     pt.tl.Scgen.setup_anndata(adata, batch_key="condition", labels_key="context")
-    model, clock = pt.tl.Scgen(adata), Clock()
+    model, clock = pt.tl.Scgen(adata), Clock(about)
     model.train(
         max_epochs=EPOCHS, batch_size=BATCH, early_stopping=True, early_stopping_patience=25,
         callbacks=[StopOnBudget(clock)],
     )  # fmt: skip
-    seconds, epochs = clock.seconds, model.trainer.current_epoch
+    took, epochs = clock.took, model.trainer.current_epoch
     means = {}
     for context, condition in about.test:
         found, _ = model.predict(ctrl_key="control", stim_key=condition, celltype_to_predict=context)
         means[context, condition] = np.asarray(found.X).mean(axis=0)
-    save(out, means, adata.var_names.tolist(), seconds, round(0.9 * adata.n_obs) * epochs, epochs)
+    save(out, means, adata.var_names.tolist(), took, round(0.9 * adata.n_obs) * epochs, epochs)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,11 @@ Its samples are torch tensors of sparse rows; a batch of 64 is a part of one blo
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import MagicMock
+
+# torchmetrics imports torchvision, whose build on the index needs CUDA; nothing here calls it
+for name in ("torchvision", "torchvision.models", "torchvision.transforms"):
+    sys.modules[name] = MagicMock()
 
 import torch
 from loading_case import BATCH, measure

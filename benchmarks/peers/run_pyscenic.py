@@ -1,4 +1,4 @@
-"""AUCell of pySCENIC with its defaults (the 5% highest genes of a cell), on the simulations only.
+"""AUCell of pySCENIC with its defaults (the 5% highest genes of a cell).
 
 python run_pyscenic.py CASE OUT
 """
@@ -12,7 +12,7 @@ python run_pyscenic.py CASE OUT
 # [tool.tadvae-peer]
 # python = "3.10"
 # job = "pathways"
-# cases = ["truth"]
+# cases = ["truth", "panels"]
 # ///
 
 import sys

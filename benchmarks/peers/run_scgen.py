@@ -33,24 +33,24 @@ EPOCHS, BATCH = 100, 32
 
 def main(case: Path, out: Path) -> None:
     about = read(case)
-    torch.set_num_threads(1)
+    torch.set_num_threads(about.threads)
     scvi.settings.seed = SEED
     adata = about.adata
     del adata.layers["counts"]
     adata.X = adata.X.toarray()
     scgen.SCGEN.setup_anndata(adata, batch_key="condition", labels_key="context")
-    model, clock = scgen.SCGEN(adata), Clock()
+    model, clock = scgen.SCGEN(adata), Clock(about)
     model.train(
         max_epochs=EPOCHS, batch_size=BATCH, early_stopping=True, early_stopping_patience=25,
         callbacks=[StopOnBudget(clock)], enable_progress_bar=False,
     )  # fmt: skip
-    seconds, epochs = clock.seconds, model.trainer.current_epoch
+    took, epochs = clock.took, model.trainer.current_epoch
     means = {}
     for context, condition in about.test:
         found, _ = model.predict(ctrl_key="control", stim_key=condition, celltype_to_predict=context)
         means[context, condition] = np.asarray(found.X).mean(axis=0)
     shown = round(0.9 * adata.n_obs) * epochs  # a tenth is held out for early stopping
-    save(out, means, adata.var_names.tolist(), seconds, shown, epochs)
+    save(out, means, adata.var_names.tolist(), took, shown, epochs)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ python run_slaf.py CASE OUT
 # requires-python = ">=3.11"
 # dependencies = [
 #   "slafdb==0.5.2", "torch==2.13.0", "pylance==14.0.2", "polars==2.1.0", "anndata==0.12.19", "numpy==2.4.6",
-#   "scipy==1.16.3",
+#   "scipy==1.16.3", "psutil==7.2.2",
 # ]
 # [tool.tadvae-peer]
 # python = "3.11"

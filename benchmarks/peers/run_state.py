@@ -37,15 +37,17 @@ WIDTH, SETS, CELLS, MOST = 256, 16, 64, 1_000_000
 class Budget(pl.Callback):
     """Ends the training when the budget of CPU seconds is spent; counts steps."""
 
-    def __init__(self) -> None:
-        self.clock, self.steps = Clock(), 0
+    def __init__(self, about: Case) -> None:
+        self.about, self.steps = about, 0
+        self.clock = Clock(about)
 
     def on_train_start(self, *_) -> None:
-        self.clock = Clock()
+        self.clock = Clock(self.about)
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_) -> None:
         self.steps += 1
         trainer.should_stop = trainer.should_stop or self.clock.over
+        self.took = self.clock.took
 
 
 def described(adata: ad.AnnData) -> ad.AnnData:
@@ -71,7 +73,7 @@ def train(about: Case, work: Path) -> Budget:
         f'[datasets]\nscreen = "{work}/screen"\n[training]\nscreen = "train"\n[zeroshot]\n{held}\n[fewshot]\n'
     )
     (work / "split.toml").write_text(text)
-    budget, fit = Budget(), pl.Trainer.fit
+    budget, fit = Budget(about), pl.Trainer.fit
 
     def limited(trainer: pl.Trainer, *given, **named) -> None:
         trainer.callbacks.append(budget)
@@ -94,7 +96,7 @@ def train(about: Case, work: Path) -> Budget:
 
 def main(case: Path, out: Path) -> None:
     about = read(case)
-    torch.set_num_threads(1)
+    torch.set_num_threads(about.threads)
     work = out / "work"
     budget, means = train(about, work), {}
     controls = about.adata[(about.adata.obs["condition"] == "control").to_numpy()]
@@ -115,7 +117,7 @@ def main(case: Path, out: Path) -> None:
         means[context, condition] = np.asarray(found.obsm["X_hvg"][rows].mean(axis=0)).ravel()
     shown = budget.steps * SETS * CELLS
     genes = about.adata.var_names.tolist()
-    save(out, means, genes, budget.clock.seconds, shown, shown / about.adata.n_obs)
+    save(out, means, genes, budget.took, shown, shown / about.adata.n_obs)
 
 
 if __name__ == "__main__":

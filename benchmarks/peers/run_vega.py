@@ -1,4 +1,4 @@
-"""VEGA with its defaults (800 hidden units, 500 epochs at most), on the simulations only.
+"""VEGA with its defaults (800 hidden units, 500 epochs at most), on the cells that are scored.
 
 Trained until the budget of CPU seconds is spent, if that comes first. Files are read with h5py: its anndata
 is older than their format.
@@ -12,7 +12,7 @@ is older than their format.
 # [tool.tadvae-peer]
 # python = "3.8"
 # job = "pathways"
-# cases = ["truth"]
+# cases = ["truth", "panels"]
 # ///
 
 from __future__ import annotations
