@@ -111,11 +111,13 @@ def by_lengths(
 
     if scale is not None:  # PyTorch 2.11 has no such argument
         query = query * (scale * query.shape[-1] ** 0.5)
-    starts = [
-        torch.tensor([0, *lengths]).cumsum(0).int().to(query.device, non_blocking=True)
-        for lengths in (n_queries, n_keys)
-    ]
-    result: Tensor = varlen_attn(query, key, value, *starts, max(n_queries), max(n_keys))
+
+    def starts(lengths: Lengths) -> Tensor:
+        """Position of each cell's first row, and the end, (B + 1,) int32."""
+        return torch.tensor([0, *lengths]).cumsum(0).int().to(query.device, non_blocking=True)
+
+    result = varlen_attn(query, key, value, starts(n_queries), starts(n_keys), max(n_queries), max(n_keys))
+    assert isinstance(result, Tensor)  # with other options it also returns the normalisers
     return result
 
 

@@ -98,9 +98,7 @@ class MemberMasking(AttentionLayer, name="members"):
         size: Tensor = self.edges.size.to(self.bias.dtype)
         return size.sqrt()[edges.pathway]
 
-    def encoded_values(
-        self, cells: PackedCells, edges: ActiveEdges
-    ) -> tuple[PackedCells, CellEdges, Tensor]:
+    def encoded_values(self, cells: PackedCells, edges: ActiveEdges) -> tuple[PackedCells, CellEdges, Tensor]:
         """The tokens with an edge, their pairs, and of each ``√m_p (x/h + o_p·v_t / √d_head)``, (N, h)."""
         kept, edges, read = with_edges(cells, edges)
         pairs = edges.expand(kept)
