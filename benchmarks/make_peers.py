@@ -20,7 +20,7 @@ import torch
 from peers import pathway_tests, prediction_tests
 from peers.arithmetic import arithmetic_scores
 from peers.environment import Peer, PeerError, peers, python_of, run, run_checks, run_script, versions
-from peers.interchange import write_files
+from peers.interchange import read_back, write_files
 from peers.interchange_checks import PACKAGES
 from peers.page import decision, write_page
 from peers.pathways_of_tadvae import TIMED, target_scores
@@ -134,6 +134,7 @@ def interchange(work: Path, environments: Path) -> dict[str, Any]:
         except PeerError as error:
             found[name] = {"error": str(error)}
         print(name, found[name], flush=True)
+    found["tadvae"] = {"checks": read_back(folder)}
     return {"programs": found}
 
 

@@ -69,14 +69,56 @@ def gears(folder: Path) -> dict:
         sc.pp.neighbors(observed, use_rep="X_tadvae", n_neighbors=5)
         assert observed.obsp["connectivities"].shape[0] == observed.n_obs
 
-    return {"scanpy finds neighbours in the latent space": neighbours}
+    def process() -> None:
+        import pickle
+
+        import pandas as pd
+        from gears import PertData
+
+        pd.Series.nonzero = lambda self: self.to_numpy().nonzero()  # see run_gears.py
+        adata = ad.read_h5ad(folder / "export" / "screen_a.h5ad")
+        work = folder / "gears"
+        work.mkdir(exist_ok=True)
+        genes = adata.var["gene_name"].tolist()
+        for name, what in (("gene2go_all.pkl", {gene: {"GO:1"} for gene in genes}), ("genes.pkl", genes)):
+            with (work / name).open("wb") as file:
+                pickle.dump(what, file)
+        data = PertData(str(work), gene_set_path=str(work / "genes.pkl"), default_pert_graph=False)
+        data.new_data_process("screen", adata)
+        assert set(data.dataset_processed) == set(adata.obs["condition"])
+
+    return {
+        "scanpy finds neighbours in the latent space": neighbours,
+        "GEARS makes its graphs of a file of `tadvae datasets export`": process,
+    }
+
+
+def cell_load(folder: Path) -> dict:
+    from cell_load.data_modules import PerturbationDataModule
+
+    def read() -> None:
+        (folder / "split.toml").write_text(
+            f'[datasets]\nscreen = "{folder}/export"\n[training]\nscreen = "train"\n[zeroshot]\n[fewshot]\n'
+        )
+        module = PerturbationDataModule(
+            str(folder / "split.toml"), batch_size=1, num_workers=0, pert_col="condition", batch_col="batch",
+            cell_type_key="cell_type", control_pert="ctrl", output_space="all", cell_sentence_len=8,
+            pin_memory=False,
+        )  # fmt: skip
+        module.setup(stage="fit")
+        batch = next(iter(module.train_dataloader()))
+        assert batch["pert_cell_emb"].shape == batch["ctrl_cell_emb"].shape
+        assert float(batch["pert_cell_emb"].max()) < np.log1p(1e4)
+
+    return {"the loader of State reads the files of `tadvae datasets export`": read}
 
 
 PACKAGES = {
     "decoupler": ("decoupler", "anndata"),
     "pertpy": ("pertpy", "anndata"),
     "expimap": ("scvi-tools", "anndata"),
-    "gears": ("scanpy", "anndata"),
+    "gears": ("cell-gears", "scanpy", "anndata"),
+    "cell_load": ("cell-load", "anndata"),
 }
 
 

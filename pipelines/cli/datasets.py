@@ -1,4 +1,4 @@
-"""``tadvae datasets``: list and download public screens."""
+"""``tadvae datasets``: list and download public screens; write those of a store as files."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,8 @@ from pipelines.cli.show import out
 from tadvae.base.terminal import print_text
 
 datasets_app = typer.Typer(
-    help="List public screens, and download them with a spec for `tadvae convert`.",
+    help="List public screens, and download them with a spec for `tadvae convert`; write those of a store as "
+    ".h5ad files.",
     no_args_is_help=True,
 )
 
@@ -83,3 +84,30 @@ def fetch(
         out.print(f"{entry.dataset.name}: {entry.licence}; please cite {entry.citation}")
         out.print(f"  prepared by {entry.source}")
     out.print(f"{spec}: convert with `tadvae convert {spec} --out STORE`.")
+
+
+@datasets_app.command("export")
+def export(
+    store: Annotated[str, typer.Argument(metavar="STORE", help="Folder or URL of the store.")],
+    out_: Annotated[
+        str, typer.Option("--out", metavar="FOLDER", help="New or empty folder, or URL, for the files.")
+    ],
+) -> None:
+    """Write the datasets of a store as .h5ad files for other programs, with a spec that converts them back.
+
+    Labels are those of GEARS (ctrl, A+ctrl, A+B, in obs["condition"]); X is log1p of counts per ten thousand.
+
+    Example: tadvae datasets export store --out files
+    """
+    from tadvae.base.filesystem import Location
+    from tadvae.store.export import CONTROL
+    from tadvae.store.export import export as run
+    from tadvae.store.reader import Store
+
+    opened = Store.open(store)
+    for place in run(opened, Location.of(out_)):
+        out.print(f"{place}: written")
+    out.print(
+        f"perturbation: obs['condition'], control '{CONTROL}'; context: obs['cell_type']; counts: "
+        f"layers['counts']. `tadvae convert {out_}/spec.yaml` reads them back."
+    )

@@ -204,6 +204,15 @@ def test_the_commands(server, tmp_path, capsys):
     assert "own: CC0; please cite Us, 2026" in said
     store = convert_locally(tmp_path / "screens/spec.yaml", Location.of(tmp_path / "store"))
     assert store.manifest.n_cells == 8
+    for code in (0, 2):  # the second time the folder is not empty
+        with pytest.raises(SystemExit) as ended:
+            main(["datasets", "export", str(tmp_path / "store"), "--out", str(tmp_path / "files")])
+        assert (ended.value.code or 0) == code
+    said = capsys.readouterr()
+    assert "own.h5ad: written" in said.out.replace("\n", "")
+    assert "expected a new or empty folder" in said.err
+    again = convert_locally(tmp_path / "files/spec.yaml", Location.of(tmp_path / "again"))
+    assert again.manifest.vocabulary_hash == store.manifest.vocabulary_hash
     with pytest.raises(SystemExit) as ended:
         main(["datasets", "fetch", "norman19", "--out", str(tmp_path / "n"), "--url", server.url])
     assert ended.value.code == 2
