@@ -139,7 +139,7 @@ def interchange(work: Path, environments: Path) -> dict[str, Any]:
 
 
 def ours(work: Path) -> dict[str, Any]:
-    """Scores of our own on the cases of ``targets``, those of the other tests are stored already; and times."""
+    """Scores of our own on the cases of ``targets``, and times; other scores are stored already."""
     pathway_tests.write_cases(work / "pathways")
     out = work / "out" / "tadvae" / TIMED
     run_script(Path(sys.executable), OWN / "pathways_of_tadvae.py", work / "pathways" / TIMED, out, None)

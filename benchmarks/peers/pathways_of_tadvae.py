@@ -21,7 +21,6 @@ import pandas as pd
 import torch
 from panel_transfer import FIXED, KINDS
 
-
 from peers import pathway_tests
 from peers.pathway_case import save
 from peers.pathway_tests import PERTURBED

@@ -27,9 +27,9 @@ process, with its libraries and its data. Over the cases of a test; Pearson-Δ i
 
 LONGER = """### More time, and two cores
 
-One case of a test again with other budgets of CPU seconds, and with two threads. Ours has no budget: it trains
-as many more epochs as the budget is larger. Mean over the groups that every program predicts, and what the
-training took; cells per second of wall time only in the runs of 30 seconds, which had the machine for
+One case of a test again with other budgets of CPU seconds, and with two threads. Ours has no budget: it
+trains as many more epochs as the budget is larger. Mean over the groups that every program predicts, and what
+the training took; cells per second of wall time only in the runs of 30 seconds, which had the machine for
 themselves.
 """
 

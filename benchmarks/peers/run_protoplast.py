@@ -18,23 +18,22 @@ Its samples are torch tensors of sparse rows; a batch of 64 is a part of one blo
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from unittest.mock import MagicMock
-
-# torchmetrics imports torchvision, whose build on the index needs CUDA; nothing here calls it
-for name in ("torchvision", "torchvision.models", "torchvision.transforms"):
-    sys.modules[name] = MagicMock()
+from unittest.mock import MagicMock, patch
 
 import torch
 from loading_case import BATCH, measure
-from protoplast.scrna.anndata.strategy import SequentialShuffleStrategy
-from protoplast.scrna.anndata.torch_dataloader import DistributedAnnDataset
 from scipy import sparse
 
 FETCH = 16
+ABSENT = ("torchvision", "torchvision.models", "torchvision.transforms")
+"""Imported by torchmetrics, and not called here; the build on the index needs CUDA."""
 
 
 def main(case: Path, out: Path) -> None:
     torch.set_num_threads(1)
+    with patch.dict(sys.modules, {name: MagicMock() for name in ABSENT}):
+        from protoplast.scrna.anndata.strategy import SequentialShuffleStrategy
+        from protoplast.scrna.anndata.torch_dataloader import DistributedAnnDataset
     strategy = SequentialShuffleStrategy(
         [str(case / "cells.h5ad")], batch_size=BATCH, total_workers=1, test_size=0.0, validation_size=0.0,
         prefetch_factor=FETCH, random_seed=1,

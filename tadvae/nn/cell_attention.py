@@ -83,8 +83,7 @@ def attention_by_cell(
     if query.device.type == "cuda" and all(n_queries) and all(n_keys):
         dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else query.dtype
         if dtype in (torch.bfloat16, torch.float16):
-            rows = (part.to(dtype) for part in (query, key, value))
-            return by_lengths(*rows, n_queries, n_keys, scale)
+            return by_lengths(query.to(dtype), key.to(dtype), value.to(dtype), n_queries, n_keys, scale)
     return by_buckets(query, key, value, n_queries, n_keys, scale)
 
 
