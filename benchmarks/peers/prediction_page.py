@@ -136,7 +136,7 @@ def longer(stored: dict[str, Any]) -> list[str]:
         ]
         runs = sorted([usual, *again], key=lambda test: (test.budget, test.threads))
         found = {test: of_test(stored, test) for test in runs}
-        names = [name for name in found[again[-1]] if name in found[usual]]
+        names = [name for name in found[usual] if any(name in found[test] for test in again)]
         groups = set.intersection(*(set(found[usual][name]) for name in names)) if names else set()
         for name in names:
             for test in runs:

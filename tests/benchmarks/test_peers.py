@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,7 +22,10 @@ OURS = ("peers", "make_peers", "studies", "panel_transfer", "results_opening", "
 def peers():
     """Modules of the comparison by name."""
     sys.path.insert(0, str(BENCHMARKS))
-    names = ("environment", "exchange", "loading_case", "page", "pathway_tests", "prediction_page", "summary")
+    names = (
+        "environment", "exchange", "loading_case", "page", "pathway_case", "pathway_tests",
+        "prediction_page", "summary",
+    )  # fmt: skip
     yield {name: importlib.import_module(f"peers.{name}") for name in names} | {
         "make_peers": importlib.import_module("make_peers")
     }
@@ -169,7 +173,7 @@ def test_every_loader_gives_log1p_of_counts_per_ten_thousand(peers):
 
 def test_the_better_figure_is_bold_and_comes_from_groups_that_both_predict(peers):
     test = peers["prediction_page"].prediction_tests.TESTS[0]
-    (case,) = test.cases
+    case = test.cases[0]
     ours = {case: {"A+B": {"pearson_delta": 0.5, "l2": 1.0}, "B+C": {"pearson_delta": 0.9, "l2": 1.0}}}
     theirs = {case: {"B+A": {"pearson_delta": 0.6, "l2": 1.0}}}
     stored = {"prediction-tadvae": {"scores": ours}, "prediction-x": {"scores": theirs}}
@@ -177,6 +181,38 @@ def test_the_better_figure_is_bold_and_comes_from_groups_that_both_predict(peers
     assert lines[2:] == [f"| {test.about}, 1 groups (Pearson-Δ) | 0.500 | **0.600 (x)** | 1 |"]
     rows = {("tadvae, a", "c"): [0.2, 0.4], ("x, m", "c"): [0.2, 0.2], ("x, n", "c"): [0.9]}
     assert peers["summary"]._best("job", rows, "c") == ["job", "**0.300**", "0.200 (x, m)", "1"]
+
+
+def test_other_budgets_are_compared_over_the_groups_of_all(peers):
+    """Speed counts where the machine was idle, in the shortest runs."""
+    tests = peers["prediction_page"].prediction_tests
+    usual, short = tests.TESTS[0].cases[0], tests.LONGER[0].cases[0]
+    assert short == f"{usual}-30s"
+    took = {"seconds": 30.0, "wall": 15.0, "cells": 3000.0, "epochs": 7.0}
+    one, two = ({"pearson_delta": r, "l2": 1.0} for r in (0.5, 0.9))
+    stored = {
+        "tadvae": {"scores": {usual: {"A+B": two, "C+D": one}, short: {"A+B": one, "C+D": one}}},
+        "x": {"scores": {usual: {"B+A": one}, short: {"B+A": one}}},
+    }
+    for each in stored.values():
+        each["training"] = {usual: took, short: took}
+    lines = peers["prediction_page"].longer(stored)[3:-1]
+    assert [line.split(" | ")[1:] for line in lines] == [
+        ["**tadvae, one model**", "1", "30", "7", "30", "200", "0.500", "1.000 |"],
+        ["**tadvae, one model**", "1", "60", "7", "30", "", "0.900", "1.000 |"],
+        ["x", "1", "30", "7", "30", "200", "0.500", "1.000 |"],
+        ["x", "1", "60", "7", "30", "", "0.500", "1.000 |"],
+    ]
+
+
+def test_times_of_pathway_programs(peers, tmp_path):
+    for name, seconds in (("a", 1.0), ("b", 3.0)):
+        peers["pathway_case"].save(tmp_path / f"{name}.npz", pd.DataFrame({"P": [1.0]}), seconds, 2.0)
+    took = peers["pathway_tests"].took(tmp_path)
+    assert (took["seconds"], took["training"]) == (2.0, 2.0)
+    assert took["peak"] > 1e6
+    found = {"x": {"took": {"m": {"panels-0-true": took}}}, "old": {"scores": {}}}
+    assert peers["page"]._took(found)[3] == f"| x, m | 2.00 | 2.0 | {took['peak'] / 2**30:.2f} |"
 
 
 def test_loaders_are_compared_with_the_pass_of_ours_beside_them(peers):
