@@ -23,6 +23,7 @@ from peers.environment import Peer, PeerError, peers, python_of, run, run_checks
 from peers.interchange import read_back, write_files
 from peers.interchange_checks import PACKAGES
 from peers.page import decision, write_page
+from peers.pathway_case import AGAIN
 from peers.pathways_of_tadvae import TIMED, target_scores
 from peers.summary import write_readme
 from stored import store_once
@@ -43,19 +44,23 @@ def of_pathways(peer: Peer, work: Path, environments: Path) -> dict[str, Any]:
     scores: dict[str, dict[str, dict[str, float]]] = {}
     errors: dict[str, dict[str, str]] = {}
     took: dict[str, dict[str, dict[str, float]]] = {}
+    replicability: dict[str, dict[str, dict[str, float]]] = {}
     for case in cases:
         out = work / "out" / peer.name / case.name
         run_once(peer, python, case, out)
         for method in sorted(each for each in out.iterdir() if each.is_dir() and any(each.iterdir())):
-            failed = method / "error.txt"
-            if failed.exists():
+            failed, first = method / "error.txt", method.with_name(method.name.removesuffix(AGAIN))
+            if first != method and not failed.exists():
+                again = pathway_tests.replicability_of(case, first, method)
+                replicability.setdefault(first.name, {})[case.name] = _short(again)
+            elif failed.exists():
                 errors.setdefault(method.name, {})[case.name] = " ".join(failed.read_text().split())[:200]
             else:
                 found = pathway_tests.score(case, pathway_tests.reader(method))
                 scores.setdefault(method.name, {})[case.name] = _short(found)
                 took.setdefault(method.name, {})[case.name] = _short(pathway_tests.took(method))
     about = {"versions": _named(versions(python), peer), "scores": scores, "errors": errors}
-    return about | {"took": took}
+    return about | {"took": took, "replicability": replicability}
 
 
 def run_once(peer: Peer, python: Path, case: Path, out: Path) -> None:

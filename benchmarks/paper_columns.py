@@ -12,7 +12,6 @@
 """
 
 from collections.abc import Iterable
-from itertools import combinations
 from pathlib import Path
 
 import anndata as ad
@@ -74,17 +73,6 @@ class Judge:
         perturbed = {target: part[-1] for target, part in self.targets.items()}
         areas = pathway_tests.target_areas(self.pathways, perturbed, read)
         return {"targets": float(np.mean(list(areas.values())))}
-
-
-def replicability(activities: Iterable[pd.DataFrame]) -> float:
-    """Mean over pathways of the correlation over cells, in the pair of networks where it is least."""
-    found = []
-    for first, second in combinations(activities, 2):
-        common = [name for name in first if name in second]
-        a, b = (part[common] - part[common].mean() for part in (first, second))
-        size = np.sqrt((a**2).sum() * (b**2).sum())
-        found.append(float(((a * b).sum() / size.where(size > 0)).fillna(0).mean()))
-    return min(found, default=float("nan"))
 
 
 def panels(settings: Iterable[str], halving: int, folder: Path) -> float:

@@ -17,7 +17,8 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from paper_columns import PANEL_EPOCHS, Judge, panels, replicability
+from paper_columns import PANEL_EPOCHS, Judge, panels
+from replicability import replicability
 from scipy.stats import t
 from studies import STUDIES, make_store
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from results_opening import panel_scores
 
 from peers import loading_page, prediction_page, summary
@@ -40,6 +41,13 @@ same projected onto their 20 leading principal axes. `TADVAE.activities` does th
 each cell's mean over its genes; our scores on panels were made before it did.
 """
 
+
+REPLICABILITY = """### Replicability
+
+Correlation over cells of the activities of two trainings that differ in nothing but their seed, mean over
+pathways and simulated screens (lowest to highest). Sums of genes need no training and have 1. Ours is the
+least of the pairs of three trainings, for cells that it smooths itself ([the paper's table](paper-table.md)).
+"""
 
 TOOK = """### Time and memory
 
@@ -129,10 +137,27 @@ def _pathways(results: Path, stored: dict[str, Any]) -> list[str]:
     lines = [PATHWAYS]
     for test, table in (("truth", _truth), ("panels", _panels), ("targets", _targets)):
         lines += [f"### {test.capitalize()}\n", *table(rows.get(test, {}), found), ""]
-    lines += _took(found)
+    lines += [*_replicability(results.parent, found), *_took(found)]
     if "tadvae" not in found:
         lines.append('- tadvae: not run on *targets* yet (`make peers PEERS="--peer tadvae"`: 16 trainings).')
     return [*lines, *_notes(found), WHY]
+
+
+def _replicability(results: Path, found: dict[str, Any]) -> list[str]:
+    """Of programs that are trained, on simulated screens."""
+    rows = {
+        (f"{name}, {method}", variant): [scores[variant] for scores in cases.values()]
+        for name, each in found.items()
+        for method, cases in each.get("replicability", {}).items()
+        for variant in VARIANTS
+    }
+    if not rows:
+        return []
+    trials = pd.read_csv(results / "paper_table" / "simulated.csv")
+    own = trials[trials["model.pathway.masking"] == "agreement"]["replicability"].iloc[:1]
+    rows["tadvae, agreement", VARIANTS[1]] = own.tolist()
+    lines = [REPLICABILITY, f"| method | {' | '.join(VARIANTS)} |", "|---" * 3 + "|"]
+    return [*lines, *_lines(rows, list(VARIANTS)), ""]
 
 
 def _took(found: dict[str, Any]) -> list[str]:

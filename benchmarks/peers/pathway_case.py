@@ -15,6 +15,8 @@ import numpy as np
 import pandas as pd
 
 MIN_GENES = 5
+AGAIN = ", again"
+"""End of the name of a method's second training, with another seed."""
 BUDGET = 10.0
 """Seconds of CPU after which a training on one file of cells stops, at the end of the epoch."""
 

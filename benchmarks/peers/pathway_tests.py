@@ -22,6 +22,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 from panel_transfer import KINDS, prepare, scores, write_pathways
+from replicability import replicability
 from scipy import sparse
 from scipy.stats import rankdata
 from studies import DATA, STUDIES, make_store
@@ -76,6 +77,16 @@ def score(case: Path, read: Reader) -> dict[str, float]:
     about = json.loads((case / "case.json").read_text())
     test = {"truth": _score_truth, "panels": _score_panels, "targets": _score_targets}[about["test"]]
     return test(case, about, read)
+
+
+def replicability_of(case: Path, first: Path, second: Path) -> dict[str, float]:
+    """Correlation over cells of the activities of two trainings, mean over pathways and screens."""
+    one, two = reader(first), reader(second)
+    names = json.loads((case / "case.json").read_text())["cells"]
+    found = {variant: [] for variant in VARIANTS}
+    for name in names:
+        found[name.rpartition(", ")[2]].append(replicability([one(name), two(name)]))
+    return {variant: float(np.mean(values)) for variant, values in found.items()}
 
 
 def took(out: Path) -> dict[str, float]:

@@ -15,7 +15,7 @@ from sklearn.metrics import roc_auc_score
 
 ROOT = Path(__file__).resolve().parents[2]
 BENCHMARKS = ROOT / "benchmarks"
-OURS = ("peers", "make_peers", "studies", "panel_transfer", "results_opening", "synthetic")
+OURS = ("peers", "make_peers", "studies", "panel_transfer", "results_opening", "replicability", "synthetic")
 
 
 @pytest.fixture(scope="module")
