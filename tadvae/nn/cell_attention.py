@@ -7,6 +7,8 @@ and share a call, because there a call costs more than some padding.
 """
 
 from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor
@@ -80,11 +82,17 @@ def attention_by_cell(
     """
     if query.device.type == "cpu":
         return by_slices(query, key, value, n_queries, n_keys, scale)
-    if query.device.type == "cuda" and all(n_queries) and all(n_keys):
+    if query.device.type == "cuda" and all(n_queries) and all(n_keys) and has_varlen():
         dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else query.dtype
         if dtype in (torch.bfloat16, torch.float16):
             return by_lengths(query.to(dtype), key.to(dtype), value.to(dtype), n_queries, n_keys, scale)
     return by_buckets(query, key, value, n_queries, n_keys, scale)
+
+
+@cache
+def has_varlen() -> bool:
+    """Whether this PyTorch has attention over variable lengths (since 2.10)."""
+    return find_spec("torch.nn.attention.varlen") is not None
 
 
 def by_slices(
@@ -108,14 +116,15 @@ def by_lengths(
     """:func:`attention_by_cell` of cells that are not empty, in one call; half precision on a GPU alone."""
     from torch.nn.attention.varlen import varlen_attn
 
-    if scale is not None:  # PyTorch 2.11 has no such argument
+    if scale is not None:  # PyTorch 2.10 has no such argument
         query = query * (scale * query.shape[-1] ** 0.5)
 
     def starts(lengths: Lengths) -> Tensor:
         """Position of each cell's first row, and the end, (B + 1,) int32."""
         return torch.tensor([0, *lengths]).cumsum(0).int().to(query.device, non_blocking=True)
 
-    result = varlen_attn(query, key, value, starts(n_queries), starts(n_keys), max(n_queries), max(n_keys))
+    rows = query.contiguous(), key.contiguous(), value.contiguous()
+    result = varlen_attn(*rows, starts(n_queries), starts(n_keys), max(n_queries), max(n_keys))
     assert isinstance(result, Tensor)  # with other options it also returns the normalisers
     return result
 

@@ -142,7 +142,7 @@ attention.register_autograd(
 )
 
 
-@pytest.mark.parametrize(("name", "operations", "most_waits"), [("none", 500, 1), ("inducing", 690, 4)])
+@pytest.mark.parametrize(("name", "operations", "most_waits"), [("none", 500, 1), ("inducing", 700, 4)])
 def test_a_step_in_half_precision(
     monkeypatch, small_vocabulary, small_interventions, eight_bags, name, operations, most_waits
 ):
