@@ -172,7 +172,7 @@ def _took(found: dict[str, Any]) -> list[str]:
         return []
     lines = [TOOK, "| method | CPU seconds | training before, CPU s | peak, GiB |", "|---" * 4 + "|"]
     lines += [
-        f"| {prediction_page.bold(name)} | {one['seconds']:.2f} | {one['training']:.1f} "
+        f"| {prediction_page.bold(name)} | {one['seconds']:.2f} | {one.get('training', 0.0):.1f} "
         f"| {one['peak'] / 2**30:.2f} |"
         for name, one in rows
     ]
