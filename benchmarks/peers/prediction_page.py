@@ -30,7 +30,8 @@ LONGER = """### More time, and two cores
 One case of a test again with other budgets of CPU seconds, and with two threads. Ours has no budget: it
 trains as many more epochs as the budget is larger. Mean over the groups that every program predicts, and what
 the training took; cells per second of wall time only in the runs of 30 seconds, which had the machine for
-themselves.
+themselves. JAX (CellFlow) takes both cores whatever it is told. Steps of ours are too small for two threads;
+its commands set one, and more cores train more models (`--seeds`) or more workers.
 """
 
 LONGER_COLUMNS = (

@@ -38,6 +38,8 @@ def fit(
 ) -> tuple[TADVAE, pd.DataFrame]:
     """Train in this process, without Ray and without a run's folder: for small stores, tests and studies.
 
+    One thread of PyTorch is fastest for networks without an encoder (``torch.set_num_threads(1)``).
+
     Parameters
     ----------
     device
