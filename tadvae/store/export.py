@@ -155,9 +155,10 @@ def _spec_of(store: Store, dataset: int) -> dict[str, object]:
         spec |= {"total_counts": "total_counts"}
     if given.batch is not None:
         spec |= {"batch": "batch"}
-    units = {name: each.unit for name, each in given.covariates.items()}
-    spec["covariates"] = {
-        name: {"column": name} | ({"unit": units[name]} if units.get(name) else {})
-        for name in entry.covariates
-    }
+    if entry.covariates:
+        units = {name: each.unit for name, each in given.covariates.items()}
+        spec["covariates"] = {
+            name: {"column": name} | ({"unit": units[name]} if units.get(name) else {})
+            for name in entry.covariates
+        }
     return spec
