@@ -138,7 +138,8 @@ def longer(stored: dict[str, Any]) -> list[str]:
         runs = sorted([usual, *again], key=lambda test: (test.budget, test.threads))
         found = {test: of_test(stored, test) for test in runs}
         names = [name for name in found[usual] if any(name in found[test] for test in again)]
-        groups = set.intersection(*(set(found[usual][name]) for name in names)) if names else set()
+        common = set.intersection(*(set(found[usual][name]) for name in names)) if names else set()
+        groups = sorted(common, key=sorted)
         for name in names:
             for test in runs:
                 if name in found[test]:

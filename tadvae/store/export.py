@@ -46,21 +46,30 @@ def export(store: Store, folder: Location) -> list[Location]:
     if not chosen:
         raise UserError(f"{store.folder}: holds signatures only, which have no cells to write.")
     folder.make_folder()
-    written, datasets = [], []
-    for dataset in chosen:
-        place = folder / f"{entries[dataset].name}.h5ad"
-        with written_locally(place) as local:
-            _write_dataset(store, dataset, Path(local))
-        written.append(place)
-        datasets.append(_spec_of(store, dataset))
+    places = [folder / f"{entries[dataset].name}.h5ad" for dataset in chosen]
+    try:
+        for dataset, place in zip(chosen, places, strict=True):
+            with written_locally(place) as local:
+                _write_dataset(store, dataset, Path(local))
+        _write_spec(store, chosen, folder)
+    except BaseException:
+        for place in places:  # half of a store is none
+            place.delete()
+        raise
+    return places
+
+
+def _write_spec(store: Store, chosen: list[int], folder: Location) -> None:
     reference = store.reference
     if reference == "own":
         reference = "genes.tsv"
         names = store.genes[["ensembl_id", "symbol"]].fillna("")
         (folder / reference).write_text(names.to_csv(sep="\t", index=False))
-    spec = {"genes": {"reference": reference}, "datasets": datasets}
+    spec = {
+        "genes": {"reference": reference},
+        "datasets": [_spec_of(store, dataset) for dataset in chosen],
+    }
     (folder / "spec.yaml").write_text(yaml.safe_dump(spec, sort_keys=False, allow_unicode=True))
-    return written
 
 
 def _write_dataset(store: Store, dataset: int, place: Path) -> None:

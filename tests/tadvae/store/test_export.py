@@ -1,5 +1,7 @@
 """The datasets of a store as files: what other programs read, and what converts back to the same store."""
 
+import shutil
+
 import anndata as ad
 import numpy as np
 import pandas as pd
@@ -100,6 +102,35 @@ def test_a_store_of_simulated_screens_comes_back(store, stored_cells, tmp_path):
         pd.testing.assert_frame_equal(
             rows(again, stored_cells, entry.name), rows(store, stored_cells, entry.name)
         )
+
+
+def test_genes_of_ones_own_come_back(stored_cells, tmp_path):
+    """Of another organism: the table of genes goes with the files."""
+    (tmp_path / "mouse.tsv").write_text("ensembl_id\tsymbol\nENSMUSG00000000001\tGnai3\n\tKlf1\n")
+    labels = {"condition": ["control", "Klf1", "control"]}
+    write(tmp_path / "mouse.h5ad", np.arange(6).reshape(3, 2) + 1, labels, ["Gnai3", "Klf1"])
+    dataset = {"name": "mouse", "path": "mouse.h5ad"}
+    dataset |= {"perturbation": {"column": "condition", "control": "control"}}
+    spec = {"genes": {"reference": str(tmp_path / "mouse.tsv")}, "datasets": [dataset]}
+    (tmp_path / "spec.yaml").write_text(yaml.safe_dump(spec))
+    store = convert_locally(tmp_path / "spec.yaml", Location.of(tmp_path / "store"))
+    (place,) = export(store, Location.of(tmp_path / "files"))
+    assert ad.read_h5ad(str(place)).var["gene_name"].tolist() == ["Gnai3", "Klf1"]
+    again = convert_locally(tmp_path / "files" / "spec.yaml", Location.of(tmp_path / "again"))
+    pd.testing.assert_frame_equal(again.genes, store.genes)
+    pd.testing.assert_frame_equal(rows(again, stored_cells, "mouse"), rows(store, stored_cells, "mouse"))
+
+
+def test_of_a_damaged_store_nothing_is_written(mixed, tmp_path):
+    """Also what was whole, before the damage was found."""
+    shutil.copytree(str(mixed.folder), tmp_path / "store")
+    shard = next((tmp_path / "store" / "cells" / "dataset=means").iterdir())
+    data = bytearray(shard.read_bytes())
+    data[20:60] = bytes(40)
+    shard.write_bytes(data)
+    with pytest.raises(UserError, match="dataset=means"):
+        export(Store.open(str(tmp_path / "store")), Location.of(tmp_path / "files"))
+    assert list((tmp_path / "files").iterdir()) == []
 
 
 def test_a_folder_with_files_and_a_store_without_cells_are_refused(mixed, tmp_path):
