@@ -6,6 +6,7 @@ and the counts are a layer. A dataset is read and written one row group at a tim
 """
 
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 
 import anndata as ad
@@ -19,12 +20,15 @@ from scipy import sparse
 
 from tadvae.base.errors import UserError
 from tadvae.base.filesystem import Location
+from tadvae.base.labels import split_label
 from tadvae.store.covariates import AMOUNTS
 from tadvae.store.h5ad import written_locally
 from tadvae.store.reader import Store
 from tadvae.store.tokens import COLUMNS, unpack_tokens
 
 CONTROL = "ctrl"
+SEPARATORS = ("+", "|", ";", "&", ",")
+"""Between the targets of a label; the first, which GEARS reads, unless it is part of a target's name."""
 TARGET_SUM = 1e4
 LAYER = "counts"
 
@@ -37,7 +41,8 @@ def export(store: Store, folder: Location) -> list[Location]:
     Raises
     ------
     UserError
-        If the folder holds anything, cannot be written, or the store is damaged.
+        If the folder holds anything, cannot be written, or the store is damaged; or if names of targets
+        leave no separator for labels.
     """
     if folder.names():
         raise UserError(f"{folder}: expected a new or empty folder, found files; give another one.")
@@ -45,6 +50,7 @@ def export(store: Store, folder: Location) -> list[Location]:
     chosen = [i for i, entry in enumerate(entries) if entry.kind != "signatures"]
     if not chosen:
         raise UserError(f"{store.folder}: holds signatures only, which have no cells to write.")
+    _separator(store)  # refuses before anything is written
     folder.make_folder()
     places = [folder / f"{entries[dataset].name}.h5ad" for dataset in chosen]
     try:
@@ -102,7 +108,8 @@ def _obs(store: Store, dataset: int) -> pd.DataFrame:
     """Names of the cells in stored order, and what is known of them."""
     entry = store.manifest.datasets[dataset]
     perturbations, bags = store.perturbations, store.bags
-    names = np.array([_condition(tuple(targets)) for targets in perturbations["targets"]])
+    separator = _separator(store)
+    names = np.array([_condition(tuple(targets), separator) for targets in perturbations["targets"]])
     free = [name for name in entry.covariates if name not in AMOUNTS]
     columns = ["cell_id", "batch", "total_counts", *(f"covariate_{name}" for name in free)]
     frames = []
@@ -122,9 +129,20 @@ def _obs(store: Store, dataset: int) -> pd.DataFrame:
     return obs.astype({name: "category" for name in obs if not pd.api.types.is_numeric_dtype(obs[name])})
 
 
-def _condition(targets: tuple[str, ...]) -> str:
+def _separator(store: Store) -> str:
+    names = set(chain.from_iterable(store.perturbations["targets"]))
+    for separator in SEPARATORS:
+        if all(split_label(name, separator) == [name] for name in names):
+            return separator
+    raise UserError(
+        f"{store.folder}: expected one of {' '.join(SEPARATORS)} in no target's name, to separate targets; "
+        "rename some and convert again."
+    )
+
+
+def _condition(targets: tuple[str, ...], separator: str) -> str:
     """The label of GEARS."""
-    return CONTROL if not targets else "+".join(targets if len(targets) > 1 else (*targets, CONTROL))
+    return CONTROL if not targets else separator.join(targets if len(targets) > 1 else (*targets, CONTROL))
 
 
 def _var(panel: pd.DataFrame, store: Store) -> pd.DataFrame:
@@ -153,7 +171,7 @@ def _spec_of(store: Store, dataset: int) -> dict[str, object]:
         "path": f"{entry.name}.h5ad",
         "kind": entry.kind,
         "values": entry.values,
-        "perturbation": {"column": "condition", "control": CONTROL, "separator": "+"},
+        "perturbation": {"column": "condition", "control": CONTROL, "separator": _separator(store)},
         "context": {"column": "cell_type"},
         "modality": given.modality,
         "genes": {"column": "gene"},

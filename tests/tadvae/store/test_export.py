@@ -121,6 +121,32 @@ def test_genes_of_ones_own_come_back(stored_cells, tmp_path):
     pd.testing.assert_frame_equal(rows(again, stored_cells, "mouse"), rows(store, stored_cells, "mouse"))
 
 
+def of_labels(folder, labels: list[str], separator: str) -> Store:
+    """Three genes in one cell of each label."""
+    folder.mkdir()
+    counts = np.arange(3 * len(labels)).reshape(-1, 3) + 1
+    write(folder / "cells.h5ad", counts, {"condition": labels}, ["KLF1", "JUN", "MYC"])
+    dataset = {"name": "cells", "path": "cells.h5ad"}
+    dataset |= {"perturbation": {"column": "condition", "control": "control", "separator": separator}}
+    (folder / "spec.yaml").write_text(yaml.safe_dump({"datasets": [dataset]}))
+    return convert_locally(folder / "spec.yaml", Location.of(folder / "store"))
+
+
+def test_targets_with_a_plus_in_their_names_stay_single(stored_cells, tmp_path):
+    store = of_labels(tmp_path / "screen", ["control", "IL2+IL15", "(+)-JQ1", "IL2+IL15;MYC"], ";")
+    export(store, Location.of(tmp_path / "files"))
+    again = convert_locally(tmp_path / "files" / "spec.yaml", Location.of(tmp_path / "again"))
+    assert list(map(list, again.perturbations["targets"])) == list(map(list, store.perturbations["targets"]))
+    pd.testing.assert_frame_equal(rows(again, stored_cells, "cells"), rows(store, stored_cells, "cells"))
+
+
+def test_names_that_leave_no_separator_are_refused(tmp_path):
+    store = of_labels(tmp_path / "screen", ["control", "a+b|c;d&e,f"], "~")
+    with pytest.raises(UserError, match="rename some and convert again"):
+        export(store, Location.of(tmp_path / "files"))
+    assert not (tmp_path / "files").exists()
+
+
 def test_of_a_damaged_store_nothing_is_written(mixed, tmp_path):
     """Also what was whole, before the damage was found."""
     shutil.copytree(str(mixed.folder), tmp_path / "store")
