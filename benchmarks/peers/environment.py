@@ -115,11 +115,15 @@ def run(peer: Peer, python: Path, case: Path, out: Path, limit: float) -> None:
 
 
 def run_script(python: Path, script: Path, case: Path, out: Path, limit: float | None) -> None:
-    """Run a file of this folder on one case, with the threads that it asks for, or one."""
+    """Run a file of this folder on one case, with the threads that it asks for, or one.
+
+    It runs in ``out``: some programs leave logs in the folder in which they run.
+    """
     out.mkdir(parents=True, exist_ok=True)
     about = case / "case.json"
     threads = json.loads(about.read_text()).get("threads", 1) if about.exists() else 1
-    _run([str(python), str(script), str(case), str(out)], limit, threads)
+    command = [str(place.resolve()) for place in (script, case, out)]
+    _run([str(python.absolute()), *command], limit, threads, out)
 
 
 def run_checks(python: Path, script: Path, program: str, folder: Path) -> str:
@@ -127,7 +131,7 @@ def run_checks(python: Path, script: Path, program: str, folder: Path) -> str:
     return _run([str(python), str(script), program, str(folder)], 900.0).splitlines()[-1]
 
 
-def _run(command: list[str], limit: float | None, threads: int = 1) -> str:
+def _run(command: list[str], limit: float | None, threads: int = 1, folder: Path | None = None) -> str:
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
     environment |= dict.fromkeys(names, str(threads))
@@ -136,7 +140,7 @@ def _run(command: list[str], limit: float | None, threads: int = 1) -> str:
     environment["XLA_FLAGS"] = flags
     try:
         done = subprocess.run(
-            command, check=True, capture_output=True, text=True, timeout=limit, env=environment
+            command, check=True, capture_output=True, text=True, timeout=limit, env=environment, cwd=folder
         )
     except subprocess.CalledProcessError as error:
         lines = [line for line in (error.stderr or "").strip().splitlines() if line.strip()]

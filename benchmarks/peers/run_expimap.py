@@ -15,7 +15,7 @@ is set so that the weights of its genes have a positive sum, as its own function
 # [tool.tadvae-peer]
 # python = "3.11"
 # job = "pathways"
-# cases = ["truth", "panels"]
+# cases = ["truth", "panels", "targets"]
 # ///
 
 import sys

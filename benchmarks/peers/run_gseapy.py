@@ -11,7 +11,10 @@ Permuted pathways are left out: a panel takes it minutes.
 # [tool.tadvae-peer]
 # python = "3.11"
 # job = "pathways"
-# cases = ["truth", "panels-0-true", "panels-1-true", "panels-2-true", "panels-3-true"]
+# cases = [
+#   "truth", "panels-0-true", "panels-1-true", "panels-2-true", "panels-3-true", "targets-datlinger-true",
+#   "targets-norman_alone-true",
+# ]
 # ///
 
 import sys

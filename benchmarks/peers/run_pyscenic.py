@@ -12,7 +12,7 @@ python run_pyscenic.py CASE OUT
 # [tool.tadvae-peer]
 # python = "3.10"
 # job = "pathways"
-# cases = ["truth", "panels"]
+# cases = ["truth", "panels", "targets"]
 # ///
 
 import sys

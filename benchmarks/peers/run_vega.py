@@ -12,7 +12,7 @@ is older than their format.
 # [tool.tadvae-peer]
 # python = "3.8"
 # job = "pathways"
-# cases = ["truth", "panels"]
+# cases = ["truth", "panels", "targets"]
 # ///
 
 from __future__ import annotations

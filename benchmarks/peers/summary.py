@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from peers import prediction_page, prediction_tests
+from peers import loading_page, prediction_page, prediction_tests
 
 START, END = "<!-- peers: written by make peers -->\n", "<!-- /peers -->\n"
 
@@ -82,13 +82,13 @@ def _loading(stored: dict[str, Any]) -> list[str]:
     found = {name: each["passes"] for name, each in stored.items() if "passes" in each}
     if not found:
         return []
-    costs = {
-        name: [1e6 * each[who]["cpu"] / each[who]["cells"] for who in (name, "tadvae")]
+    cost = {
+        name: [float(np.median(loading_page.costs(each[who]))) for who in (name, "tadvae")]
         for name, each in found.items()
     }
-    best = min(costs, key=lambda name: costs[name][0] / costs[name][1])
-    theirs, own = costs[best]
-    return _row("Loading: CPU µs per cell ↓", f"{own:.0f}", f"{theirs:.0f} ({best})", own <= theirs, costs)
+    best = min(cost, key=lambda name: cost[name][0] / cost[name][1])
+    theirs, own = cost[best]
+    return _row("Loading: CPU µs per cell ↓", f"{own:.0f}", f"{theirs:.0f} ({best})", own <= theirs, cost)
 
 
 def _training(stored: dict[str, Any]) -> list[str]:

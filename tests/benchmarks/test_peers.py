@@ -63,6 +63,16 @@ def test_what_cannot_run_is_an_error_with_its_reason(peers, tmp_path):
         environment.run(peer, Path(sys.executable), tmp_path / "none", tmp_path / "out", 100)
 
 
+def test_a_program_leaves_its_logs_beside_its_results(peers, tmp_path, monkeypatch):
+    """Also where the folders are given relative to that of the caller."""
+    (tmp_path / "run_x.py").write_text("import sys; open('x.log', 'w').write(sys.argv[1])\n")
+    monkeypatch.chdir(tmp_path)
+    script, case, out = Path("run_x.py"), Path("case"), Path("out")
+    peers["environment"].run_script(Path(sys.executable), script, case, out, 100)
+    assert (tmp_path / "out" / "x.log").read_text() == str(tmp_path / "case")
+    assert sorted(place.name for place in tmp_path.iterdir()) == ["out", "run_x.py"]
+
+
 def test_what_is_stored_is_not_done_again_but_an_error_is(peers, tmp_path):
     store, error = peers["make_peers"].store, peers["environment"].PeerError
     place, calls = tmp_path / "x.json", []
@@ -215,14 +225,18 @@ def test_times_of_pathway_programs(peers, tmp_path):
     assert peers["page"]._took(found)[3] == f"| x, m | 2.00 | 2.0 | {took['peak'] / 2**30:.2f} |"
 
 
-def test_loaders_are_compared_with_the_pass_of_ours_beside_them(peers):
-    def one(cpu):
-        return {"cells": 10, "cpu": cpu, "tokens": 100, "first": 0.1, "bytes": 50, "peak": 2**30}
+def test_loaders_are_compared_with_the_passes_of_ours_beside_them(peers):
+    def turns(*cpu):
+        each = {"cells": 10, "wall": 2.0, "tokens": 100, "first": 0.1, "bytes": 50, "peak": 2**30}
+        return [each | {"cpu": one} for one in cpu]
 
     stored = {
-        "loading-slow": {"passes": {"slow": one(8.0), "tadvae": one(1.0)}, "rounds": 2},
-        "loading-near": {"passes": {"near": one(6.0), "tadvae": one(4.0)}, "rounds": 2},
+        "loading-slow": {"passes": {"slow": turns(8.0, 8.0, 9.0), "tadvae": turns(1.0, 1.0, 1.0)}},
+        "loading-near": {"passes": {"near": turns(5.0, 6.0, 9.0), "tadvae": turns(2.0, 4.0, 4.0)}},
     }
     assert peers["summary"].table(stored, {}, {})[2:] == [
         "| Loading: CPU µs per cell ↓ | **400000** | 600000 (near) | 2 |"
     ]
+    lines = peers["page"].loading_page.table({name[8:]: each for name, each in stored.items()})
+    assert lines[4] == "| near | 600000 | 2.25 (1.50 to 2.50) | 5 | 0.0 | 0.10 | 5 | 1.00 |"
+    assert lines[5].startswith("| **tadvae** | 150000 | 1 | 5 |")
