@@ -29,7 +29,7 @@ from tadvae.settings.experiment import ExperimentConfig
 from tadvae.store.reader import Store
 from tadvae.training.fit import fit
 
-MASKS, SEEDS, EPOCHS = ("members", "linear"), 2, 5
+MASKS, SEEDS, EPOCHS = ("agreement", "members", "linear"), 2, 5
 SETTINGS = [f"train.epochs={EPOCHS}", *FIXED]
 
 TIMED, TIMED_EPOCHS = "panels-0-true", 10

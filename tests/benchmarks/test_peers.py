@@ -163,12 +163,33 @@ def test_the_stored_page_is_the_one_in_the_documentation(peers, tmp_path):
     assert (tmp_path / "peers.md").read_text() == (ROOT / "docs" / "peers.md").read_text()
 
 
+def test_what_the_page_says_of_targets_is_stored(peers):
+    """Only expiMap has an interval above chance on both screens; on Norman no other method has."""
+    above = {case: set() for case in ("targets-datlinger-true", "targets-norman_alone-true")}
+    for place in (BENCHMARKS / "results" / "peers").glob("pathways-*.json"):
+        for method, cases in json.loads(place.read_text()).get("scores", {}).items():
+            for case, found in above.items():
+                if case in cases and peers["page"].bootstrap_mean(list(cases[case].values())).low > 0.5:
+                    found.add(method)
+    assert above["targets-norman_alone-true"] == {"expiMap"}
+    assert "expiMap" in above["targets-datlinger-true"]
+
+
 def test_the_table_of_readme_is_the_one_of_the_stored_scores(peers, tmp_path):
     """It cannot drift: ``make peers PEERS=--only-write`` writes it."""
     place = tmp_path / "README.md"
     place.write_text((ROOT / "README.md").read_text())
     lines = peers["page"].decision(BENCHMARKS / "results" / "peers")
     assert 3 <= len(lines) - 2 <= 8
+    starts = (
+        "Norman",
+        "Pathway activities: correlation",
+        "Pathway activities: a cell",
+        "Loading",
+        "Training",
+    )
+    for start in starts:
+        assert any(line.startswith(f"| {start}") for line in lines), start
     peers["summary"].write_readme(place, lines)
     assert place.read_text() == (ROOT / "README.md").read_text()
 
