@@ -164,9 +164,13 @@ def unpack_varints(
         at, end = np.uint64(starts[cell]), np.uint64(starts[cell + 1])
         before = np.int64(0)
         for i in range(offsets[cell], offsets[cell + 1]):
-            number, at = _varint(data, at, end)
-            if at > end:
-                return cell
+            number = np.uint64(data[at]) if at < end else _MORE
+            if number < _MORE:
+                at += _1
+            else:
+                number, at = _varint(data, at, end)
+                if at > end:
+                    return cell
             value = np.int64(number) + before
             if value >= limit:
                 return cell
