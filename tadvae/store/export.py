@@ -50,14 +50,14 @@ def export(store: Store, folder: Location) -> list[Location]:
     chosen = [i for i, entry in enumerate(entries) if entry.kind != "signatures"]
     if not chosen:
         raise UserError(f"{store.folder}: holds signatures only, which have no cells to write.")
-    _separator(store)  # refuses before anything is written
+    separator = _separator(store)
     folder.make_folder()
     places = [folder / f"{entries[dataset].name}.h5ad" for dataset in chosen]
     try:
         for dataset, place in zip(chosen, places, strict=True):
             with written_locally(place) as local:
-                _write_dataset(store, dataset, Path(local))
-        _write_spec(store, chosen, folder)
+                _write_dataset(store, dataset, separator, Path(local))
+        _write_spec(store, chosen, separator, folder)
     except BaseException:
         for place in places:  # half of a store is none
             place.delete()
@@ -65,7 +65,7 @@ def export(store: Store, folder: Location) -> list[Location]:
     return places
 
 
-def _write_spec(store: Store, chosen: list[int], folder: Location) -> None:
+def _write_spec(store: Store, chosen: list[int], separator: str, folder: Location) -> None:
     reference = store.reference
     if reference == "own":
         reference = "genes.tsv"
@@ -73,14 +73,14 @@ def _write_spec(store: Store, chosen: list[int], folder: Location) -> None:
         (folder / reference).write_text(names.to_csv(sep="\t", index=False))
     spec = {
         "genes": {"reference": reference},
-        "datasets": [_spec_of(store, dataset) for dataset in chosen],
+        "datasets": [_spec_of(store, dataset, separator) for dataset in chosen],
     }
     (folder / "spec.yaml").write_text(yaml.safe_dump(spec, sort_keys=False, allow_unicode=True))
 
 
-def _write_dataset(store: Store, dataset: int, place: Path) -> None:
+def _write_dataset(store: Store, dataset: int, separator: str, place: Path) -> None:
     entry, panel = store.manifest.datasets[dataset], store.panel(dataset)
-    obs = _obs(store, dataset)
+    obs = _obs(store, dataset, separator)
     with h5py.File(place, "w") as file:
         write_elem(file, "/", ad.AnnData(obs=obs, var=_var(panel, store)))
         empty = sparse.csr_matrix((0, len(panel)), dtype=np.float32)
@@ -104,11 +104,10 @@ def _write_dataset(store: Store, dataset: int, place: Path) -> None:
             at += shape[0]
 
 
-def _obs(store: Store, dataset: int) -> pd.DataFrame:
+def _obs(store: Store, dataset: int, separator: str) -> pd.DataFrame:
     """Names of the cells in stored order, and what is known of them."""
     entry = store.manifest.datasets[dataset]
     perturbations, bags = store.perturbations, store.bags
-    separator = _separator(store)
     names = np.array([_condition(tuple(targets), separator) for targets in perturbations["targets"]])
     free = [name for name in entry.covariates if name not in AMOUNTS]
     columns = ["cell_id", "batch", "total_counts", *(f"covariate_{name}" for name in free)]
@@ -163,7 +162,7 @@ def _parts(store: Store, dataset: int, columns: Sequence[str]) -> Iterator[tuple
         yield store.read_bags(shard, row_group, ids, columns)
 
 
-def _spec_of(store: Store, dataset: int) -> dict[str, object]:
+def _spec_of(store: Store, dataset: int, separator: str) -> dict[str, object]:
     """What the columns of a dataset's file mean."""
     entry, given = store.manifest.datasets[dataset], store.spec.datasets[dataset]
     spec: dict[str, object] = {
@@ -171,7 +170,7 @@ def _spec_of(store: Store, dataset: int) -> dict[str, object]:
         "path": f"{entry.name}.h5ad",
         "kind": entry.kind,
         "values": entry.values,
-        "perturbation": {"column": "condition", "control": CONTROL, "separator": _separator(store)},
+        "perturbation": {"column": "condition", "control": CONTROL, "separator": separator},
         "context": {"column": "cell_type"},
         "modality": given.modality,
         "genes": {"column": "gene"},
