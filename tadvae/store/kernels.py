@@ -32,6 +32,40 @@ def _varint(data: np.ndarray, at: np.uint64, end: np.uint64) -> tuple[np.uint64,
 
 
 @kernel
+def _unpack_cell(
+    data: np.ndarray,
+    at: np.uint64,
+    end: np.uint64,
+    gaps: bool,
+    limit: np.int64,
+    values: np.ndarray,
+    first: np.uint64,
+    last: np.uint64,
+) -> bool:
+    """Write the numbers of one cell to ``values[first:last]``; whether its bytes hold them and no more.
+
+    See :func:`unpack_varints`.
+    """
+    before = np.int64(0)
+    for i in range(first, last):
+        # Numbers of one byte, which are nearly all, are read here: the calls cost a third of the time
+        number = np.uint64(data[at]) if at < end else _MORE
+        if number < _MORE:
+            at += _1
+        else:
+            number, at = _varint(data, at, end)
+            if at > end:
+                return False
+        value = np.int64(number) + before
+        if value >= limit:
+            return False
+        if gaps:
+            before = value
+        values[i] = value
+    return bool(at == end)
+
+
+@kernel
 def log_normalize(
     gaps: np.ndarray,
     gap_starts: np.ndarray,
@@ -76,20 +110,11 @@ def log_normalize(
         factor = per_cell[cell]
         for small in range(SMALL):
             table[small] = math.log1p(small * factor)
+        end = n + np.uint64(offsets[cell + 1] - offsets[cell])
         a, a_end = np.uint64(gap_starts[cell]), np.uint64(gap_starts[cell + 1])
+        if not _unpack_cell(gaps, a, a_end, True, np.int64(n_genes), left_ids, n, end):
+            return np.int64(-1)
         b, b_end = np.uint64(count_starts[cell]), np.uint64(count_starts[cell + 1])
-        gene, end = _0, n + np.uint64(offsets[cell + 1] - offsets[cell])
-        # Numbers of one byte, which are nearly all, are read here: the calls cost a third of the time
-        for i in range(n, end):
-            gap = np.uint64(gaps[a]) if a < a_end else _MORE
-            if gap < _MORE:
-                a += _1
-            else:
-                gap, a = _varint(gaps, a, a_end)
-                if a > a_end:
-                    return np.int64(-1)
-            gene += gap
-            left_ids[i] = np.int32(gene)
         for i in range(n, end):
             count = np.uint64(counts[b]) if b < b_end else _MORE
             if count < np.uint64(SMALL):
@@ -100,10 +125,10 @@ def log_normalize(
                 if b > b_end or count > LARGEST:
                     return np.int64(-1)
                 left_values[i] = math.log1p(np.float64(count) * factor)
-        # genes are sorted, so the last one is the largest
-        if a != a_end or b != b_end or (gene >= n_genes and gene > _0):
+        if b != b_end:
             return np.int64(-1)
-        if every and gene < n_kept:
+        # Genes are sorted, so the last one is the largest
+        if every and (end == n or np.uint64(left_ids[end - _1]) < n_kept):
             n = end
         else:
             # Written before it is known whether the gene is kept: the next token overwrites a dropped one,
@@ -162,21 +187,7 @@ def unpack_varints(
     """
     for cell in range(len(offsets) - 1):
         at, end = np.uint64(starts[cell]), np.uint64(starts[cell + 1])
-        before = np.int64(0)
-        for i in range(offsets[cell], offsets[cell + 1]):
-            number = np.uint64(data[at]) if at < end else _MORE
-            if number < _MORE:
-                at += _1
-            else:
-                number, at = _varint(data, at, end)
-                if at > end:
-                    return cell
-            value = np.int64(number) + before
-            if value >= limit:
-                return cell
-            if gaps:
-                before = value
-            values[i] = value
-        if at != end:
+        first, last = np.uint64(offsets[cell]), np.uint64(offsets[cell + 1])
+        if not _unpack_cell(data, at, end, gaps, limit, values, first, last):
             return cell
     return -1
